@@ -1,0 +1,16 @@
+"""Mask R-CNN components for detectron2.
+
+``import mrcnn_ext`` registers every component in detectron2's registries and changes nothing else. Where
+detectron2 is not installed, ``mrcnn_ext.layers`` and ``mrcnn_ext.data.scenes`` still work.
+"""
+
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+__all__ = ["__version__"]
+
+if find_spec("detectron2") is not None:
+    from . import data, modeling  # noqa: F401  (registration)
+    from .config import add_mrcnn_ext_config  # noqa: F401
+
+    __all__ += ["add_mrcnn_ext_config"]
