@@ -1,0 +1,24 @@
+# `make quickstart` and `make test` set up what they need (.venv, once) and do their job.
+PY := .venv/bin/python
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: quickstart test setup lint format
+
+quickstart: setup
+	$(PY) tools/quickstart.py $(ARGS)
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+setup:
+	@tools/setup.sh
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	.venv/bin/clang-format -i $(CXX_SOURCES)

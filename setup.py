@@ -1,0 +1,59 @@
+"""Build of the compiled operators and packaging of the configs; everything else is in pyproject.toml.
+
+Environment:
+    FORCE_CUDA=1: compile the CUDA kernels although no GPU is visible (needs nvcc).
+    TORCH_CUDA_ARCH_LIST: the GPU architectures to compile for, as in every PyTorch extension.
+    MRCNN_EXT_COMPILE=0: do not compile; the package then runs on its eager PyTorch path.
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+HOW_TO_COMPILE = "install again with a C++17 compiler and `pip install --no-build-isolation .`"
+
+
+def version():
+    return re.search(r'__version__ = "(.+)"', (ROOT / "mrcnn_ext/__init__.py").read_text()).group(1)
+
+
+def extension():
+    """Returns setup()'s arguments for the compiled operators; none, after saying why, where they can't be built."""
+    if os.environ.get("MRCNN_EXT_COMPILE") == "0":
+        return {}
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        print(f"mrcnn_ext: torch is not importable while building: no compiled operators; {HOW_TO_COMPILE}", file=sys.stderr)
+        return {}
+    compiler = cpp_extension.get_cxx_compiler()
+    if shutil.which(compiler) is None:
+        print(f"mrcnn_ext: no C++ compiler ({compiler}): no compiled operators; {HOW_TO_COMPILE}", file=sys.stderr)
+        return {}
+
+    with_cuda = os.environ.get("FORCE_CUDA") == "1" or (torch.cuda.is_available() and cpp_extension.CUDA_HOME)
+    patterns = ["*.cpp", "*.cu"] if with_cuda else ["*.cpp"]
+    sources = sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(f"csrc/**/{p}"))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0+PTX")
+    make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    flags = {"cxx": ["-O3"], "nvcc": ["-O3"]}
+    return {
+        "ext_modules": [make("mrcnn_ext._C", sources, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags)],
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension},
+    }
+
+
+setup(
+    version=version(),
+    packages=[*find_packages(include=["mrcnn_ext", "mrcnn_ext.*"]), "mrcnn_ext.configs"],
+    package_dir={"mrcnn_ext.configs": "configs"},
+    package_data={"mrcnn_ext.configs": ["**/*.yaml", "**/*.py"]},
+    **extension(),
+)
