@@ -1,5 +1,7 @@
 """Operators and networks on plain tensors. Imports torch, never detectron2."""
 
+from .keypoint_networks import HeatmapKeypointNetwork
+from .mask_networks import FCNMaskNetwork
 from .roi_align import roi_align, roi_align_pyramid
 
-__all__ = ["roi_align", "roi_align_pyramid"]
+__all__ = ["FCNMaskNetwork", "HeatmapKeypointNetwork", "roi_align", "roi_align_pyramid"]

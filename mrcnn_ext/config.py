@@ -1,0 +1,50 @@
+"""The yaml keys of mrcnn_ext."""
+
+from detectron2.config import CfgNode
+
+__all__ = ["add_mrcnn_ext_config"]
+
+
+def add_mrcnn_ext_config(cfg: CfgNode) -> None:
+    """Adds to ``cfg`` every key of mrcnn_ext that it does not have, with its default.
+
+    Call it on ``get_cfg()`` before merging a file; a second call changes nothing.
+    """
+    # Any timm model as the backbone: MODEL.BACKBONE.NAME "build_timm_backbone" (one map, for C4),
+    # "build_timm_fpn_backbone" or "build_timm_retinanet_fpn_backbone". MODEL.BACKBONE.FREEZE_AT works as for
+    # detectron2's ResNet. timm weights want INPUT.FORMAT "RGB" and the PIXEL_MEAN and PIXEL_STD of their
+    # training.
+    timm = cfg.MODEL.setdefault("TIMM", CfgNode())
+    # A name of timm.list_models().
+    timm.setdefault("NAME", "resnet50")
+    # Features to give, finest first. The number at the end is the base-two logarithm of the stride.
+    timm.setdefault("OUT_FEATURES", ["res2", "res3", "res4", "res5"])
+    # Start from timm's weights on the hub ...
+    timm.setdefault("PRETRAINED", False)
+    # ... or from a file: a timm checkpoint of the same model.
+    timm.setdefault("WEIGHTS", "")
+    # "" for the model's own normalisation; "FrozenBN" freezes every batch normalisation.
+    timm.setdefault("NORM", "")
+    # Further arguments of the timm model, any of them: {drop_path_rate: 0.1}.
+    timm.setdefault("ARGS", CfgNode(new_allowed=True))
+
+    # Factor of loss_mask.
+    cfg.MODEL.ROI_MASK_HEAD.setdefault("LOSS_WEIGHT", 1.0)
+    # FCNMaskHead: bilinear upsampling of the mask logits after the transposed convolution; the paper's 1 is
+    # none.
+    cfg.MODEL.ROI_MASK_HEAD.setdefault("UP_SCALE", 1.0)
+
+    # HeatmapKeypointHead: normalisation of its convolutions, a name of detectron2's get_norm; "" for none.
+    cfg.MODEL.ROI_KEYPOINT_HEAD.setdefault("NORM", "")
+    # HeatmapKeypointHead: bilinear upsampling of the heatmaps after the transposed convolution.
+    cfg.MODEL.ROI_KEYPOINT_HEAD.setdefault("UP_SCALE", 2.0)
+
+    # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
+    # TEST.EVAL_PERIOD iterations and after training.
+    val_loss = cfg.setdefault("VAL_LOSS", CfgNode())
+    val_loss.setdefault("ENABLED", True)
+    # At most this many images, evenly spaced over the data; 0: all.
+    val_loss.setdefault("MAX_IMAGES", 0)
+
+    # Load whatever fits of MODEL.WEIGHTS. Otherwise a file of another architecture is an error.
+    cfg.MODEL.setdefault("ALLOW_PARTIAL_WEIGHTS", False)

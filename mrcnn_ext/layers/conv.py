@@ -1,0 +1,33 @@
+"""The convolution block that the head networks are made of."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+__all__ = ["ConvNormReLU"]
+
+
+class ConvNormReLU(nn.Conv2d):
+    """A 3x3 convolution, then a normalisation if one is given, then a ReLU.
+
+    The normalisation is a child called ``norm`` of the convolution itself and the bias is dropped with it:
+    the parameter names of detectron2's Conv2d, so that its checkpoints load as they are.
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output.
+        norm: makes the normalisation layer from a channel count; None for none.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module] | None = None):
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=norm is None)
+        self.norm = None if norm is None else norm(out_channels)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
+        x = self._conv_forward(x, self.weight, self.bias)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x.relu_()

@@ -1,0 +1,25 @@
+"""What is registered with detectron2. Thin: networks and operators are those of `mrcnn_ext.layers`."""
+
+from .backbone import (
+    TimmBackbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+    build_timm_retinanet_fpn_backbone,
+)
+from .keypoint_head import HeatmapKeypointHead
+from .mask_head import FCNMaskHead
+from .poolers import FusedROIPooler
+from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
+
+__all__ = [
+    "FCNMaskHead",
+    "FusedCascadeROIHeads",
+    "FusedROIHeads",
+    "FusedROIPooler",
+    "FusedRes5ROIHeads",
+    "HeatmapKeypointHead",
+    "TimmBackbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "build_timm_retinanet_fpn_backbone",
+]

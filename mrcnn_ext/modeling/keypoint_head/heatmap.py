@@ -1,0 +1,69 @@
+"""The paper's heatmap keypoint head, for detectron2."""
+
+from functools import partial
+
+from detectron2.config import configurable
+from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY, BaseKeypointRCNNHead
+from torch import nn
+
+from ...layers.keypoint_networks import HeatmapKeypointNetwork
+
+__all__ = ["HeatmapKeypointHead"]
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+class HeatmapKeypointHead(BaseKeypointRCNNHead, nn.Sequential):
+    """`HeatmapKeypointNetwork` with detectron2's keypoint loss and inference: takes the place of
+    KRCNNConvDeconvUpsampleHead, its arguments and its checkpoints.
+
+    Args:
+        input_shape (ShapeSpec): of the pooled features; only its channels matter.
+        num_keypoints: heatmaps per RoI.
+        conv_dims: output channels of each 3x3 convolution.
+        conv_norm: normalisation of the convolutions: a name of detectron2's get_norm ("" for none, "BN",
+            "GN", "SyncBN", ...) or a callable that makes the layer from a channel count.
+        up_scale: bilinear upsampling of the heatmaps after the transposed convolution.
+        loss_weight: factor of ``loss_keypoint``.
+        loss_normalizer: "visible" divides the loss by the visible keypoints of the batch, a number by that
+            number times the images.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape,
+        *,
+        num_keypoints: int,
+        conv_dims,
+        conv_norm="",
+        up_scale: float = 2.0,
+        loss_weight: float = 1.0,
+        loss_normalizer: float | str = 1.0,
+    ):
+        super().__init__(
+            num_keypoints=num_keypoints, loss_weight=loss_weight, loss_normalizer=loss_normalizer
+        )
+        norm = partial(get_norm, conv_norm) if conv_norm else None
+        network = HeatmapKeypointNetwork(input_shape.channels, num_keypoints, list(conv_dims), norm, up_scale)
+        # The layers become the head's own, not a submodule's: the parameter names stay those of stock
+        # checkpoints.
+        for name, layer in network.named_children():
+            self.add_module(name, layer)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_KEYPOINT_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "conv_dims": head.CONV_DIMS,
+            # Not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
+            "conv_norm": head.get("NORM", ""),
+            "up_scale": head.get("UP_SCALE", 2.0),
+        }
+
+    def layers(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
