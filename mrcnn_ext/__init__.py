@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 __all__ = ["__version__"]
 
 if find_spec("detectron2") is not None:
+    from . import compat
+
+    compat.apply()
     from . import data, modeling  # noqa: F401  (registration)
     from .config import add_mrcnn_ext_config  # noqa: F401
 

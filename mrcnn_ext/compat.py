@@ -1,0 +1,189 @@
+"""What detectron2 needs to work with today's packages.
+
+Every repair belongs to one module and is made while that module is being imported, so that
+``import mrcnn_ext`` imports nothing for it and nothing changes for who never imports the module. A repair
+looks for its defect and leaves a module without it as it is. Nothing is edited on disk.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import types
+
+import numpy as np
+
+__all__ = ["apply"]
+
+_CITYSCAPES_ALIAS = "deeplearning.projects.cityscapesApi.cityscapesscripts"
+
+
+def apply():
+    """Install every repair. Calling it again changes nothing.
+
+    Modules that are already imported are repaired at once, others when they are first imported.
+    """
+    if any(isinstance(finder, _RepairFinder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _RepairFinder())
+    # The alias stands at the front too: once its top package is in sys.modules, the path finder would follow
+    # that package's path and load second copies of the modules under their alias names.
+    if importlib.util.find_spec(_CITYSCAPES_ALIAS.partition(".")[0]) is None:
+        sys.meta_path.insert(0, _CityscapesAliasFinder())
+    for name, repair in _REPAIRS.items():
+        if name in sys.modules:
+            with repair(sys.modules[name]):
+                pass
+
+
+# --- Importing cityscapesscripts under the name detectron2 uses
+
+
+class _CityscapesAliasFinder:
+    """Finds cityscapesscripts under detectron2's name, ``deeplearning.projects.cityscapesApi.cityscapesscripts``.
+
+    The alias gives the very module objects of ``cityscapesscripts.*``: ``args`` of its evaluation scripts is
+    global state which detectron2 sets through the alias and the scripts read.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name == _CITYSCAPES_ALIAS or name.startswith(_CITYSCAPES_ALIAS + "."):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        if _CITYSCAPES_ALIAS.startswith(name + "."):
+            return importlib.machinery.ModuleSpec(name, _EmptyPackageLoader(), is_package=True)
+        return None
+
+    def create_module(self, spec):
+        real_name = "cityscapesscripts" + spec.name[len(_CITYSCAPES_ALIAS) :]
+        try:
+            module = importlib.import_module(real_name)
+        except ModuleNotFoundError as error:
+            if error.name != "cityscapesscripts":
+                raise
+            raise ModuleNotFoundError(
+                "Cityscapes needs the package cityscapesscripts: pip install cityscapesscripts",
+                name="cityscapesscripts",
+            ) from error
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        # The import system has just put the alias's spec on the real module.
+        module.__spec__ = module.__spec__.loader_state
+
+
+class _EmptyPackageLoader:
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        pass
+
+
+# --- Repairs of single modules
+
+
+class _RepairFinder:
+    """Wraps the loader of the modules in ``_REPAIRS`` so that each is repaired while it is imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in _REPAIRS:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            exec_module = spec.loader.exec_module
+
+            def exec_and_repair(module):
+                with _REPAIRS[name](module):
+                    exec_module(module)
+
+            # On the instance: the loader keeps its class, which importlib.resources and inspect rely on.
+            spec.loader.exec_module = exec_and_repair
+        return spec
+
+
+@contextlib.contextmanager
+def _provide_pkg_resources(model_zoo):
+    """``detectron2.model_zoo`` imports ``pkg_resources``, gone from setuptools 81, for one function."""
+    if importlib.util.find_spec("pkg_resources") is not None:
+        yield
+        return
+    stand_in = types.ModuleType("pkg_resources")
+    stand_in.resource_filename = _resource_filename
+    # Only while the module is imported: others test for setuptools by importing pkg_resources.
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["pkg_resources"]
+
+
+def _resource_filename(package, path):
+    return os.path.join(os.path.dirname(importlib.import_module(package).__file__), path)
+
+
+@contextlib.contextmanager
+def _ddp_without_device_ids_on_cpu(defaults):
+    """``create_ddp_model`` gives DistributedDataParallel a CUDA device, which it refuses for a CPU model."""
+    yield
+    create_ddp_model = defaults.create_ddp_model
+
+    @functools.wraps(create_ddp_model)
+    def create_cpu_safe_ddp_model(model, *, fp16_compression=False, **kwargs):
+        if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+            kwargs["device_ids"] = None
+        return create_ddp_model(model, fp16_compression=fp16_compression, **kwargs)
+
+    defaults.create_ddp_model = create_cpu_safe_ddp_model
+
+
+@contextlib.contextmanager
+def _numpy_with_in1d(module):
+    """cityscapesscripts calls ``np.in1d``, gone from numpy 2.4: its own ``np`` gets it back, numpy does not."""
+    yield
+    if not hasattr(np, "in1d"):
+        module.np = _NumpyWithIn1d("numpy")
+
+
+class _NumpyWithIn1d(types.ModuleType):
+    """numpy's namespace with ``in1d``."""
+
+    @staticmethod
+    def in1d(ar1, ar2, assume_unique=False, invert=False):
+        return np.isin(np.ravel(ar1), ar2, assume_unique=assume_unique, invert=invert)
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@contextlib.contextmanager
+def _instance_evaluation(module):
+    """The instance evaluation writes every match to ``matches.json`` in the working directory, which nothing
+    reads, and fails in it on ``numpy.int64``, which ``numpy.count_nonzero`` returns since numpy 2.3."""
+    with _numpy_with_in1d(module):
+        yield
+    write_dict_to_json = module.writeDict2JSON
+
+    def write_dict_to_json_where_asked(dictionary, file_name):
+        if file_name != "matches.json":
+            # Through JSON once, to turn numpy's numbers into Python's.
+            write_dict_to_json(json.loads(json.dumps(dictionary, default=_to_python)), file_name)
+
+    module.writeDict2JSON = write_dict_to_json_where_asked
+
+
+def _to_python(value):
+    return value.item() if isinstance(value, np.generic) else value.__dict__
+
+
+_REPAIRS = {
+    "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
+    "detectron2.engine.defaults": _ddp_without_device_ids_on_cpu,
+    "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling": _instance_evaluation,
+    "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling": _numpy_with_in1d,
+}

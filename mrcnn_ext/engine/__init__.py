@@ -1,0 +1,24 @@
+"""Training programs over detectron2's: trainer, hooks, checkpoints, launching."""
+
+from .checkpoint import Checkpointer
+from .errors import UserError
+from .events import ProgressPrinter, build_writers
+from .hooks import ValidationLossHook, compute_losses
+from .launch import argument_parser, launch, run_tool
+from .setup import load_config, setup
+from .trainer import Trainer
+
+__all__ = [
+    "Checkpointer",
+    "ProgressPrinter",
+    "Trainer",
+    "UserError",
+    "ValidationLossHook",
+    "argument_parser",
+    "build_writers",
+    "compute_losses",
+    "launch",
+    "load_config",
+    "run_tool",
+    "setup",
+]

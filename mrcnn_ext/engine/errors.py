@@ -1,0 +1,22 @@
+"""The errors a person can put right: shown as one line by the tools, with a traceback only in programs."""
+
+import difflib
+
+__all__ = ["UserError", "did_you_mean"]
+
+
+class UserError(ValueError):
+    """A config, command line, dataset or checkpoint is wrong; the message names it and says what is right."""
+
+
+def did_you_mean(name, candidates):
+    """Returns "; did you mean A or B?" for the candidates closest to ``name``, "" where none is close."""
+    # A key is most often right in its last part and wrong in its section, or misspelt there in case alone.
+    by_last = {}
+    for candidate in candidates:
+        by_last.setdefault(candidate.rpartition(".")[2].lower(), []).append(candidate)
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.75)
+    if not close:
+        for last in difflib.get_close_matches(name.rpartition(".")[2].lower(), by_last, n=2, cutoff=0.75):
+            close += by_last[last]
+    return f"; did you mean {' or '.join(close[:3])}?" if close else ""

@@ -1,0 +1,71 @@
+"""What a training run writes: a line to read, JSON, TensorBoard."""
+
+import datetime
+import logging
+import os
+import resource
+import sys
+
+import torch
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+
+__all__ = ["ProgressPrinter", "build_writers"]
+
+
+def build_writers(output_dir, max_iter):
+    """A progress line, ``metrics.json`` and TensorBoard files in ``output_dir``."""
+    os.makedirs(output_dir, exist_ok=True)
+    return [
+        ProgressPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]
+
+
+class ProgressPrinter(EventWriter):
+    """Logs iteration, time left, losses (medians over a window), seconds per iteration, learning rate, memory.
+
+    Memory is the peak allocated on the GPU, or the peak resident size of this process where there is none.
+
+    Args:
+        max_iter (int): iterations of the whole training.
+        window_size (int): iterations that a loss is smoothed over.
+    """
+
+    def __init__(self, max_iter, window_size=20):
+        self._logger = logging.getLogger("detectron2.engine.progress")
+        self._max_iter = max_iter
+        self._window_size = window_size
+
+    def write(self):
+        storage = get_event_storage()
+        # After the last iteration there is nothing new to tell; other writers write evaluation results then.
+        if storage.iter >= self._max_iter:
+            return
+        histories = storage.histories()
+
+        def recent(name):
+            return histories[name].median(storage.count_samples(name, self._window_size))
+
+        fields = [f"iter {storage.iter + 1}/{self._max_iter}"]
+        if "time" in histories:
+            seconds = histories["time"].median(1000) * (self._max_iter - storage.iter - 1)
+            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+            fields.append(f"eta {datetime.timedelta(seconds=int(seconds))}")
+        if "total_loss" in histories:
+            parts = [f"{name[5:]} {recent(name):.3g}" for name in histories if name.startswith("loss_")]
+            fields.append(f"loss {recent('total_loss'):.4g}" + (f" ({', '.join(parts)})" if parts else ""))
+        if "time" in histories:
+            fields.append(f"{recent('time'):.3g} s/iter (data {recent('data_time'):.2g})")
+        if "lr" in histories:
+            fields.append(f"lr {histories['lr'].latest():.3g}")
+        fields.append(f"mem {_peak_memory() / 2**20:.0f}M")
+        self._logger.info(" | ".join(fields))
+
+
+def _peak_memory():
+    """Bytes."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

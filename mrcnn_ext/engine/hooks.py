@@ -1,0 +1,127 @@
+"""Training hooks."""
+
+import contextlib
+import logging
+import random
+import zlib
+from collections import defaultdict
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+__all__ = ["ValidationLossHook", "compute_losses"]
+
+
+class ValidationLossHook(HookBase):
+    """Stores the training losses on held-out data as ``val/loss_*`` and their sum as ``val/total_loss``.
+
+    Runs every ``period`` iterations and after the last one, as detectron2's EvalHook does. It must be
+    registered in every process; each takes its share of the data.
+
+    Args:
+        period (int): iterations between two runs; 0: only after training.
+        model (nn.Module): as trained, DistributedDataParallel or not.
+        build_loader (callable): returns a loader of this process's share of the data, mapped as for training.
+            Called once, when first needed.
+    """
+
+    def __init__(self, period, model, build_loader):
+        self._period = period
+        self._model = model
+        self._build_loader = build_loader
+        self._loader = None
+
+    def after_step(self):
+        next_iter = self.trainer.iter + 1
+        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+            self._run()
+
+    def after_train(self):
+        # Not after a training that failed.
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._run()
+
+    def _run(self):
+        if self._loader is None:
+            self._loader = self._build_loader()
+        losses = compute_losses(self._model, self._loader)
+        if comm.is_main_process():
+            losses = {"total_loss": sum(losses.values()), **losses}
+            self.trainer.storage.put_scalars(
+                smoothing_hint=False, **{f"val/{name}": value for name, value in losses.items()}
+            )
+            logging.getLogger(__name__).info(
+                "Validation losses: " + ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            )
+        comm.synchronize()
+
+
+def compute_losses(model, loader):
+    """Average a model's training losses over a loader, leaving the model and all random states as they were.
+
+    The losses are those of training, except that layers which behave differently in training (batch norm,
+    dropout) act as in inference. Random choices inside the model, such as the proposals that are sampled,
+    depend only on the image: the result is the same however the data are shared among processes.
+
+    Args:
+        model (nn.Module): returns a dict of scalar losses in training mode.
+        loader (iterable[list[dict]]): batches with ground truth; this process's share of the data.
+
+    Returns:
+        dict[str, float]: losses averaged over the images of all processes; empty but in the main process.
+
+    Raises:
+        ValueError: there was no image in any process.
+    """
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        # Processes may have unequal shares: no synchronisation between batches.
+        model = model.module
+    sums, count = defaultdict(float), 0
+    with torch.no_grad(), _losses_without_side_effects(model), _kept_random_state(), EventStorage(1):
+        for batch in loader:
+            seed = zlib.crc32(str(batch[0].get("file_name", count)).encode())
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            for name, loss in model(batch).items():
+                sums[name] += loss.item() * len(batch)
+            count += len(batch)
+
+    shares = comm.gather((dict(sums), count))
+    if not comm.is_main_process():
+        return {}
+    total = sum(count for _, count in shares)
+    if total == 0:
+        raise ValueError("no image with annotations to compute validation losses on")
+    names = {name: None for sums, _ in shares for name in sums}
+    return {name: sum(sums.get(name, 0.0) for sums, _ in shares) / total for name in names}
+
+
+@contextlib.contextmanager
+def _losses_without_side_effects(model):
+    """Training mode, in which models return losses, but evaluation mode for layers; restores buffers."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        for module in modes:
+            module.training = module is model or next(module.children(), None) is not None
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+@contextlib.contextmanager
+def _kept_random_state():
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

@@ -1,0 +1,146 @@
+"""What a training program does before it trains: read the config, check it, its names and its datasets."""
+
+import contextlib
+import logging
+import os
+import re
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from fvcore.common.registry import Registry
+
+from ..config import add_mrcnn_ext_config
+from .errors import UserError, did_you_mean
+
+__all__ = ["check_dataset_names", "load_config", "naming_unknown_objects", "setup"]
+
+
+def setup(args):
+    """Config of a yaml file and command line, with logging, output directory and seeds set up.
+
+    Args:
+        args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
+
+    Returns:
+        CfgNode: frozen.
+
+    Raises:
+        UserError: the config is wrong or names a dataset that is not registered.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    device = cfg.MODEL.DEVICE
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    check_dataset_names(cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mrcnn_ext")
+    if cfg.MODEL.DEVICE != device:
+        logging.getLogger(__name__).warning(
+            "Running on the CPU (no GPU, or --num-gpus 0) although MODEL.DEVICE is %s", device
+        )
+    return cfg
+
+
+def load_config(config_file, opts=()):
+    """Read a yaml config over detectron2's defaults and ours.
+
+    Args:
+        config_file (str): path; "" for the defaults alone.
+        opts (list[str]): KEY VALUE pairs that go over the file.
+
+    Returns:
+        CfgNode: not frozen.
+
+    Raises:
+        UserError: a file does not exist or is not yaml, a key is unknown, a value has the wrong type.
+    """
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise UserError(f"config file not found: {config_file}")
+        with _one_line_errors(cfg, config_file):
+            cfg.merge_from_file(config_file)
+    if len(opts) % 2:
+        raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
+    with _one_line_errors(cfg, "command line"):
+        cfg.merge_from_list(list(opts))
+    return cfg
+
+
+@contextlib.contextmanager
+def _one_line_errors(cfg, source):
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: its _BASE_ {error.filename} does not exist") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise UserError(f"{mark.name}, line {mark.line + 1}: {error.problem}") from error
+    except (KeyError, AssertionError) as error:
+        key = str(error).strip("'\"").rpartition(": ")[2]
+        raise UserError(f"{source}: unknown config key {key}{did_you_mean(key, _keys(cfg))}") from error
+    except ValueError as error:
+        pattern = r"Type mismatch \(<class '(\w+)'> vs\. .*\(.* vs\. (.*)\) for config key: (.*)"
+        mismatch = re.match(pattern, str(error))
+        expected, value, key = mismatch.groups() if mismatch else (None, None, None)
+        message = f"{key} must be of type {expected}, got {value}" if mismatch else error
+        raise UserError(f"{source}: {message}") from error
+    except (TypeError, AttributeError) as error:
+        # A list or a number where detectron2 expects a section: it fails in the middle of merging.
+        raise UserError(f"{source}: sections must be mappings, such as MODEL: {{MASK_ON: True}}") from error
+
+
+def _keys(cfg, prefix=""):
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def check_dataset_names(names):
+    """Raise UserError for the first of ``names`` that is not registered with detectron2."""
+    registered = DatasetCatalog.list()
+    for name in names:
+        if name not in registered:
+            raise UserError(
+                f"dataset {name!r} is not registered{did_you_mean(name, registered)}. "
+                "Register it before, with detectron2.data.datasets.register_coco_instances for COCO files"
+            )
+
+
+@contextlib.contextmanager
+def naming_unknown_objects(cfg):
+    """Turn a registry's KeyError into a UserError that names the config key and close matches."""
+    try:
+        yield
+    except KeyError as error:
+        match = re.search(r"No object named '(.*)' found in '(.*)' registry", str(error))
+        if match is None:
+            raise
+        name, registry_name = match.groups()
+        keys = [key for key in _keys(cfg) if _value(cfg, key) == name]
+        raise UserError(
+            f"{' or '.join(keys) or 'config'}: {name!r} is not in detectron2's {registry_name} registry"
+            f"{did_you_mean(name, _registered(error))}"
+        ) from error
+
+
+def _value(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _registered(error):
+    """Names in the registry whose ``get`` raised ``error``."""
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    registry = traceback.tb_frame.f_locals.get("self")
+    return [name for name, _ in registry] if isinstance(registry, Registry) else []

@@ -1,0 +1,38 @@
+"""Train and evaluate the model of a yaml config: what ``tools/train_net.py`` runs."""
+
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from .checkpoint import Checkpointer
+from .setup import setup
+from .trainer import Trainer
+
+__all__ = ["main"]
+
+
+def main(args):
+    """Train, or evaluate with ``--eval-only``, in this process.
+
+    Args:
+        args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
+
+    Returns:
+        dict: metrics of the evaluation, in the main process.
+
+    Raises:
+        UserError: the config, a dataset or the weights are wrong.
+    """
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(
+            model, save_dir=cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return getattr(trainer, "_last_eval_results", {})

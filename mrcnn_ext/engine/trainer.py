@@ -1,0 +1,129 @@
+"""The trainer for yaml configs."""
+
+import weakref
+
+import torch
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+
+from ..evaluation import build_evaluator
+from .checkpoint import Checkpointer
+from .events import build_writers
+from .hooks import ValidationLossHook
+from .setup import naming_unknown_objects
+
+__all__ = ["CPUAutocastTrainer", "Trainer", "build_validation_loader"]
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's trainer with evaluators, validation losses and safe checkpoints, on the CPU too.
+
+    Adds to :class:`detectron2.engine.DefaultTrainer`: the evaluator of each test dataset by its metadata;
+    ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model; a readable progress line;
+    bf16 autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
+    """
+
+    def __init__(self, cfg):
+        cpu_autocast = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
+        if cpu_autocast:
+            # detectron2's AMPTrainer is for CUDA alone.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.AMP.ENABLED = False
+            cfg.freeze()
+        super().__init__(cfg)
+        if cpu_autocast:
+            self._trainer = CPUAutocastTrainer(self.model, self.data_loader, self.optimizer)
+
+    @classmethod
+    def build_model(cls, cfg):
+        with naming_unknown_objects(cfg):
+            return super().build_model(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    def build_hooks(self):
+        # DefaultTrainer has made its own checkpointer a few lines before; the hooks must hold ours.
+        self.checkpointer = Checkpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trainer=weakref.proxy(self),
+        )
+        result = super().build_hooks()
+        if self.cfg.VAL_LOSS.ENABLED and self.cfg.DATASETS.TEST:
+            # Before evaluation, and so before the writers.
+            index = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
+            hook = ValidationLossHook(
+                self.cfg.TEST.EVAL_PERIOD, self.model, lambda: build_validation_loader(self.cfg)
+            )
+            result.insert(index, hook)
+        return result
+
+    def build_writers(self):
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+
+class CPUAutocastTrainer(SimpleTrainer):
+    """Mixed precision on the CPU: the forward pass under bf16 autocast, which needs no loss scaling."""
+
+    def run_step(self):
+        model = self.model
+        self.model = _Autocast(model)
+        try:
+            super().run_step()
+        finally:
+            self.model = model
+
+
+class _Autocast:
+    def __init__(self, model):
+        self._model = model
+        self.training = model.training
+
+    def __call__(self, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self._model(batch)
+
+
+def build_validation_loader(cfg):
+    """This process's share of the test images, resized as in testing, with ground truth as in training.
+
+    Datasets without keypoints are left out when the model learns keypoints, and so are the images that
+    training would leave out.
+
+    Args:
+        cfg (CfgNode): ``DATASETS.TEST``, ``VAL_LOSS.MAX_IMAGES``.
+
+    Returns:
+        DataLoader: batches of one image.
+    """
+    names = [
+        name
+        for name in cfg.DATASETS.TEST
+        if not cfg.MODEL.KEYPOINT_ON or MetadataCatalog.get(name).get("keypoint_names")
+    ]
+    dicts = get_detection_dataset_dicts(
+        names,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+    )
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
+    return build_detection_test_loader(
+        thin_out(dicts, cfg.VAL_LOSS.MAX_IMAGES), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def thin_out(items, max_items):
+    """At most ``max_items`` (0: all) of a list, evenly spaced."""
+    if not 0 < max_items < len(items):
+        return items
+    return [items[i * len(items) // max_items] for i in range(max_items)]

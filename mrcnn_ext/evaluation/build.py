@@ -1,0 +1,58 @@
+"""The evaluator of a dataset."""
+
+import os
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import LVISEvaluator, PascalVOCDetectionEvaluator
+
+from .cityscapes_evaluation import CityscapesInstanceEvaluator
+from .coco_evaluation import COCOEvaluator
+
+__all__ = ["build_evaluator"]
+
+
+def build_evaluator(cfg, dataset_name, output_dir=None):
+    """Build the evaluator that the ``evaluator_type`` in the dataset's metadata names.
+
+    Args:
+        cfg (CfgNode): ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts.
+        dataset_name (str): a registered dataset.
+        output_dir (str): where predictions are written; default ``<OUTPUT_DIR>/inference/<dataset_name>``.
+
+    Returns:
+        DatasetEvaluator:
+
+    Raises:
+        ValueError: the dataset has no ``evaluator_type``, or one that instances cannot be evaluated by.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    evaluator_type = metadata.get("evaluator_type")
+    if output_dir is None:
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    if evaluator_type == "coco":
+        return COCOEvaluator(
+            dataset_name,
+            tasks=_tasks(cfg, metadata),
+            output_dir=output_dir,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
+    if evaluator_type == "cityscapes_instance":
+        return CityscapesInstanceEvaluator(dataset_name)
+    if evaluator_type == "lvis":
+        return LVISEvaluator(dataset_name, tasks=_tasks(cfg, metadata), output_dir=output_dir)
+    if evaluator_type == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    raise ValueError(
+        f"dataset {dataset_name}: metadata evaluator_type is {evaluator_type!r}; "
+        "expected one of 'coco', 'cityscapes_instance', 'lvis', 'pascal_voc'"
+    )
+
+
+def _tasks(cfg, metadata):
+    tasks = ["bbox"]
+    if cfg.MODEL.MASK_ON:
+        tasks.append("segm")
+    # A box-only dataset may stand beside one with keypoints in DATASETS.TEST.
+    if cfg.MODEL.KEYPOINT_ON and metadata.get("keypoint_names"):
+        tasks.append("keypoints")
+    return tuple(tasks)

@@ -1,0 +1,79 @@
+"""Box, mask and keypoint metrics of COCO."""
+
+import contextlib
+import io
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
+from detectron2.structures import Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval, Params
+
+__all__ = ["COCOEvaluator"]
+
+
+class COCOEvaluator(_COCOEvaluator):
+    """detectron2's evaluator for datasets of any number of keypoints, some of whose classes may have none.
+
+    * Predictions are left as they are: detectron2's moves ``pred_keypoints`` by half a pixel in place.
+    * Objects annotated without keypoints count as objects with none visible, which COCO ignores.
+    * Object keypoint similarity takes its sigmas from ``kpt_oks_sigmas`` or from the dataset's metadata
+      ``keypoint_oks_sigmas``. Without either there must be COCO's 17 keypoints.
+    * Where nothing at all was predicted, each of ``tasks`` scores 0, instead of vanishing or NaN.
+
+    Args:
+        dataset_name (str): a registered dataset.
+        tasks (tuple[str]): any of "bbox", "segm", "keypoints". Default: what the first predictions have.
+        kpt_oks_sigmas (list[float]): (K,) standard deviation of each keypoint, relative to the object's scale.
+        kwargs: the other arguments of :class:`detectron2.evaluation.COCOEvaluator`.
+
+    Raises:
+        ValueError: sigmas missing, or not one per keypoint.
+    """
+
+    def __init__(self, dataset_name, tasks=None, *, kpt_oks_sigmas=(), **kwargs):
+        metadata = MetadataCatalog.get(dataset_name)
+        kpt_oks_sigmas = list(kpt_oks_sigmas) or list(metadata.get("keypoint_oks_sigmas", ()))
+        tasks = tuple(tasks) if tasks is not None else None
+        super().__init__(dataset_name, tasks, kpt_oks_sigmas=kpt_oks_sigmas, **kwargs)
+        if self._do_evaluation and (tasks is None or "keypoints" in tasks):
+            num_sigmas = len(kpt_oks_sigmas) or len(Params("keypoints").kpt_oks_sigmas)
+            self._complete_keypoints(dataset_name, num_sigmas)
+
+    def _complete_keypoints(self, dataset_name, num_sigmas):
+        annotations = self._coco_api.anns.values()
+        counts = {len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a}
+        if counts - {num_sigmas}:
+            raise ValueError(
+                f"dataset {dataset_name}: objects have {sorted(counts)} keypoints but there are {num_sigmas} "
+                "sigmas for object keypoint similarity; give one per keypoint in TEST.KEYPOINT_OKS_SIGMAS "
+                "or in the dataset's metadata keypoint_oks_sigmas"
+            )
+        if counts:
+            for annotation in annotations:
+                annotation.setdefault("keypoints", [0] * (3 * num_sigmas))
+                annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
+
+    def process(self, inputs, outputs):
+        super().process(inputs, [_with_own_keypoints(output) for output in outputs])
+
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        if coco_eval is None:
+            nothing = COCO()
+            nothing.dataset = {**self._coco_api.dataset, "annotations": []}
+            with contextlib.redirect_stdout(io.StringIO()):
+                nothing.createIndex()
+                coco_eval = COCOeval(self._coco_api, nothing, iou_type)
+                coco_eval.evaluate()
+                coco_eval.accumulate()
+                coco_eval.summarize()
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+
+def _with_own_keypoints(output):
+    if "instances" not in output or not output["instances"].has("pred_keypoints"):
+        return output
+    instances = output["instances"]
+    copy = Instances(instances.image_size, **instances.get_fields())
+    copy.pred_keypoints = instances.pred_keypoints.clone()
+    return {**output, "instances": copy}
