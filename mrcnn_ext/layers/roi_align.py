@@ -1,95 +1,195 @@
-"""RoI pooling layers of the Mask R-CNN paper, on one feature map or on a whole pyramid."""
+"""The RoI pooling layers of Mask R-CNN (He et al. 2017, section 3 and table 2c), on one map or on a pyramid."""
 
 import math
 
 import torch
-import torchvision
 from torch import Tensor
+from torch.jit.annotations import BroadcastingList2
+from torch.nn.modules.utils import _pair
 
-__all__ = ["roi_align", "roi_align_pyramid"]
+from ._roi_align_op import operator
+from .roi_align_eager import AVERAGE_MODES, MAX_MODES
+from .roi_align_onnx import roi_align_for_onnx
 
+__all__ = ["MODES", "roi_align", "roi_align_pyramid"]
 
-def _assign_levels(
-    rois: Tensor, spatial_scales: list[float], canonical_box_size: float, canonical_level: int
-) -> Tensor:
-    min_level = round(-math.log2(spatial_scales[0]))
-    sizes = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
-    levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8)) - min_level
-    return levels.clamp(0, len(spatial_scales) - 1).nan_to_num(0.0).long()
-
-
-def _pool_level(
-    feature: Tensor, rois: Tensor, output_size, spatial_scale: float, sampling_ratio, aligned, mode
-) -> Tensor:
-    x = feature if feature.dtype in (torch.float32, torch.float64) else feature.float()
-    rois = rois.to(x.dtype)
-    if mode == "avg":
-        out = torchvision.ops.roi_align(x, rois, output_size, spatial_scale, sampling_ratio, aligned)
-    elif mode == "pool":
-        out = torchvision.ops.roi_pool(x, rois, output_size, spatial_scale)
-    else:
-        raise ValueError(f'mode must be "avg" or "pool", got {mode!r}')
-    return out.to(feature.dtype)
+MODES = ("avg", "max", "warp_avg", "warp_max", "pool", "exact")
+assert set(MODES) == {*AVERAGE_MODES, *MAX_MODES}
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def roi_align_pyramid(
     features: list[Tensor],
     boxes: Tensor,
-    output_size: int | tuple[int, int],
+    output_size: BroadcastingList2[int],
     spatial_scales: list[float],
     sampling_ratio: int = -1,
     aligned: bool = False,
     mode: str = "avg",
-    canonical_box_size: float = 224,
+    canonical_box_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Tensor:
-    """Pools every box from the pyramid level its size asks for (FPN, eq. 1), in one call.
+    """Pools every box from the pyramid level that its size asks for, in one call.
+
+    The level is ``floor(canonical_level + log2(sqrt(w h) / canonical_box_size))``, clamped to the levels there
+    are (FPN, Lin et al. 2017, eq. 1, as detectron2's ``assign_boxes_to_levels`` computes it); one map needs no
+    assignment. A box with a coordinate that is not finite pools to zeros and has no gradient; so does, among
+    several levels, a box of negative area.
 
     Args:
-        features: one (N, C, H_l, W_l) map per level, finest first.
-        boxes: (R, 5) rows [batch index, x0, y0, x1, y1], in pixels of the input image.
-        output_size: P, or (P_h, P_w), in bins.
-        spatial_scales: per level, feature cells per input pixel.
-        sampling_ratio: samples per bin and axis; <= 0 means ceil(RoI extent / P).
-        aligned: True puts cell centres at half integers (shifts by -0.5 cell).
-        mode: "avg" or "pool".
-        canonical_box_size, canonical_level: k0 = canonical_level for a box of this side, in pixels.
+        features: one map (N, C, H_l, W_l) per level, finest first; float64, float32, bfloat16 or float16.
+        boxes: (R, 5) rows [batch index, x0, y0, x1, y1], in pixels of the input image. Taken as float32, or as
+            float64 if the features are; never narrower.
+        output_size: bins (P_h, P_w), or one number for both.
+        spatial_scales: feature cells per pixel of the input image, one per level: 2**-k for several levels, halved
+            from each to the next.
+        sampling_ratio: bilinear samples per bin and axis; <= 0 means ceil(RoI extent / bins), in cells.
+        aligned: True puts the centre of the first cell at 0.5 cells rather than at 0, as pixel models of today do,
+            and lets a RoI be smaller than one cell.
+        mode: "avg", "max": RoIAlign, bilinear samples at regular points of each bin, then mean or maximum.
+            "warp_avg", "warp_max": RoIWarp; the RoI's corners are rounded to cells as RoIPool's first.
+            "pool": RoIPool (Fast R-CNN, Girshick 2015); `sampling_ratio` and `aligned` are ignored.
+            "exact": Precise RoI Pooling (Jiang et al. 2018); the mean of the bilinear interpolant over each bin,
+            differentiable in the boxes too; `sampling_ratio` is ignored.
+        canonical_box_size: side, in pixels, of a square box of level `canonical_level`.
+        canonical_level: k of that level, whose stride is 2**k pixels.
 
     Returns:
-        (R, C, P_h, P_w), in the dtype of the features.
+        (R, C, P_h, P_w), in the dtype, on the device and in the memory format of the features.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or device, or a batch index in `boxes`
+            is not one of the features' (on CUDA the compiled operator does not look: such a box gives zeros).
+        NotImplementedError: the double backward of the max modes, or of "exact" with gradients of the boxes.
     """
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(features) == 1:
-        return _pool_level(features[0], boxes, size, spatial_scales[0], sampling_ratio, aligned, mode)
-    levels = _assign_levels(boxes, spatial_scales, canonical_box_size, canonical_level)
-    out = features[0].new_zeros((boxes.shape[0], features[0].shape[1], *size))
-    for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
-        index = torch.nonzero(levels == level).squeeze(1)
-        pooled = _pool_level(feature, boxes[index], size, scale, sampling_ratio, aligned, mode)
-        out = out.index_put((index,), pooled)
-    return out
+    height, width = _pair(output_size)
+    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        _check(features, boxes, height, width, spatial_scales, sampling_ratio, mode)
+    rois = boxes.double() if features[0].dtype == torch.float64 else boxes.float()
+    if torch.jit.is_scripting():
+        return torch.ops.mrcnn_ext.roi_align(
+            features,
+            rois,
+            spatial_scales,
+            height,
+            width,
+            sampling_ratio,
+            aligned,
+            mode,
+            canonical_box_size,
+            canonical_level,
+        )
+    pool = roi_align_for_onnx if torch.onnx.is_in_onnx_export() else operator()
+    return pool(
+        list(features),
+        rois,
+        [float(scale) for scale in spatial_scales],
+        height,
+        width,
+        sampling_ratio,
+        aligned,
+        mode,
+        float(canonical_box_size),
+        canonical_level,
+    )
 
 
 def roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
-    output_size: int | tuple[int, int],
+    output_size: BroadcastingList2[int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
     mode: str = "avg",
 ) -> Tensor:
-    """torchvision.ops.roi_align with the choice of the RoI layer (`mode`); see `roi_align_pyramid`.
+    """`torchvision.ops.roi_align` with a choice of RoI layers, by `mode`.
 
     Args:
-        input: (N, C, H, W).
-        boxes: (R, 5) rows [batch index, x0, y0, x1, y1], or a list of (L_i, 4), one per image.
+        input: (N, C, H, W); float64, float32, bfloat16 or float16.
+        boxes: (R, 5) rows [batch index, x0, y0, x1, y1], or a list of N tensors (L_i, 4), one per image.
+        output_size, sampling_ratio, aligned, mode: see `roi_align_pyramid`.
+        spatial_scale: feature cells per unit of the boxes.
 
     Returns:
-        (R, C, P_h, P_w), in the dtype of the input.
+        (R, C, P_h, P_w), in the dtype, on the device and in the memory format of the input.
+
+    Raises:
+        As `roi_align_pyramid`.
     """
+    if isinstance(boxes, Tensor):
+        rois = boxes
+    else:
+        if not torch.jit.is_scripting():
+            _check_list(input, boxes)
+        rows = [torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)]
+        rois = torch.cat(rows) if len(rows) > 0 else input.new_zeros((0, 5), dtype=torch.float32)
+    return roi_align_pyramid([input], rois, output_size, [spatial_scale], sampling_ratio, aligned, mode)
+
+
+def _check_list(input: Tensor, boxes: list[Tensor]) -> None:
+    if not isinstance(boxes, (list, tuple)) or not all(isinstance(b, Tensor) for b in boxes):
+        raise TypeError(
+            f"boxes must be a tensor (R, 5) or a list of tensors (L, 4), got {type(boxes).__name__}"
+        )
+    if isinstance(input, Tensor) and input.ndim == 4 and len(boxes) != input.shape[0]:
+        raise ValueError(f"boxes: {len(boxes)} tensors in the list for a batch of {input.shape[0]}")
+    for i, b in enumerate(boxes):
+        if b.ndim != 2 or b.shape[1] != 4:
+            raise ValueError(f"boxes[{i}] must have shape (L, 4), got {tuple(b.shape)}")
+
+
+def _check(features, boxes, height, width, spatial_scales, sampling_ratio, mode) -> None:
+    if not isinstance(features, (list, tuple)) or not features:
+        raise TypeError("features must be a list with one tensor (N, C, H, W) per level")
+    for i, feature in enumerate(features):
+        name = f"features[{i}]" if len(features) > 1 else "input"
+        if not isinstance(feature, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(feature).__name__}")
+        if feature.ndim != 4:
+            raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(feature.shape)}")
+        if feature.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {feature.dtype}")
+        first = features[0]
+        if feature.dtype != first.dtype or feature.device != first.device:
+            raise ValueError(
+                f"{name} is {feature.dtype} on {feature.device}, features[0] {first.dtype} on {first.device}: they "
+                "must be alike"
+            )
+        if feature.shape[:2] != first.shape[:2]:
+            raise ValueError(
+                f"{name} must have the batch and channels of features[0], {tuple(first.shape[:2])}, got "
+                f"{tuple(feature.shape[:2])}"
+            )
     if not isinstance(boxes, Tensor):
-        index = torch.repeat_interleave(torch.tensor([len(b) for b in boxes], device=input.device))
-        all_boxes = torch.cat(list(boxes))
-        boxes = torch.cat([index.to(all_boxes.dtype)[:, None], all_boxes], dim=1)
-    return roi_align_pyramid([input], boxes, output_size, [spatial_scale], sampling_ratio, aligned, mode)
+        raise TypeError(f"boxes must be a tensor (R, 5), got {type(boxes).__name__}")
+    if boxes.ndim != 2 or boxes.shape[1] != 5:
+        raise ValueError(
+            f"boxes must have shape (R, 5), rows [batch index, x0, y0, x1, y1], got {tuple(boxes.shape)}"
+        )
+    if not boxes.is_floating_point():
+        raise TypeError(f"boxes must be of a floating point dtype, got {boxes.dtype}")
+    if boxes.device != features[0].device:
+        raise ValueError(f"boxes are on {boxes.device}, the features on {features[0].device}")
+    if height < 1 or width < 1:
+        raise ValueError(f"output_size must be at least 1, got ({height}, {width})")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    if not isinstance(sampling_ratio, int):
+        raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
+    _check_scales(spatial_scales, len(features))
+
+
+def _check_scales(spatial_scales, levels: int) -> None:
+    if len(spatial_scales) != levels:
+        raise ValueError(f"spatial_scales: {len(spatial_scales)} scales for {levels} feature maps")
+    if not all(scale > 0 and math.isfinite(scale) for scale in spatial_scales):
+        raise ValueError(f"spatial_scales must be positive and finite, got {list(spatial_scales)}")
+    if levels > 1:
+        exponents = [-math.log2(scale) for scale in spatial_scales]
+        finest = round(exponents[0])
+        if any(abs(k - finest - i) > 1e-6 for i, k in enumerate(exponents)):
+            raise ValueError(
+                "spatial_scales of several levels must be powers of two, each half the one before, got "
+                f"{list(spatial_scales)}"
+            )

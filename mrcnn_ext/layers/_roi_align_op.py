@@ -1,0 +1,136 @@
+"""The RoI pooling operators as PyTorch sees them: schemas, kernels in Python, fake kernels, autograd.
+
+``mrcnn_ext::roi_align`` is the compiled operator or, where that is absent, this same schema over Python kernels,
+so that scripted, traced and exported models name one operator everywhere. ``roi_align_eager`` and
+``roi_align_torchvision`` are the Python kernels by themselves. Under autocast all of them run in the dtype of the
+features they get: nothing is cast, boxes least of all.
+"""
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from . import _extension, roi_align_eager, roi_align_torchvision
+
+_ARGUMENTS = (
+    "Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, "
+    "int sampling_ratio, bool aligned, str mode, float canonical_box_size, int canonical_level"
+)
+_PYTHON_KERNELS = {"torchvision": roi_align_torchvision, "eager": roi_align_eager}
+
+
+def _falling_back(kernel, rois: int):
+    def run(*args):
+        _extension.warn_fallback(args[rois].device.type)
+        return kernel(*args)
+
+    return run
+
+
+# Kept alive: the registrations end with the Library object.
+_library = Library("mrcnn_ext", "FRAGMENT")
+
+
+def _define(name: str) -> None:
+    _library.define(f"{name}({_ARGUMENTS}) -> Tensor")
+    _library.define(f"{name}_backward(Tensor grad, {_ARGUMENTS}, bool rois_need_grad) -> (Tensor[], Tensor)")
+
+
+def _implement(name: str, forward, backward) -> None:
+    # For every device; a compiled kernel of a device goes before.
+    _library.impl(name, forward, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
+
+
+if not _extension.is_available():
+    _define("roi_align")
+_default = _PYTHON_KERNELS.get(_extension.default_backend, roi_align_torchvision)
+_implement(
+    "roi_align", _falling_back(_default.roi_align, rois=1), _falling_back(_default.roi_align_backward, rois=2)
+)
+for _backend, _kernels in _PYTHON_KERNELS.items():
+    _define(f"roi_align_{_backend}")
+    _implement(f"roi_align_{_backend}", _kernels.roi_align, _kernels.roi_align_backward)
+
+
+def _fake(features: list[Tensor], rois: Tensor, scales, pooled_height, pooled_width, *options) -> Tensor:
+    x = features[0]
+    out = x.new_empty((rois.shape[0], x.shape[1], pooled_height, pooled_width))
+    return out.contiguous(memory_format=roi_align_eager.memory_format(x))
+
+
+def _fake_backward(
+    grad: Tensor, features: list[Tensor], rois: Tensor, *options
+) -> tuple[list[Tensor], Tensor]:
+    rois_need_grad = options[-1]
+    feature_grads = [
+        f.new_empty(f.shape).contiguous(memory_format=roi_align_eager.memory_format(f)) for f in features
+    ]
+    return feature_grads, rois.new_empty((rois.shape[0] if rois_need_grad else 0, 5))
+
+
+def _save(ctx, inputs, output) -> None:
+    features, rois, *options = inputs
+    ctx.save_for_backward(rois, *features)
+    ctx.options = options
+
+
+def _save_backward(ctx, inputs, output) -> None:
+    grad, features, rois, *options, rois_need_grad = inputs
+    ctx.save_for_backward(rois)
+    ctx.feature_likes = [(f.shape, f.dtype, f.device) for f in features]
+    ctx.options = options
+    ctx.rois_need_grad = rois_need_grad
+
+
+_LINEAR_MODES = roi_align_eager.AVERAGE_MODES
+
+
+def _register_autograd(name: str) -> None:
+    forward_op = getattr(torch.ops.mrcnn_ext, name)
+    backward_op = getattr(torch.ops.mrcnn_ext, f"{name}_backward")
+
+    def backward(ctx, grad):
+        rois, *features = ctx.saved_tensors
+        mode = ctx.options[5]
+        rois_need_grad = mode == "exact" and ctx.needs_input_grad[1]
+        feature_grads, rois_grad = backward_op(grad, features, rois, *ctx.options, rois_need_grad)
+        return feature_grads, rois_grad if rois_need_grad else None, *[None] * len(ctx.options)
+
+    def double_backward(ctx, feature_grad_grads, rois_grad_grad):
+        mode = ctx.options[5]
+        if mode not in _LINEAR_MODES or ctx.rois_need_grad:
+            what = "with gradients of the boxes" if mode in _LINEAR_MODES else "of a max mode"
+            raise NotImplementedError(
+                f'roi_align: the double backward of mode "{mode}" {what} is not implemented'
+            )
+        (rois,) = ctx.saved_tensors
+        grads = [
+            torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+            for g, (shape, dtype, device) in zip(feature_grad_grads, ctx.feature_likes, strict=True)
+        ]
+        # The first backward is linear in its gradient, with the forward as its transpose.
+        return forward_op(grads, rois, *ctx.options), None, None, *[None] * (len(ctx.options) + 1)
+
+    torch.library.register_autograd(f"mrcnn_ext::{name}", backward, setup_context=_save)
+    torch.library.register_autograd(
+        f"mrcnn_ext::{name}_backward", double_backward, setup_context=_save_backward
+    )
+
+
+for _name in ("roi_align", *(f"roi_align_{backend}" for backend in _PYTHON_KERNELS)):
+    torch.library.register_fake(f"mrcnn_ext::{_name}", _fake)
+    torch.library.register_fake(f"mrcnn_ext::{_name}_backward", _fake_backward)
+    _register_autograd(_name)
+
+_default_op = torch.ops.mrcnn_ext.roi_align
+_forced_ops = {
+    "compiled": torch.ops.mrcnn_ext.roi_align,
+    "torchvision": torch.ops.mrcnn_ext.roi_align_torchvision,
+    "eager": torch.ops.mrcnn_ext.roi_align_eager,
+}
+
+
+def operator():
+    """The operator that pools now."""
+    return _forced_ops[_extension.backend()] if _extension.is_forced() else _default_op

@@ -1,0 +1,322 @@
+"""RoI pooling in plain PyTorch: the path taken where the compiled operator is absent or forced off.
+
+A regular grid of bilinear samples is the product of two 1-D grids, so that with a small matrix per axis the
+samples of one RoI and channel are ``B_y F B_xᵀ``. The average variants fold the mean over each bin into the
+matrices (``out = A_y F A_xᵀ``, backward ``A_yᵀ G A_x``); the max variants take the maximum of each bin's
+samples. RoIs are visited one by one, in order, on one window of the feature map each: slow, but deterministic
+on every device and bounded in memory.
+
+Shapes: P bins and S samples per bin along an axis, windows of (C, h, w) cells. Positions are computed on the
+CPU, in the dtype of the RoIs and in torchvision's order of operations, because rounding another way changes
+the adaptive number of samples. Sums over cells run in float32 or wider.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+AVERAGE_MODES = ("avg", "warp_avg", "exact")
+MAX_MODES = ("max", "warp_max", "pool")
+
+# Elements of the largest temporary of a max mode: 64 MiB in float32.
+_BLOCK = 2**24
+
+
+class _Axis(NamedTuple):
+    """Weights of one RoI along one axis. Rows are bins (average modes) or all bins' samples (max modes)."""
+
+    first: int  # the window's first cell
+    weights: Tensor  # (P or P * S, cells of the window), float64
+    inside: Tensor | None = None  # (P * S,) bool, max modes: False where the sample is worth 0
+
+
+def assign_levels(
+    rois: Tensor, spatial_scales: list[float], canonical_box_size: float, canonical_level: int
+) -> Tensor:
+    """FPN eq. 1, as an index into the pyramid: (R,) int64; -1 where the area is negative or not a number.
+
+    The arithmetic is detectron2's, so that a box at the edge between two levels lands where it does there.
+    """
+    if len(spatial_scales) == 1:
+        return torch.zeros(rois.shape[0], dtype=torch.int64, device=rois.device)
+    finest = round(-math.log2(spatial_scales[0]))
+    sizes = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
+    levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8)) - finest
+    return levels.clamp(0, len(spatial_scales) - 1).nan_to_num(-1.0).long()
+
+
+def check_batch_indices(features: list[Tensor], rois: Tensor) -> None:
+    """Raises ValueError where a RoI's batch index is not one of the features' batch."""
+    index, batch = rois[:, 0], features[0].shape[0]
+    wrong = ~((index >= 0) & (index < batch))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"boxes: row {row} has batch index {index[row].item():g}, which must lie in [0, {batch})"
+        )
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout an output made from `x` takes."""
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if nhwc else torch.contiguous_format
+
+
+def _round_half_away(x: Tensor) -> Tensor:
+    return torch.where(x < 0, torch.ceil(x - 0.5), torch.floor(x + 0.5))
+
+
+def _extent(low: Tensor, high: Tensor, aligned: bool, mode: str) -> tuple[Tensor, Tensor]:
+    """Start and extent of a RoI along one axis, in feature cells, from its scaled corners."""
+    offset = 0.5 if aligned and mode != "pool" else 0.0
+    if mode in ("pool", "warp_avg", "warp_max"):
+        start = _round_half_away(low)
+        return start - offset, (_round_half_away(high) - start + 1).clamp(min=1)
+    start = low - offset
+    extent = (high - offset) - start
+    return start, extent if aligned or mode == "exact" else extent.clamp(min=1)
+
+
+def _interpolation(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Bilinear weights (positions, size) of positions in feature cells, and which are in reach of the map."""
+    inside = (position >= -1) & (position <= size)
+    clamped = position.clamp(0, size - 1).double()
+    low = clamped.floor()
+    high = (low + 1).clamp(max=size - 1)
+    weights = torch.zeros(len(position), size, dtype=torch.float64)
+    weights.scatter_add_(1, low.long()[:, None], (1 - (clamped - low))[:, None])
+    weights.scatter_add_(1, high.long()[:, None], (clamped - low)[:, None])
+    return weights.mul_(inside[:, None]), inside
+
+
+def _sampled(start: Tensor, extent: Tensor, bins: int, size: int, sampling_ratio: int, average: bool):
+    """Weights of an axis sampled at regular points: the mean of each bin, or every sample by itself."""
+    samples = float(sampling_ratio) if sampling_ratio > 0 else float(torch.ceil(extent / bins))
+    if not 0 < samples <= 2**31:
+        return None
+    bin_size = extent / bins
+    origin = start + torch.arange(bins, dtype=start.dtype) * bin_size
+    # A bin far larger than the map visits only the samples that can touch it, give or take their rounding.
+    step, slack = float(bin_size) / samples, 4 + samples / 2**20
+    visited = samples if step == 0 else min(samples, (size + 1) / abs(step) + 2 * slack)
+    first = torch.zeros(bins, dtype=torch.float64)
+    if visited < samples:
+        near = -1.0 if step > 0 else float(size)
+        first = ((near - origin.double()) / step - slack).floor().clamp(0, math.floor(samples - visited))
+    number = (first[:, None] + torch.arange(math.ceil(visited))).to(start.dtype)
+    position = origin[:, None] + (number + 0.5) * bin_size / samples
+    weights, inside = _interpolation(position.flatten(), size)
+    if average:
+        return weights.view(bins, -1, size).sum(1).div_(samples), None
+    return weights, inside
+
+
+def _whole_cells(start: Tensor, extent: Tensor, bins: int, size: int):
+    """Weights of RoIPool: every cell of each bin by itself, the last one repeated to give bins one length."""
+    edges = torch.arange(bins + 1, dtype=start.dtype) * (extent / bins)
+    low = (edges[:-1].floor() + start).clamp(0, size)
+    high = (edges[1:].ceil() + start).clamp(0, size)
+    longest = int((high - low).max())
+    if longest <= 0:
+        return None
+    cell = (low[:, None] + torch.arange(longest, dtype=start.dtype)).minimum(high[:, None] - 1)
+    inside = (high > low)[:, None].expand(-1, longest).flatten()
+    weights = torch.zeros(bins * longest, size, dtype=torch.float64)
+    weights.scatter_(1, cell.clamp(min=0).long().view(-1, 1), 1.0)
+    return weights.mul_(inside[:, None]), inside
+
+
+def _integral(start: Tensor, extent: Tensor, bins: int, size: int) -> Tensor | None:
+    """Weights of Precise RoI Pooling: the mean over each bin of each cell's hat function."""
+    if not extent > 0:
+        return None
+    edges = _edges(start, extent, bins)
+    t = (edges[:, None] - torch.arange(size)).clamp(-1, 1)
+    below = torch.where(t < 0, (t + 1).square() / 2, 1 - (1 - t).square() / 2)
+    return (below[1:] - below[:-1]) / (extent.double() / bins)
+
+
+def _edges(start: Tensor, extent: Tensor, bins: int) -> Tensor:
+    return start.double() + torch.arange(bins + 1, dtype=torch.float64) * (extent.double() / bins)
+
+
+def _axis(low: Tensor, high: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool, mode: str):
+    """The `_Axis` of one RoI from its two scaled corners; None where it takes nothing from the map."""
+    start, extent = _extent(low, high, aligned, mode)
+    if not torch.isfinite(start + extent):
+        return None
+    inside = None
+    if mode == "exact":
+        weights = _integral(start, extent, bins, size)
+    elif mode == "pool":
+        weights, inside = _whole_cells(start, extent, bins, size) or (None, None)
+    else:
+        average = mode in AVERAGE_MODES
+        weights, inside = _sampled(start, extent, bins, size, sampling_ratio, average) or (None, None)
+    touched = [] if weights is None else weights.any(0).nonzero().flatten().tolist()
+    if not touched:
+        return None
+    return _Axis(touched[0], weights[:, touched[0] : touched[-1] + 1], inside)
+
+
+class _Visit(NamedTuple):
+    """One RoI that takes something from its feature map."""
+
+    roi: int
+    level: int
+    window: tuple  # index of the map: batch, channels, rows, columns
+    y: _Axis
+    x: _Axis
+
+
+def _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
+    """Yields a `_Visit` per RoI, in order. RoIs with a non-finite edge or without a level are left out."""
+    check_batch_indices(features, rois)
+    rois = rois.detach().cpu().to(torch.promote_types(features[0].dtype, torch.float32))
+    levels = assign_levels(rois, spatial_scales, *canonical).tolist()
+    for index, (roi, level) in enumerate(zip(rois, levels, strict=True)):
+        feature = features[level]
+        if level < 0 or 0 in feature.shape:
+            continue
+        corners = roi[1:] * spatial_scales[level]
+        y = _axis(corners[1], corners[3], bins[0], feature.shape[2], sampling_ratio, aligned, mode)
+        x = _axis(corners[0], corners[2], bins[1], feature.shape[3], sampling_ratio, aligned, mode)
+        if y is not None and x is not None:
+            rows = slice(y.first, y.first + y.weights.shape[1])
+            columns = slice(x.first, x.first + x.weights.shape[1])
+            yield _Visit(index, level, (int(roi[0]), slice(None), rows, columns), y, x)
+
+
+def _maximum(window: Tensor, y: Tensor, x: Tensor, visit: _Visit, bins: tuple[int, int]):
+    """Largest sample of each bin of a (C, h, w) window and its number: (C, P_h, P_w, 1); the samples' shape.
+
+    A sample outside the map is worth 0 and has no gradient: its number is -1. It loses draws.
+    """
+    inside = (visit.y.inside[:, None] & visit.x.inside).to(window.device)
+    samples = (y @ window @ x.T).masked_fill(~inside, -math.inf)
+    best, where = _by_bin(samples, bins).max(3, keepdim=True)
+    from_outside = ~_by_bin(inside[None], bins).all(3, keepdim=True) & (best < 0)
+    return best.masked_fill(from_outside, 0), where.masked_fill(from_outside, -1), samples.shape
+
+
+def _by_bin(samples: Tensor, bins: tuple[int, int]) -> Tensor:
+    """(C, P_h * S_h, P_w * S_w) to (C, P_h, P_w, S_h * S_w)."""
+    grid = samples.unflatten(2, (bins[1], -1)).unflatten(1, (bins[0], -1))
+    return grid.transpose(2, 3).flatten(3)
+
+
+def _maximum_backward(grad: Tensor, where: Tensor, samples: torch.Size, bins: tuple[int, int]) -> Tensor:
+    """The gradient (C, P_h, P_w) of `_maximum`, spread over samples: (C, P_h * S_h, P_w * S_w)."""
+    sides = samples[1] // bins[0], samples[2] // bins[1]
+    spread = grad.new_zeros(*grad.shape, sides[0] * sides[1])
+    spread.scatter_(3, where.clamp(min=0), (grad[..., None] * (where >= 0)))
+    return spread.unflatten(3, sides).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _channel_blocks(visit: _Visit, channels: int):
+    block = max(1, _BLOCK // (len(visit.y.weights) * len(visit.x.weights)))
+    return (slice(c, min(c + block, channels)) for c in range(0, channels, block))
+
+
+def roi_align(
+    features: list[Tensor],
+    rois: Tensor,
+    spatial_scales: list[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    canonical_box_size: float,
+    canonical_level: int,
+) -> Tensor:
+    """The operator ``mrcnn_ext::roi_align``, forward."""
+    bins, wide = (pooled_height, pooled_width), torch.promote_types(features[0].dtype, torch.float32)
+    out = torch.zeros(
+        (rois.shape[0], features[0].shape[1], *bins), dtype=features[0].dtype, device=features[0].device
+    ).contiguous(memory_format=memory_format(features[0]))
+    canonical = (canonical_box_size, canonical_level)
+    for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
+        window = features[visit.level][visit.window].to(wide)
+        y, x = visit.y.weights.to(window), visit.x.weights.to(window)
+        if mode in AVERAGE_MODES:
+            out[visit.roi] = y @ window @ x.T
+        else:
+            for block in _channel_blocks(visit, len(window)):
+                out[visit.roi, block] = _maximum(window[block], y, x, visit, bins)[0].squeeze(3)
+    return out
+
+
+def roi_align_backward(
+    grad: Tensor,
+    features: list[Tensor],
+    rois: Tensor,
+    spatial_scales: list[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    canonical_box_size: float,
+    canonical_level: int,
+    rois_need_grad: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """The operator ``mrcnn_ext::roi_align_backward``: gradients of features and, in mode "exact", RoIs."""
+    bins, wide = (pooled_height, pooled_width), torch.promote_types(features[0].dtype, torch.float32)
+    feature_grads = [
+        torch.zeros(f.shape, dtype=wide, device=f.device).contiguous(memory_format=memory_format(f))
+        for f in features
+    ]
+    rois_grad = torch.zeros((rois.shape[0] if rois_need_grad else 0, 5), dtype=rois.dtype)
+    canonical = (canonical_box_size, canonical_level)
+    for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
+        window_grad = feature_grads[visit.level][visit.window]
+        y, x = visit.y.weights.to(window_grad), visit.x.weights.to(window_grad)
+        if mode in AVERAGE_MODES:
+            window_grad += y.T @ grad[visit.roi].to(wide) @ x
+        else:
+            window = features[visit.level][visit.window].to(wide)
+            for block in _channel_blocks(visit, len(window)):
+                _, where, samples = _maximum(window[block], y, x, visit, bins)
+                spread = _maximum_backward(grad[visit.roi, block].to(wide), where, samples, bins)
+                window_grad[block] += y.T @ spread @ x
+        if rois_need_grad:
+            window = features[visit.level][visit.window]
+            scale = spatial_scales[visit.level]
+            rois_grad[visit.roi] = _roi_grad(grad[visit.roi], window, visit, rois[visit.roi], scale, aligned)
+    feature_grads = [g.to(f.dtype) for g, f in zip(feature_grads, features, strict=True)]
+    return feature_grads, rois_grad.to(rois.device)
+
+
+def _roi_grad(
+    grad: Tensor, window: Tensor, visit: _Visit, roi: Tensor, scale: float, aligned: bool
+) -> Tensor:
+    """Gradient of one RoI, (5,), in mode "exact"."""
+    grad, window = grad.double().cpu(), window.double().cpu()
+    low_x, low_y, high_x, high_y = roi[1:].cpu() * scale
+    y_grad = torch.einsum("cpq,chq->ph", grad, window @ visit.x.weights.T)
+    x_grad = torch.einsum("cpq,cpw->qw", grad, visit.y.weights @ window)
+    grad_low_y, grad_high_y = _corner_grads(y_grad, visit.y, *_extent(low_y, high_y, aligned, "exact"))
+    grad_low_x, grad_high_x = _corner_grads(x_grad, visit.x, *_extent(low_x, high_x, aligned, "exact"))
+    zero = torch.zeros((), dtype=torch.float64)
+    return torch.stack([zero, grad_low_x, grad_low_y, grad_high_x, grad_high_y]) * scale
+
+
+def _corner_grads(grad: Tensor, axis: _Axis, start: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the two corners on one axis from that of the weights (P, cells of the window).
+
+    With I the integral of the cell's hat function, weight = (I(high) - I(low)) / (high - low) in a bin with
+    edges low and high, and so d weight / d high = (hat(high) - weight) / (high - low); d low has the opposite
+    sign. Edge p of P + 1 follows the far corner by p / P, and the near one by the rest.
+    """
+    bins, cells = grad.shape
+    edges = _edges(start, extent, bins)
+    hat = (1 - (edges[:, None] - torch.arange(axis.first, axis.first + cells)).abs()).clamp(min=0)
+    edge_grad = torch.zeros(bins + 1, dtype=torch.float64)
+    edge_grad[1:] += ((hat[1:] - axis.weights) * grad).sum(1)
+    edge_grad[:-1] += ((axis.weights - hat[:-1]) * grad).sum(1)
+    edge_grad /= extent.double() / bins
+    share = torch.arange(bins + 1) / bins
+    return (edge_grad * (1 - share)).sum(), (edge_grad * share).sum()
