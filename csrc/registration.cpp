@@ -1,0 +1,38 @@
+// Operator schemas of mrcnn_ext. The implementations register themselves per device in their own folders;
+// autograd and fake kernels are registered in Python (mrcnn_ext/layers).
+#include <Python.h>
+#include <torch/library.h>
+
+// roi_align pools every row of `rois`, (R, 5) = [batch index, x0, y0, x1, y1] in pixels, from one level of a
+// feature pyramid (FPN eq. 1; a list of one needs no assignment) to (R, C, pooled_height, pooled_width).
+// mode: "avg", "max", "warp_avg", "warp_max", "pool" or "exact". What each computes, and what degenerate or
+// non-finite boxes and wrong batch indices give, is written at the top of roi_align/axis_weights.h.
+//
+// roi_align_backward returns the gradients of the features and of the RoIs: (R, 5), zero except for mode
+// "exact"; (0, 5) where rois_need_grad is false.
+TORCH_LIBRARY(mrcnn_ext, m) {
+  m.def(
+      "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
+      "pooled_width, "
+      "int sampling_ratio, bool aligned, str mode, float canonical_box_size, int canonical_level) -> Tensor");
+  m.def(
+      "roi_align_backward(Tensor grad, Tensor[] features, Tensor rois, float[] spatial_scales, SymInt "
+      "pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned, str mode, float canonical_box_size, "
+      "int canonical_level, bool rois_need_grad) -> (Tensor[], Tensor)");
+}
+
+// Makes the shared object importable; importing it runs the static registrations.
+extern "C" {
+#if defined(_WIN32)
+__declspec(dllexport)
+#else
+__attribute__((visibility("default")))
+#endif
+PyObject*
+PyInit__C(void) {
+  static struct PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
+}

@@ -1,0 +1,118 @@
+// The kernels for AVX2 with FMA and F16C.
+#include "cpu_kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+
+// After every include: only what follows may use these instructions.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace mrcnn_ext {
+namespace avx2 {
+
+struct F32 {
+  static constexpr int kLanes = 8;
+  using Register = __m256;
+
+  static Register zero() { return _mm256_setzero_ps(); }
+  static Register broadcast(float value) { return _mm256_set1_ps(value); }
+  static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
+  static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+
+  static __m256i mask(int lanes) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Register from_bf16(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  // Rounds to nearest even; a NaN stays a (quiet) NaN.
+  static __m128i to_bf16(Register value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+  }
+  static Register widen(const c10::BFloat16*, __m128i bits) { return from_bf16(bits); }
+  static Register widen(const c10::Half*, __m128i bits) { return _mm256_cvtph_ps(bits); }
+  static __m128i narrow(const c10::BFloat16*, Register value) { return to_bf16(value); }
+  static __m128i narrow(const c10::Half*, Register value) {
+    return _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+  }
+
+  static Register load(const float* from) { return _mm256_loadu_ps(from); }
+  static Register load_partial(const float* from, int lanes) { return _mm256_maskload_ps(from, mask(lanes)); }
+  static void store(float* to, Register value) { _mm256_storeu_ps(to, value); }
+  static void store_partial(float* to, Register value, int lanes) {
+    _mm256_maskstore_ps(to, mask(lanes), value);
+  }
+
+  template <typename T>
+  static Register load(const T* from) {
+    return widen(from, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  template <typename T>
+  static Register load_partial(const T* from, int lanes) {
+    alignas(16) T lane[kLanes] = {};
+    for (int i = 0; i < lanes; ++i) lane[i] = from[i];
+    return load(lane);
+  }
+  template <typename T>
+  static void store(T* to, Register value) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow(to, value));
+  }
+  template <typename T>
+  static void store_partial(T* to, Register value, int lanes) {
+    alignas(16) T lane[kLanes];
+    store(lane, value);
+    for (int i = 0; i < lanes; ++i) to[i] = lane[i];
+  }
+};
+
+struct F64 {
+  static constexpr int kLanes = 4;
+  using Register = __m256d;
+
+  static Register zero() { return _mm256_setzero_pd(); }
+  static Register broadcast(double value) { return _mm256_set1_pd(value); }
+  static Register add(Register a, Register b) { return _mm256_add_pd(a, b); }
+  static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
+  static __m256i mask(int lanes) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(lanes), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static Register load(const double* from) { return _mm256_loadu_pd(from); }
+  static Register load_partial(const double* from, int lanes) {
+    return _mm256_maskload_pd(from, mask(lanes));
+  }
+  static void store(double* to, Register value) { _mm256_storeu_pd(to, value); }
+  static void store_partial(double* to, Register value, int lanes) {
+    _mm256_maskstore_pd(to, mask(lanes), value);
+  }
+};
+
+#include "cpu_kernels_impl.h"
+
+}  // namespace avx2
+}  // namespace mrcnn_ext
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace mrcnn_ext {
+const KernelSet& avx2_kernels() {
+  static const KernelSet kernels = avx2::all_kernels();
+  return kernels;
+}
+}  // namespace mrcnn_ext
+#endif

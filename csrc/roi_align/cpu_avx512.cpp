@@ -1,0 +1,119 @@
+// The kernels for AVX-512 (F, BW, DQ, VL).
+#include "cpu_kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+
+// After every include: only what follows may use these instructions.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+// gcc 12 takes the deliberately undefined operands inside its own AVX-512 intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+#endif
+
+namespace mrcnn_ext {
+namespace avx512 {
+
+struct F32 {
+  static constexpr int kLanes = 16;
+  using Register = __m512;
+
+  static Register zero() { return _mm512_setzero_ps(); }
+  static Register broadcast(float value) { return _mm512_set1_ps(value); }
+  static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
+  static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static __mmask16 mask(int lanes) { return __mmask16((1u << lanes) - 1); }
+  static Register from_bf16(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  // Rounds to nearest even; a NaN stays a (quiet) NaN.
+  static __m256i to_bf16(Register value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(
+        _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000)), 16));
+  }
+
+  static Register load(const float* from) { return _mm512_loadu_ps(from); }
+  static Register load(const c10::BFloat16* from) {
+    return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Register load(const c10::Half* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Register load_partial(const float* from, int lanes) {
+    return _mm512_maskz_loadu_ps(mask(lanes), from);
+  }
+  static Register load_partial(const c10::BFloat16* from, int lanes) {
+    return from_bf16(_mm256_maskz_loadu_epi16(mask(lanes), from));
+  }
+  static Register load_partial(const c10::Half* from, int lanes) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(lanes), from));
+  }
+
+  static void store(float* to, Register value) { _mm512_storeu_ps(to, value); }
+  static void store(c10::BFloat16* to, Register value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(value));
+  }
+  static void store(c10::Half* to, Register value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store_partial(float* to, Register value, int lanes) {
+    _mm512_mask_storeu_ps(to, mask(lanes), value);
+  }
+  static void store_partial(c10::BFloat16* to, Register value, int lanes) {
+    _mm256_mask_storeu_epi16(to, mask(lanes), to_bf16(value));
+  }
+  static void store_partial(c10::Half* to, Register value, int lanes) {
+    _mm256_mask_storeu_epi16(to, mask(lanes), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+struct F64 {
+  static constexpr int kLanes = 8;
+  using Register = __m512d;
+
+  static Register zero() { return _mm512_setzero_pd(); }
+  static Register broadcast(double value) { return _mm512_set1_pd(value); }
+  static Register add(Register a, Register b) { return _mm512_add_pd(a, b); }
+  static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
+  static __mmask8 mask(int lanes) { return __mmask8((1u << lanes) - 1); }
+  static Register load(const double* from) { return _mm512_loadu_pd(from); }
+  static Register load_partial(const double* from, int lanes) {
+    return _mm512_maskz_loadu_pd(mask(lanes), from);
+  }
+  static void store(double* to, Register value) { _mm512_storeu_pd(to, value); }
+  static void store_partial(double* to, Register value, int lanes) {
+    _mm512_mask_storeu_pd(to, mask(lanes), value);
+  }
+};
+
+#include "cpu_kernels_impl.h"
+
+}  // namespace avx512
+}  // namespace mrcnn_ext
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+#endif
+
+namespace mrcnn_ext {
+const KernelSet& avx512_kernels() {
+  static const KernelSet kernels = avx512::all_kernels();
+  return kernels;
+}
+}  // namespace mrcnn_ext
+#endif

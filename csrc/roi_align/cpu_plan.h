@@ -1,0 +1,168 @@
+// What is known about every RoI before a feature is read: its level, its image and its two banded matrices.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "arguments.h"
+#include "axis_weights.h"
+#include "cpu_kernels.h"
+
+namespace mrcnn_ext {
+
+struct RoI {
+  int64_t index;  // row of `rois` and of the output
+  int64_t level;
+  int64_t image;
+};
+
+// The detectron2 level of every row of `rois` as an index into the levels, -1 where the area has no square
+// root. With ATen's own operators, because a logarithm that differs in its last bit would move boxes to
+// another level.
+inline std::vector<int64_t> assign_levels(const at::Tensor& rois, const PoolingOptions& options) {
+  std::vector<int64_t> levels(rois.size(0), 0);
+  if (options.scales.size() == 1) return levels;
+  const at::Tensor boxes = rois.to(at::kFloat);
+  const at::Tensor area =
+      (boxes.select(1, 3) - boxes.select(1, 1)) * (boxes.select(1, 4) - boxes.select(1, 2));
+  const at::Tensor exact = area.sqrt().div_(options.canonical_box_size).add_(1e-8).log2_();
+  const at::Tensor floored = exact.add_(double(options.canonical_level)).floor_();
+  const float* values = floored.const_data_ptr<float>();
+  for (size_t i = 0; i < levels.size(); ++i) {
+    levels[i] = std::isnan(values[i])
+                    ? -1
+                    : int64_t(clamp_to(values[i], float(options.min_level), float(options.max_level))) -
+                          options.min_level;
+  }
+  return levels;
+}
+
+template <typename acc>
+std::vector<RoI> locate_rois(const at::Tensor& rois, int64_t images, const PoolingOptions& options) {
+  const std::vector<int64_t> levels = assign_levels(rois, options);
+  std::vector<RoI> located(rois.size(0));
+  const auto rows = rois.accessor<acc, 2>();
+  for (int64_t i = 0; i < rois.size(0); ++i) {
+    const acc image = std::trunc(rows[i][0]);
+    TORCH_CHECK_INDEX(image >= 0 && image < acc(images), "rois[", i, ", 0] is the batch index ", rows[i][0],
+                      ", but features hold ", images, " images: it must be in [0, ", images, ")");
+    located[i] = {i, levels[i], int64_t(image)};
+  }
+  return located;
+}
+
+// The two axes of a RoI; empty ones (0 samples) where it is not to be pooled.
+template <typename acc>
+struct RoIAxes {
+  Axis<acc> rows;
+  Axis<acc> columns;
+};
+
+template <typename acc>
+RoIAxes<acc> make_axes(const RoI& roi, const acc* row, at::IntArrayRef feature_size,
+                       const PoolingOptions& options) {
+  if (roi.level < 0) return {};
+  const acc scale = acc(options.scales[roi.level]);
+  const auto axis = [&](acc lo, acc hi, int64_t bins, int64_t size) {
+    return make_axis(options.mode, lo, hi, scale, bins, size, options.sampling_ratio, options.aligned);
+  };
+  return {axis(row[2], row[4], options.pooled_height, feature_size[2]),
+          axis(row[1], row[3], options.pooled_width, feature_size[3])};
+}
+
+// A Band that owns its memory.
+template <typename acc>
+class OwnedBand {
+ public:
+  Band<acc> view() const {
+    return {taps_.data(), weights_.data(), int32_t(taps_.size()), output_begin_, begin_, end_, widest_};
+  }
+
+  // Bins over the cells of the map. Without a sample the bins are empty.
+  void set_bins(RoIMode mode, const Axis<acc>& axis, int64_t bins) {
+    set_supports(mode, axis, bins);
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      const Tap& tap = taps_[bin];
+      bin_weights(mode, axis, bin, Support{tap.first, tap.count}, weights_.data() + tap.offset);
+    }
+  }
+
+  // The derivative of set_bins by one coordinate of the box.
+  void set_gradient(const Axis<acc>& axis, int64_t bins, acc scale, bool of_hi) {
+    set_supports(RoIMode::kExact, axis, bins);
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      const Tap& tap = taps_[bin];
+      bin_weight_gradients(axis, bin, bins, scale, of_hi, Support{tap.first, tap.count},
+                           weights_.data() + tap.offset);
+    }
+  }
+
+  // The transpose of `other`: cells [begin, end) over bins. The bins that read a cell are consecutive but for
+  // gaps between sparse samples, which become zero weights.
+  void set_transpose(const Band<acc>& other) {
+    taps_.assign(other.end - other.begin, Tap{0, 0, 0});
+    output_begin_ = other.begin;
+    for (int32_t bin = 0; bin < other.outputs; ++bin) {
+      const Tap& source = other.taps[bin];
+      for (int32_t cell = source.first; cell < source.first + source.count; ++cell) {
+        Tap& tap = taps_[cell - other.begin];
+        if (tap.count == 0) tap.first = bin;
+        tap.count = bin - tap.first + 1;
+      }
+    }
+    allocate_weights();
+    for (int32_t bin = 0; bin < other.outputs; ++bin) {
+      const Tap& source = other.taps[bin];
+      for (int32_t k = 0; k < source.count; ++k) {
+        const Tap& tap = taps_[source.first + k - other.begin];
+        weights_[tap.offset + bin - tap.first] = other.weights[source.offset + k];
+      }
+    }
+  }
+
+ private:
+  void set_supports(RoIMode mode, const Axis<acc>& axis, int64_t bins) {
+    taps_.resize(bins);
+    output_begin_ = 0;
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      const Support support = bin_support(mode, axis, bin);
+      taps_[bin] = Tap{int32_t(support.first), int32_t(support.count), 0};
+    }
+    allocate_weights();
+  }
+
+  void allocate_weights() {
+    int32_t size = 0;
+    widest_ = 0;
+    begin_ = std::numeric_limits<int32_t>::max();
+    end_ = 0;
+    for (Tap& tap : taps_) {
+      tap.offset = size;
+      size += tap.count;
+      widest_ = std::max(widest_, tap.count);
+      if (tap.count == 0) continue;
+      begin_ = std::min(begin_, tap.first);
+      end_ = std::max(end_, tap.first + tap.count);
+    }
+    begin_ = std::min(begin_, end_);
+    weights_.assign(size, acc(0));
+  }
+
+  std::vector<Tap> taps_;
+  std::vector<acc> weights_;
+  int32_t output_begin_ = 0;
+  int32_t begin_ = 0;
+  int32_t end_ = 0;
+  int32_t widest_ = 0;
+};
+
+template <typename acc>
+struct RoIBands {
+  OwnedBand<acc> rows;
+  OwnedBand<acc> columns;
+};
+
+}  // namespace mrcnn_ext
