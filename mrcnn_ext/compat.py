@@ -44,7 +44,7 @@ def apply():
 
 
 class _CityscapesAliasFinder:
-    """Finds cityscapesscripts under detectron2's name, ``deeplearning.projects.cityscapesApi.cityscapesscripts``.
+    """Finds cityscapesscripts under the name that detectron2 imports it by, inside a package of Meta's.
 
     The alias gives the very module objects of ``cityscapesscripts.*``: ``args`` of its evaluation scripts is
     global state which detectron2 sets through the alias and the scripts read.
@@ -144,7 +144,7 @@ def _ddp_without_device_ids_on_cpu(defaults):
 
 @contextlib.contextmanager
 def _numpy_with_in1d(module):
-    """cityscapesscripts calls ``np.in1d``, gone from numpy 2.4: its own ``np`` gets it back, numpy does not."""
+    """cityscapesscripts calls ``np.in1d``, gone from numpy 2.4: its own ``np`` has it again."""
     yield
     if not hasattr(np, "in1d"):
         module.np = _NumpyWithIn1d("numpy")

@@ -124,7 +124,7 @@ def _unpickling_advice(error):
     first_line = str(error).partition("\n")[0]
     if "weights_only" in str(error) or "Weights only" in str(error):
         return (
-            "holds Python objects besides tensors, which torch.load does not read by default; if you trust it, "
+            "holds Python objects besides tensors, which torch.load refuses; if you trust the file, "
             'save its weights alone: torch.save(torch.load(FILE, weights_only=False)["model"], NEW_FILE)'
         )
     return f"not a checkpoint ({first_line})"

@@ -23,7 +23,7 @@ def build_writers(output_dir, max_iter):
 
 
 class ProgressPrinter(EventWriter):
-    """Logs iteration, time left, losses (medians over a window), seconds per iteration, learning rate, memory.
+    """Logs iteration, time left, losses (medians over a window), time per iteration, learning rate, memory.
 
     Memory is the peak allocated on the GPU, or the peak resident size of this process where there is none.
 

@@ -16,7 +16,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from .errors import UserError, did_you_mean
 
-__all__ = ["check_dataset_names", "load_config", "naming_unknown_objects", "setup"]
+__all__ = ["check_dataset_names", "load_config", "naming_unknown_objects", "setup", "start"]
 
 
 def setup(args):
@@ -37,13 +37,18 @@ def setup(args):
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     check_dataset_names(cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mrcnn_ext")
+    start(cfg, args, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although MODEL.DEVICE is %s", device
         )
     return cfg
+
+
+def start(cfg, args, output_dir):
+    """detectron2's ``default_setup``, and the same logging for this package."""
+    default_setup(cfg, args)
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 
 
 def load_config(config_file, opts=()):
@@ -64,6 +69,8 @@ def load_config(config_file, opts=()):
     if config_file:
         if not os.path.isfile(config_file):
             raise UserError(f"config file not found: {config_file}")
+        if config_file.endswith(".py"):
+            raise UserError(f"{config_file} is a LazyConfig: use tools/lazyconfig_train_net.py")
         with _one_line_errors(cfg, config_file):
             cfg.merge_from_file(config_file)
     if len(opts) % 2:
@@ -109,8 +116,8 @@ def check_dataset_names(names):
     for name in names:
         if name not in registered:
             raise UserError(
-                f"dataset {name!r} is not registered{did_you_mean(name, registered)}. "
-                "Register it before, with detectron2.data.datasets.register_coco_instances for COCO files"
+                f"dataset {name!r} is not registered with detectron2{did_you_mean(name, registered)} "
+                "(COCO files: detectron2.data.datasets.register_coco_instances)"
             )
 
 

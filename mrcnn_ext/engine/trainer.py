@@ -18,7 +18,7 @@ from .events import build_writers
 from .hooks import ValidationLossHook
 from .setup import naming_unknown_objects
 
-__all__ = ["CPUAutocastTrainer", "Trainer", "build_validation_loader"]
+__all__ = ["CPUAutocastTrainer", "Trainer", "build_validation_loader", "thin_out"]
 
 
 class Trainer(DefaultTrainer):

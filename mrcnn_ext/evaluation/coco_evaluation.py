@@ -24,7 +24,7 @@ class COCOEvaluator(_COCOEvaluator):
     Args:
         dataset_name (str): a registered dataset.
         tasks (tuple[str]): any of "bbox", "segm", "keypoints". Default: what the first predictions have.
-        kpt_oks_sigmas (list[float]): (K,) standard deviation of each keypoint, relative to the object's scale.
+        kpt_oks_sigmas (list[float]): (K,) standard deviation of each keypoint, relative to object scale.
         kwargs: the other arguments of :class:`detectron2.evaluation.COCOEvaluator`.
 
     Raises:

@@ -1,0 +1,227 @@
+"""Train and evaluate the model of a LazyConfig: what ``tools/lazyconfig_train_net.py`` runs."""
+
+import copy
+import logging
+import os
+
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+
+from .checkpoint import Checkpointer
+from .errors import UserError, did_you_mean
+from .events import build_writers
+from .hooks import ValidationLossHook
+from .setup import check_dataset_names, start
+from .trainer import CPUAutocastTrainer, thin_out
+
+__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
+
+_SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def main(args):
+    """Train, or evaluate with ``--eval-only``, in this process.
+
+    Args:
+        args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
+
+    Returns:
+        dict: metrics of the evaluation, in the main process.
+
+    Raises:
+        UserError: the config, a dataset or the weights are wrong.
+    """
+    cfg = load_lazy_config(args.config_file, args.opts)
+    device = cfg.train.device
+    if args.num_gpus == 0:
+        cfg.train.device = "cpu"
+    check_dataset_names(_dataset_names(cfg, ("test",) if args.eval_only else ("train", "test")))
+    start(cfg, args, cfg.train.output_dir)
+    if cfg.train.device != device:
+        logging.getLogger(__name__).warning(
+            "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
+        )
+    if not args.eval_only:
+        return do_train(args, cfg)
+    model = instantiate(cfg.model)
+    model.to(cfg.train.device)
+    _build_checkpointer(cfg, model).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    return do_test(cfg, model)
+
+
+def load_lazy_config(config_file, overrides=()):
+    """Load a LazyConfig file and apply ``key=value`` overrides.
+
+    Args:
+        config_file (str): path of a ``.py`` file.
+        overrides (list[str]): ``a.b=value`` replaces a value or gives a call one more argument; ``+a.b=value``
+            adds any key.
+
+    Returns:
+        DictConfig:
+
+    Raises:
+        UserError: no such file, not a config for training, or an unknown key.
+    """
+    if not os.path.isfile(config_file):
+        raise UserError(f"config file not found: {config_file or '(none given: use --config-file)'}")
+    if not config_file.endswith(".py"):
+        raise UserError(f"{config_file} is not a LazyConfig (.py): use tools/train_net.py for yaml")
+    try:
+        cfg = LazyConfig.load(config_file)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"{config_file}: {error}") from error
+    missing = [section for section in _SECTIONS if section not in cfg]
+    if missing:
+        raise UserError(f"{config_file}: lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    for override in overrides:
+        _check_override(cfg, override)
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except (OverrideParseException, KeyError) as error:
+        message = str(error).strip("'\"").partition("\n")[0]
+        raise UserError(f"command line: {message}") from error
+
+
+def _check_override(cfg, override):
+    key, equals, _ = override.partition("=")
+    if not equals:
+        raise UserError(f"command line: {override!r} is not of the form key=value")
+    if key.startswith("+"):
+        return
+    node = cfg
+    for part in key.split("."):
+        if not OmegaConf.is_dict(node):
+            return
+        # A call takes arguments which its config does not list.
+        if part not in node:
+            if "_target_" in node:
+                return
+            known = [".".join(path) for path in _paths(cfg)]
+            raise UserError(f"command line: unknown config key {key}{did_you_mean(key, known)}")
+        node = node[part]
+
+
+def _paths(node, prefix=()):
+    for key in node:
+        path = (*prefix, str(key))
+        yield path
+        child = node._get_node(key)
+        if OmegaConf.is_dict(child):
+            yield from _paths(child, path)
+
+
+def _dataset_names(cfg, splits):
+    names = []
+    for split in splits:
+        value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=[])
+        names += [value] if isinstance(value, str) else value
+    return names
+
+
+def _build_checkpointer(cfg, model, **checkpointables):
+    return Checkpointer(
+        model,
+        cfg.train.output_dir,
+        allow_partial=cfg.train.get("allow_partial_weights", False),
+        **checkpointables,
+    )
+
+
+def do_test(cfg, model):
+    """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
+
+    Returns:
+        dict: metrics, in the main process.
+    """
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def do_train(args, cfg):
+    """Train as :class:`mrcnn_ext.engine.Trainer` does.
+
+    Args:
+        args (argparse.Namespace): ``resume``.
+        cfg (DictConfig): ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
+            keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
+            ``max_images``), ``train.allow_partial_weights``.
+
+    Returns:
+        dict: metrics of the evaluation after training, in the main process.
+    """
+    train = cfg.train
+    model = instantiate(cfg.model)
+    logging.getLogger("detectron2").info(f"Model:\n{model}")
+    model.to(train.device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+
+    model = create_ddp_model(model, **train.ddp)
+    if not train.amp.enabled:
+        trainer_class = SimpleTrainer
+    else:
+        trainer_class = CPUAutocastTrainer if train.device == "cpu" else AMPTrainer
+    trainer = trainer_class(model, loader, optimizer)
+    checkpointer = _build_checkpointer(cfg, model, trainer=trainer)
+
+    results = {}
+
+    def test():
+        results.clear()
+        results.update(do_test(cfg, model))
+        return results
+
+    is_main = comm.is_main_process()
+    val_loss = train.get("val_loss", {})
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
+            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg))
+            if val_loss.get("enabled", True) and "test" in cfg.dataloader
+            else None,
+            hooks.EvalHook(train.eval_period, test),
+            hooks.PeriodicWriter(build_writers(train.output_dir, train.max_iter), period=train.log_period)
+            if is_main
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
+    # The checkpoint holds the iteration that was finished last.
+    start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start_iter, train.max_iter)
+    return results
+
+
+def build_validation_loader(cfg):
+    """The images of ``dataloader.test``, resized as in testing, with ground truth as in ``dataloader.train``.
+
+    Args:
+        cfg (DictConfig): ``train.val_loss.max_images`` limits the images.
+
+    Returns:
+        DataLoader: batches of one image, this process's share.
+    """
+    # A copy of the whole: interpolations such as ${...train.mapper.image_format} must find their way.
+    loaders = copy.deepcopy(cfg).dataloader
+    dataset, mapper = loaders.train.dataset, loaders.train.mapper
+    dataset.names = loaders.test.dataset.names
+    mapper.augmentations = loaders.test.mapper.augmentations
+    dicts = thin_out(instantiate(dataset), cfg.train.get("val_loss", {}).get("max_images", 0))
+    return build_detection_test_loader(
+        dicts, mapper=instantiate(mapper), num_workers=loaders.test.get("num_workers", 0)
+    )
