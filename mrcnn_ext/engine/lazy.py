@@ -78,7 +78,7 @@ def load_lazy_config(config_file, overrides=()):
         raise UserError(f"{config_file}: {error}") from error
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
-        raise UserError(f"{config_file}: lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+        raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
     for override in overrides:
         _check_override(cfg, override)
     try:
