@@ -1,0 +1,8 @@
+from mrcnn_ext.model_zoo import detectron2_zoo
+
+train = detectron2_zoo.get_config("common/train.py").train
+train.max_iter = 160000
+train.eval_period = 0  # once, after training
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+train.val_loss = dict(enabled=True, max_images=0)
+train.allow_partial_weights = False
