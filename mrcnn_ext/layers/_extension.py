@@ -12,8 +12,8 @@ import torch
 BACKENDS = ("compiled", "torchvision", "eager")
 _VARIABLE = "MRCNN_EXT_BACKEND"
 _HOW_TO_BUILD = (
-    "To build it, install a C++17 compiler and run `pip install --no-build-isolation -e .` (or `make setup`) in the "
-    "source tree of mrcnn_ext, with the torch that is to load it"
+    "To build it, install a C++17 compiler and run `pip install --no-build-isolation -e .` in the source "
+    "tree of mrcnn_ext, with the torch that is to load it"
 )
 
 
@@ -72,8 +72,8 @@ def use_backend(name: str) -> Iterator[None]:
     Code that is already scripted, traced or exported keeps the backend it has.
 
     Args:
-        name: "compiled"; "torchvision", which covers the modes "avg" and "pool" of boxes of common sizes, the rest
-            being eager; or "eager".
+        name: "compiled"; "torchvision", which covers the modes "avg" and "pool" of boxes of common sizes,
+            the rest being eager; or "eager".
 
     Raises:
         ValueError: there is no such backend.

@@ -1,9 +1,9 @@
 """The RoI pooling operators as PyTorch sees them: schemas, kernels in Python, fake kernels, autograd.
 
-``mrcnn_ext::roi_align`` is the compiled operator or, where that is absent, this same schema over Python kernels,
-so that scripted, traced and exported models name one operator everywhere. ``roi_align_eager`` and
-``roi_align_torchvision`` are the Python kernels by themselves. Under autocast all of them run in the dtype of the
-features they get: nothing is cast, boxes least of all.
+``mrcnn_ext::roi_align`` is the compiled operator or, where that is absent, this same schema over Python
+kernels, so that scripted, traced and exported models name one operator everywhere. ``roi_align_eager`` and
+``roi_align_torchvision`` are the Python kernels by themselves. Under autocast all of them run in the dtype of
+the features they get: nothing is cast, boxes least of all.
 """
 
 import torch

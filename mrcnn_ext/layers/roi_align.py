@@ -1,4 +1,4 @@
-"""The RoI pooling layers of Mask R-CNN (He et al. 2017, section 3 and table 2c), on one map or on a pyramid."""
+"""The RoI pooling layers of Mask R-CNN (He et al. 2017, section 3, table 2c), on one map or on a pyramid."""
 
 import math
 
@@ -31,26 +31,26 @@ def roi_align_pyramid(
 ) -> Tensor:
     """Pools every box from the pyramid level that its size asks for, in one call.
 
-    The level is ``floor(canonical_level + log2(sqrt(w h) / canonical_box_size))``, clamped to the levels there
-    are (FPN, Lin et al. 2017, eq. 1, as detectron2's ``assign_boxes_to_levels`` computes it); one map needs no
-    assignment. A box with a coordinate that is not finite pools to zeros and has no gradient; so does, among
-    several levels, a box of negative area.
+    The level is ``floor(canonical_level + log2(sqrt(w h) / canonical_box_size))``, clamped to the levels
+    there are (FPN, Lin et al. 2017, eq. 1, as detectron2's ``assign_boxes_to_levels`` computes it); one map
+    needs no assignment. A box with a coordinate that is not finite pools to zeros and has no gradient; so
+    does, among several levels, a box of negative area.
 
     Args:
         features: one map (N, C, H_l, W_l) per level, finest first; float64, float32, bfloat16 or float16.
-        boxes: (R, 5) rows [batch index, x0, y0, x1, y1], in pixels of the input image. Taken as float32, or as
-            float64 if the features are; never narrower.
+        boxes: (R, 5) rows [batch index, x0, y0, x1, y1], in pixels of the input image. Taken as float32, or
+            as float64 if the features are; never narrower.
         output_size: bins (P_h, P_w), or one number for both.
-        spatial_scales: feature cells per pixel of the input image, one per level: 2**-k for several levels, halved
-            from each to the next.
+        spatial_scales: feature cells per pixel of the input image, one per level: 2**-k for several levels,
+            halved from each to the next.
         sampling_ratio: bilinear samples per bin and axis; <= 0 means ceil(RoI extent / bins), in cells.
-        aligned: True puts the centre of the first cell at 0.5 cells rather than at 0, as pixel models of today do,
-            and lets a RoI be smaller than one cell.
+        aligned: True puts the centre of the first cell at 0.5 cells rather than at 0, as detectron2's models
+            do since its ROIAlignV2, and lets a RoI be smaller than one cell.
         mode: "avg", "max": RoIAlign, bilinear samples at regular points of each bin, then mean or maximum.
             "warp_avg", "warp_max": RoIWarp; the RoI's corners are rounded to cells as RoIPool's first.
             "pool": RoIPool (Fast R-CNN, Girshick 2015); `sampling_ratio` and `aligned` are ignored.
-            "exact": Precise RoI Pooling (Jiang et al. 2018); the mean of the bilinear interpolant over each bin,
-            differentiable in the boxes too; `sampling_ratio` is ignored.
+            "exact": Precise RoI Pooling (Jiang et al. 2018); the mean of the bilinear interpolant over each
+            bin, differentiable in the boxes too; `sampling_ratio` is ignored.
         canonical_box_size: side, in pixels, of a square box of level `canonical_level`.
         canonical_level: k of that level, whose stride is 2**k pixels.
 
@@ -58,8 +58,9 @@ def roi_align_pyramid(
         (R, C, P_h, P_w), in the dtype, on the device and in the memory format of the features.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype or device, or a batch index in `boxes`
-            is not one of the features' (on CUDA the compiled operator does not look: such a box gives zeros).
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or device, or a batch index in
+            `boxes` is not one of the features' (on CUDA the compiled operator does not look: such a box gives
+            zeros).
         NotImplementedError: the double backward of the max modes, or of "exact" with gradients of the boxes.
     """
     height, width = _pair(output_size)
@@ -153,8 +154,8 @@ def _check(features, boxes, height, width, spatial_scales, sampling_ratio, mode)
         first = features[0]
         if feature.dtype != first.dtype or feature.device != first.device:
             raise ValueError(
-                f"{name} is {feature.dtype} on {feature.device}, features[0] {first.dtype} on {first.device}: they "
-                "must be alike"
+                f"{name} is {feature.dtype} on {feature.device}, and features[0] is {first.dtype} on "
+                f"{first.device}: they must be alike"
             )
         if feature.shape[:2] != first.shape[:2]:
             raise ValueError(

@@ -42,6 +42,7 @@ def assign_levels(
     if len(spatial_scales) == 1:
         return torch.zeros(rois.shape[0], dtype=torch.int64, device=rois.device)
     finest = round(-math.log2(spatial_scales[0]))
+    rois = rois.float()  # whatever the features are: the boundaries between levels depend on rounding
     sizes = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
     levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8)) - finest
     return levels.clamp(0, len(spatial_scales) - 1).nan_to_num(-1.0).long()

@@ -7,7 +7,7 @@ from torch import Tensor
 from .roi_align_eager import assign_levels
 
 _WHY_NOT = {
-    "max": "ONNX's RoiAlign takes the maximum of the weighted corner cells of all samples, not of the samples",
+    "max": "ONNX's RoiAlign takes the maximum over the weighted corner cells of samples, not over samples",
     "warp_avg": "ONNX has no operator for RoIWarp",
     "warp_max": "ONNX has no operator for RoIWarp",
     "pool": "ONNX's MaxRoiPool needs RoIs that are known at export",
@@ -27,7 +27,7 @@ def roi_align_for_onnx(
     canonical_box_size: float,
     canonical_level: int,
 ) -> Tensor:
-    """The operator ``mrcnn_ext::roi_align`` in mode "avg": one standard RoiAlign per level, gather and scatter.
+    """The operator ``mrcnn_ext::roi_align`` in mode "avg": a standard RoiAlign per level, gather and scatter.
 
     Raises:
         NotImplementedError: another mode.
