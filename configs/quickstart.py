@@ -1,4 +1,4 @@
-# Boxes, masks and keypoints on the synthetic street scenes: a small model, from scratch, in minutes on two cores.
+# Boxes, masks and keypoints on the synthetic street scenes: a small model, from scratch, in minutes on a CPU.
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler

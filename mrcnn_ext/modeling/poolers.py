@@ -67,7 +67,7 @@ class FusedROIPooler(nn.Module):
         self.pooler_type = pooler_type
         if canonical_box_size <= 0:
             raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}")
-        self.canonical_box_size = canonical_box_size
+        self.canonical_box_size = float(canonical_box_size)
         self.canonical_level = canonical_level
         self.stock_pooler = None
         self.mode, self.aligned = "", False
@@ -105,12 +105,9 @@ class FusedROIPooler(nn.Module):
         )
         if len(box_lists) == 0:
             return x[0].new_zeros([0, x[0].shape[1], self.output_size[0], self.output_size[1]])
-        rois = convert_boxes_to_pooler_format(box_lists)
-        if rois.dtype != torch.float64:
-            rois = rois.float()
         return roi_align_pyramid(
             x,
-            rois,
+            convert_boxes_to_pooler_format(box_lists),
             self.output_size,
             self.scales,
             self.sampling_ratio,

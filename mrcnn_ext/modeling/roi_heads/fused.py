@@ -4,6 +4,7 @@ Only what a config builds differs. In a LazyConfig the pooler is an argument of 
 heads a `FusedROIPooler` there.
 """
 
+import torch
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 
 from ..poolers import FusedROIPooler
@@ -44,6 +45,10 @@ class _FusedPoolers:
 @ROI_HEADS_REGISTRY.register()
 class FusedROIHeads(_FusedPoolers, StandardROIHeads):
     """StandardROIHeads (boxes, masks and keypoints, each with its pooler and head) over `FusedROIPooler`."""
+
+    # detectron2 annotates StandardROIHeads so when it scripts a model, and TorchScript reads one class alone.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
 
 
 @ROI_HEADS_REGISTRY.register()
