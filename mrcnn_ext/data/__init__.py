@@ -1,0 +1,12 @@
+"""Synthetic street scenes, their registration with detectron2, and checks of datasets before training."""
+
+import os
+from importlib.util import find_spec
+
+__all__ = []
+
+if find_spec("detectron2") is not None:
+    from .register import register_scenes
+
+    __all__ += ["register_scenes"]
+    register_scenes(os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "scenes"))

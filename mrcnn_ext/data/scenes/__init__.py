@@ -1,0 +1,34 @@
+"""Synthetic street scenes with boxes, masks and keypoints. Needs numpy, OpenCV and pycocotools, nothing else."""
+
+from .dataset import FORMATS, read_meta, scene_of, write_dataset
+from .scene import Instance, Scene, generate_scene
+from .spec import (
+    CATEGORIES,
+    CATEGORY_NAMES,
+    KEYPOINT_FLIP_MAP,
+    KEYPOINT_NAMES,
+    PRESETS,
+    SKELETON,
+    VERSION,
+    ScenePreset,
+    get_preset,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "CATEGORY_NAMES",
+    "FORMATS",
+    "KEYPOINT_FLIP_MAP",
+    "KEYPOINT_NAMES",
+    "PRESETS",
+    "SKELETON",
+    "VERSION",
+    "Instance",
+    "Scene",
+    "ScenePreset",
+    "generate_scene",
+    "get_preset",
+    "read_meta",
+    "scene_of",
+    "write_dataset",
+]
