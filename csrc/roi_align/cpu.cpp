@@ -35,22 +35,14 @@ const KernelSet& best_kernels() {
 }
 
 template <typename T>
-const Kernels<T>& select(const KernelSet& set);
-template <>
-const Kernels<float>& select(const KernelSet& set) {
-  return set.f32;
-}
-template <>
-const Kernels<double>& select(const KernelSet& set) {
-  return set.f64;
-}
-template <>
-const Kernels<c10::BFloat16>& select(const KernelSet& set) {
-  return set.bf16;
-}
-template <>
-const Kernels<c10::Half>& select(const KernelSet& set) {
-  return set.f16;
+const Kernels<T>& select_kernels(bool nhwc) {
+  const KernelSet& set = best_kernels();
+  const LayoutKernels<T>* layouts;
+  if constexpr (std::is_same_v<T, float>) layouts = &set.f32;
+  if constexpr (std::is_same_v<T, double>) layouts = &set.f64;
+  if constexpr (std::is_same_v<T, c10::BFloat16>) layouts = &set.bf16;
+  if constexpr (std::is_same_v<T, c10::Half>) layouts = &set.f16;
+  return nhwc ? layouts->nhwc : layouts->nchw;
 }
 
 // Calls body(unit) for every unit, on whichever thread is free: units differ in cost.
@@ -82,85 +74,99 @@ Image<T> image_of(T* data, const at::Tensor& tensor, int64_t image, int64_t chan
           tensor.stride(1), channels};
 }
 
-template <typename acc>
-struct Plan {
-  std::vector<RoI> rois;             // by level, image and top row, so that neighbours share cached features
-  std::vector<RoIBands<acc>> bands;  // of rois[i]
+// What is known of one RoI before a feature is read. Table: OwnedBand (average modes) or OwnedSamples (max
+// modes).
+template <typename Table>
+struct PlannedRoI {
+  RoI roi;
+  Table rows;
+  Table columns;
+  int32_t top;  // rows of the map that it reads: [top, bottom)
+  int32_t bottom;
 };
 
-template <typename acc>
-Plan<acc> make_plan(at::TensorList features, const at::Tensor& rois, const PoolingOptions& options) {
-  Plan<acc> plan;
-  const int64_t count = rois.size(0);
-  std::vector<RoI> located = locate_rois<acc>(rois, features[0].size(0), options);
-  std::vector<RoIBands<acc>> bands(count);
-  const acc* rows = rois.const_data_ptr<acc>();
-  at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
+// By level, image and top row, so that neighbours share cached features and each image is one range.
+template <typename Table, typename acc>
+std::vector<PlannedRoI<Table>> make_plan(const std::vector<at::Tensor>& features, const at::Tensor& rois,
+                                         const PoolingOptions& options) {
+  const std::vector<RoI> located = locate_rois<acc>(rois, features[0].size(0), options);
+  std::vector<PlannedRoI<Table>> plan(located.size());
+  const acc* boxes = rois.const_data_ptr<acc>();
+  at::parallel_for(0, plan.size(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const at::IntArrayRef size = features[std::max<int64_t>(located[i].level, 0)].sizes();
-      const RoIAxes<acc> axes = make_axes(located[i], rows + i * 5, size, options);
-      const bool empty = axes.rows.samples == 0 || axes.columns.samples == 0;
-      bands[i].rows.set_bins(options.mode, empty ? Axis<acc>{} : axes.rows, options.pooled_height);
-      bands[i].columns.set_bins(options.mode, empty ? Axis<acc>{} : axes.columns, options.pooled_width);
+      PlannedRoI<Table>& planned = plan[i];
+      planned.roi = located[i];
+      const RoIAxes<acc> axes = make_axes(planned.roi, boxes + i * 5, features, options);
+      planned.roi.level = std::max<int64_t>(planned.roi.level, 0);
+      planned.rows.set_bins(options.mode, axes.rows, options.pooled_height);
+      planned.columns.set_bins(options.mode, axes.columns, options.pooled_width);
+      planned.top = planned.rows.view().begin;
+      planned.bottom = planned.rows.view().end;
     }
   });
-  std::vector<int64_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  const auto key = [&](int64_t i) {
-    return std::make_tuple(located[i].level, located[i].image, bands[i].rows.view().begin, i);
+  const auto key = [](const PlannedRoI<Table>& planned) {
+    return std::make_tuple(planned.roi.level, planned.roi.image, planned.top, planned.roi.index);
   };
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
-  for (int64_t i : order) {
-    plan.rois.push_back(located[i]);
-    plan.rois.back().level = std::max<int64_t>(located[i].level, 0);
-    plan.bands.push_back(std::move(bands[i]));
-  }
+  std::sort(plan.begin(), plan.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
   return plan;
 }
 
-template <typename T>
-void pool_forward(const std::vector<at::Tensor>& features, const at::Tensor& rois,
-                  const PoolingOptions& options, at::MemoryFormat format, const at::Tensor& output) {
-  using acc = acc_t<T>;
-  const bool nhwc = format == at::MemoryFormat::ChannelsLast;
-  const Kernels<T>& kernels = select<T>(best_kernels());
-  const PoolFunction<T> pool = nhwc ? kernels.pool_nhwc : kernels.pool_nchw;
-  const Plan<acc> plan = make_plan<acc>(features, rois, options);
-
+// Calls pool(planned, channel, channels) for every RoI and block of channels.
+template <typename Table, typename Pool>
+void for_each_output(const std::vector<PlannedRoI<Table>>& plan, int64_t channels, int64_t block,
+                     const Pool& pool) {
   constexpr int64_t kRoIsPerUnit = 8;
-  const int64_t block = nhwc ? 256 : 4;
-  const int64_t channels = output.size(1);
-  const int64_t chunks = (rois.size(0) + kRoIsPerUnit - 1) / kRoIsPerUnit;
+  const int64_t count = plan.size();
+  const int64_t chunks = (count + kRoIsPerUnit - 1) / kRoIsPerUnit;
   const int64_t blocks = (channels + block - 1) / block;
-  T* out = output.mutable_data_ptr<T>();
   share_out(blocks * chunks, [&](int64_t unit) {
-    thread_local std::vector<acc> scratch;
     const int64_t channel = unit / chunks * block;
-    const int64_t width = std::min(block, channels - channel);
     const int64_t begin = unit % chunks * kRoIsPerUnit;
-    const int64_t end = std::min<int64_t>(begin + kRoIsPerUnit, plan.rois.size());
-    for (int64_t i = begin; i < end; ++i) {
-      const RoI& roi = plan.rois[i];
-      const at::Tensor& feature = features[roi.level];
-      const Band<acc> rows = plan.bands[i].rows.view();
-      const Band<acc> columns = plan.bands[i].columns.view();
-      scratch.resize(std::max<size_t>(scratch.size(), scratch_size(rows, columns)));
-      pool(image_of(feature.const_data_ptr<T>(), feature, roi.image, channel, width), rows, columns,
-           image_of(out, output, roi.index, channel, width), scratch.data());
+    for (int64_t i = begin; i < std::min(begin + kRoIsPerUnit, count); ++i) {
+      pool(plan[i], channel, std::min(block, channels - channel));
     }
   });
 }
 
 template <typename acc>
-void transpose(Plan<acc>& plan) {
-  at::parallel_for(0, plan.rois.size(), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      RoIBands<acc> transposed;
-      transposed.rows.set_transpose(plan.bands[i].rows.view());
-      transposed.columns.set_transpose(plan.bands[i].columns.view());
-      plan.bands[i] = std::move(transposed);
-    }
-  });
+acc* scratch_memory(int64_t size) {
+  thread_local std::vector<acc> memory;
+  if (int64_t(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+template <typename T>
+void pool_average(const std::vector<at::Tensor>& features, const at::Tensor& rois,
+                  const PoolingOptions& options, bool nhwc, const at::Tensor& output) {
+  using acc = acc_t<T>;
+  const Kernels<T>& kernels = select_kernels<T>(nhwc);
+  const auto plan = make_plan<OwnedBand<acc>, acc>(features, rois, options);
+  T* out = output.mutable_data_ptr<T>();
+  for_each_output(
+      plan, output.size(1), nhwc ? 256 : 4, [&](const auto& planned, int64_t channel, int64_t channels) {
+        const at::Tensor& feature = features[planned.roi.level];
+        const Band<acc> rows = planned.rows.view();
+        const Band<acc> columns = planned.columns.view();
+        kernels.pool(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
+                     rows, columns, image_of(out, output, planned.roi.index, channel, channels),
+                     scratch_memory<acc>(scratch_size(rows, columns)));
+      });
+}
+
+template <typename T>
+void pool_maximum(const std::vector<at::Tensor>& features, const at::Tensor& rois,
+                  const PoolingOptions& options, bool nhwc, const at::Tensor& output) {
+  using acc = acc_t<T>;
+  const Kernels<T>& kernels = select_kernels<T>(nhwc);
+  const auto plan = make_plan<OwnedSamples<acc>, acc>(features, rois, options);
+  T* out = output.mutable_data_ptr<T>();
+  for_each_output(
+      plan, output.size(1), nhwc ? 256 : 4, [&](const auto& planned, int64_t channel, int64_t channels) {
+        const at::Tensor& feature = features[planned.roi.level];
+        kernels.pool_max(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
+                         planned.rows.view(), planned.columns.view(),
+                         image_of(out, output, planned.roi.index, channel, channels));
+      });
 }
 
 // Zeroes the rows of a block of channels just before the first RoI that reaches them, while they enter the
@@ -215,59 +221,87 @@ void round_into(const Image<acc_t<T>>& sums, const Image<T>& target, int64_t hei
   }
 }
 
-template <typename T>
-void pool_backward(const at::Tensor& grad, const at::Tensor& rois, const PoolingOptions& options,
-                   at::MemoryFormat format, const std::vector<at::Tensor>& grad_features) {
-  using acc = acc_t<T>;
-  const bool nhwc = format == at::MemoryFormat::ChannelsLast;
-  const Kernels<T>& kernels = select<T>(best_kernels());
-  const ScatterFunction<T> scatter = nhwc ? kernels.scatter_nhwc : kernels.scatter_nchw;
-  Plan<acc> plan = make_plan<acc>(grad_features, rois, options);
-  transpose(plan);
-
+// Calls scatter(planned, channel, channels, sums) for the RoIs of every image and block of channels, in
+// order.
+template <typename T, typename Table, typename Scatter>
+void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
+                       const std::vector<at::Tensor>& grad_features, bool nhwc, const Scatter& scatter) {
   const int64_t block = nhwc ? 64 : 4;
-  const int64_t channels = grad.size(1);
+  const int64_t channels = grad_features[0].size(1);
   const int64_t levels = grad_features.size();
   const int64_t images = grad_features[0].size(0);
   const int64_t blocks = (channels + block - 1) / block;
-  const T* grad_data = grad.const_data_ptr<T>();
   share_out(blocks * levels * images, [&](int64_t unit) {
-    thread_local std::vector<acc> scratch;
-    thread_local std::vector<acc> memory;
+    thread_local std::vector<acc_t<T>> memory;
     const int64_t channel = unit / (levels * images) * block;
     const int64_t width = std::min(block, channels - channel);
-    const int64_t level = unit / images % levels;
-    const int64_t image = unit % images;
-    const at::Tensor& feature = grad_features[level];
-    const Image<T> target = image_of(feature.mutable_data_ptr<T>(), feature, image, channel, width);
-    const Image<acc> sums = summation_image(target, feature.size(2), feature.size(3), nhwc, memory);
-    RowZeroer<acc> zeroer(sums, feature.size(3), nhwc);
-    const auto first = std::partition_point(plan.rois.begin(), plan.rois.end(), [&](const RoI& roi) {
-      return std::make_pair(roi.level, roi.image) < std::make_pair(level, image);
-    });
-    for (size_t i = first - plan.rois.begin(); i < plan.rois.size(); ++i) {
-      const RoI& roi = plan.rois[i];
-      if (roi.level != level || roi.image != image) break;
-      const Band<acc> rows = plan.bands[i].rows.view();
-      const Band<acc> columns = plan.bands[i].columns.view();
-      zeroer.reach(rows.output_begin + rows.outputs);
-      scratch.resize(std::max<size_t>(scratch.size(), scratch_size(rows, columns)));
-      scatter(image_of(grad_data, grad, roi.index, channel, width), rows, columns, sums, scratch.data());
+    const auto place = std::make_pair(unit / images % levels, unit % images);
+    const at::Tensor& grad_feature = grad_features[place.first];
+    const int64_t rows = grad_feature.size(2);
+    const int64_t columns = grad_feature.size(3);
+    const auto target =
+        image_of(grad_feature.mutable_data_ptr<T>(), grad_feature, place.second, channel, width);
+    const Image<acc_t<T>> sums = summation_image(target, rows, columns, nhwc, memory);
+    RowZeroer<acc_t<T>> zeroer(sums, columns, nhwc);
+    const auto place_of = [](const RoI& roi) { return std::make_pair(roi.level, roi.image); };
+    auto planned = std::partition_point(plan.begin(), plan.end(),
+                                        [&](const auto& other) { return place_of(other.roi) < place; });
+    for (; planned != plan.end() && place_of(planned->roi) == place; ++planned) {
+      zeroer.reach(planned->bottom);
+      scatter(*planned, channel, width, sums);
     }
-    zeroer.reach(feature.size(2));
-    round_into<T>(sums, target, feature.size(2), feature.size(3));
+    zeroer.reach(rows);
+    round_into<T>(sums, target, rows, columns);
   });
+}
+
+template <typename T>
+void scatter_average(const at::Tensor& grad, const at::Tensor& rois, const PoolingOptions& options, bool nhwc,
+                     const std::vector<at::Tensor>& grad_features) {
+  using acc = acc_t<T>;
+  const Kernels<T>& kernels = select_kernels<T>(nhwc);
+  auto plan = make_plan<OwnedBand<acc>, acc>(grad_features, rois, options);
+  at::parallel_for(0, plan.size(), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      plan[i].rows.transpose();
+      plan[i].columns.transpose();
+    }
+  });
+  const T* grad_data = grad.const_data_ptr<T>();
+  for_each_gradient<T>(plan, grad_features, nhwc,
+                       [&](const auto& planned, int64_t channel, int64_t channels, const Image<acc>& sums) {
+                         const Band<acc> rows = planned.rows.view();
+                         const Band<acc> columns = planned.columns.view();
+                         kernels.scatter(image_of(grad_data, grad, planned.roi.index, channel, channels),
+                                         rows, columns, sums,
+                                         scratch_memory<acc>(scratch_size(rows, columns)));
+                       });
+}
+
+template <typename T>
+void scatter_maximum(const std::vector<at::Tensor>& features, const at::Tensor& grad, const at::Tensor& rois,
+                     const PoolingOptions& options, bool nhwc, const std::vector<at::Tensor>& grad_features) {
+  using acc = acc_t<T>;
+  const Kernels<T>& kernels = select_kernels<T>(nhwc);
+  const auto plan = make_plan<OwnedSamples<acc>, acc>(features, rois, options);
+  const T* grad_data = grad.const_data_ptr<T>();
+  for_each_gradient<T>(plan, grad_features, nhwc,
+                       [&](const auto& planned, int64_t channel, int64_t channels, const Image<acc>& sums) {
+                         const at::Tensor& feature = features[planned.roi.level];
+                         kernels.scatter_max(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image,
+                                                      channel, channels),
+                                             image_of(grad_data, grad, planned.roi.index, channel, channels),
+                                             planned.rows.view(), planned.columns.view(), sums);
+                       });
 }
 
 // Gradient of "exact" by the coordinates of the boxes: the RoI is pooled once more per coordinate, with the
 // derivative of that coordinate's weights, and multiplied with the incoming gradient.
 template <typename T>
 void box_gradient(const std::vector<at::Tensor>& features, const at::Tensor& grad, const at::Tensor& rois,
-                  const PoolingOptions& options, at::MemoryFormat format, const at::Tensor& grad_rois) {
+                  const PoolingOptions& options, bool nhwc, const at::Tensor& grad_rois) {
   using acc = acc_t<T>;
-  const bool nhwc = format == at::MemoryFormat::ChannelsLast;
-  const Kernels<T>& kernels = select<T>(best_kernels());
-  const PoolFunction<T> pool = nhwc ? kernels.pool_nhwc : kernels.pool_nchw;
+  const Kernels<T>& kernels = select_kernels<T>(nhwc);
   const std::vector<RoI> located = locate_rois<acc>(rois, features[0].size(0), options);
   const acc* boxes = rois.const_data_ptr<acc>();
   acc* result = grad_rois.mutable_data_ptr<acc>();
@@ -275,14 +309,12 @@ void box_gradient(const std::vector<at::Tensor>& features, const at::Tensor& gra
   const int64_t channels = grad.size(1);
   const int64_t values = channels * options.pooled_height * options.pooled_width;
   share_out(located.size(), [&](int64_t i) {
-    thread_local std::vector<acc> scratch;
     thread_local std::vector<T> pooled;
     const RoI& roi = located[i];
     std::fill_n(result + i * 5, 5, acc(0));
-    if (roi.level < 0) return;
+    const RoIAxes<acc> axes = make_axes(roi, boxes + i * 5, features, options);
+    if (axes.rows.samples == 0) return;
     const at::Tensor& feature = features[roi.level];
-    const RoIAxes<acc> axes = make_axes(roi, boxes + i * 5, feature.sizes(), options);
-    if (axes.rows.samples == 0 || axes.columns.samples == 0) return;
     pooled.resize(values);
     const Image<T> target =
         nhwc ? Image<T>{pooled.data(), options.pooled_width * channels, channels, 1, channels}
@@ -299,9 +331,8 @@ void box_gradient(const std::vector<at::Tensor>& features, const at::Tensor& gra
         rows.set_gradient(axes.rows, options.pooled_height, scale, coordinate >= 2);
         columns.set_bins(options.mode, axes.columns, options.pooled_width);
       }
-      scratch.resize(std::max<size_t>(scratch.size(), scratch_size(rows.view(), columns.view())));
-      pool(image_of(feature.const_data_ptr<T>(), feature, roi.image, 0, channels), rows.view(),
-           columns.view(), target, scratch.data());
+      kernels.pool(image_of(feature.const_data_ptr<T>(), feature, roi.image, 0, channels), rows.view(),
+                   columns.view(), target, scratch_memory<acc>(scratch_size(rows.view(), columns.view())));
       acc sum = 0;
       for (int64_t k = 0; k < values; ++k) sum += acc(pooled[k]) * acc(grad_data[i * values + k]);
       result[i * 5 + 1 + coordinate] = sum;
@@ -329,8 +360,11 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayR
   const at::Tensor output = at::empty({rois.size(0), features[0].size(1), pooled_height, pooled_width},
                                       features[0].options().memory_format(format));
   const at::Tensor coordinates = coordinates_of(rois, features[0]);
+  const std::vector<at::Tensor> levels = readable(features, format);
+  const bool nhwc = format == at::MemoryFormat::ChannelsLast;
   MRCNN_DISPATCH_FLOATING(features[0].scalar_type(), [&] {
-    pool_forward<scalar_t>(readable(features, format), coordinates, options, format, output);
+    const auto pool = is_max_mode(options.mode) ? pool_maximum<scalar_t> : pool_average<scalar_t>;
+    pool(levels, coordinates, options, nhwc, output);
   });
   return output;
 }
@@ -355,10 +389,16 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
     grad_features.push_back(at::empty(feature.sizes(), feature.options().memory_format(format)));
   }
   at::Tensor grad_rois = at::zeros({rois_need_grad ? rois.size(0) : 0, 5}, coordinates.options());
+  const std::vector<at::Tensor> levels = readable(features, format);
+  const bool nhwc = format == at::MemoryFormat::ChannelsLast;
   MRCNN_DISPATCH_FLOATING(features[0].scalar_type(), [&] {
-    pool_backward<scalar_t>(dense_grad, coordinates, options, format, grad_features);
+    if (is_max_mode(options.mode)) {
+      scatter_maximum<scalar_t>(levels, dense_grad, coordinates, options, nhwc, grad_features);
+    } else {
+      scatter_average<scalar_t>(dense_grad, coordinates, options, nhwc, grad_features);
+    }
     if (rois_need_grad && options.mode == RoIMode::kExact) {
-      box_gradient<scalar_t>(readable(features, format), dense_grad, coordinates, options, format, grad_rois);
+      box_gradient<scalar_t>(levels, dense_grad, coordinates, options, nhwc, grad_rois);
     }
   });
   return {grad_features, grad_rois.to(rois.scalar_type())};

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <limits>
 
 // After every include: only what follows may use these instructions.
 #if defined(__clang__)
@@ -99,6 +100,7 @@ struct F64 {
 };
 
 #include "cpu_kernels_impl.h"
+#include "cpu_max_kernels_impl.h"
 
 }  // namespace avx2
 }  // namespace mrcnn_ext

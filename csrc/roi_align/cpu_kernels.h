@@ -58,21 +58,63 @@ using ScatterFunction = void (*)(const Image<const T>& grad, const Band<acc_t<T>
                                  const Band<acc_t<T>>& columns, const Image<acc_t<T>>& grad_feature,
                                  acc_t<T>* scratch);
 
-// pool: output = rows * feature * columns^T. scatter: grad_feature += rows * grad * columns^T, with the
-// transposed bands. *_nhwc want a channel stride of 1, *_nchw a column stride of 1, on both sides.
+// A bilinear sample on one axis: two neighbouring cells and their weights.
+template <typename acc>
+struct SamplePoint {
+  int32_t low;
+  int32_t high;
+  acc low_weight;
+  acc high_weight;
+};
+
+// The samples of one bin that are inside the map: points [offset, offset + count).
+struct SampleBin {
+  int32_t offset;
+  int32_t count;
+  bool outside;  // there are others, of value 0
+};
+
+// What the max modes know of one axis of a RoI.
+template <typename acc>
+struct SampleAxis {
+  const SampleBin* bins;
+  const SamplePoint<acc>* points;
+  int32_t outputs;
+  int32_t begin;  // cells read, as for Band
+  int32_t end;
+  bool cells;  // every point is one cell
+};
+
+template <typename T>
+using PoolMaxFunction = void (*)(const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
+                                 const SampleAxis<acc_t<T>>& columns, const Image<T>& output);
+template <typename T>
+using ScatterMaxFunction = void (*)(const Image<const T>& feature, const Image<const T>& grad,
+                                    const SampleAxis<acc_t<T>>& rows, const SampleAxis<acc_t<T>>& columns,
+                                    const Image<acc_t<T>>& grad_feature);
+
+// The kernels of one dtype in one memory layout. nhwc wants a channel stride of 1, nchw a column stride of 1,
+// on both sides. pool: output = rows * feature * columns^T. scatter: grad_feature += rows * grad * columns^T,
+// with the transposed bands.
 template <typename T>
 struct Kernels {
-  PoolFunction<T> pool_nhwc;
-  PoolFunction<T> pool_nchw;
-  ScatterFunction<T> scatter_nhwc;
-  ScatterFunction<T> scatter_nchw;
+  PoolFunction<T> pool;
+  ScatterFunction<T> scatter;
+  PoolMaxFunction<T> pool_max;
+  ScatterMaxFunction<T> scatter_max;
+};
+
+template <typename T>
+struct LayoutKernels {
+  Kernels<T> nhwc;
+  Kernels<T> nchw;
 };
 
 struct KernelSet {
-  Kernels<float> f32;
-  Kernels<double> f64;
-  Kernels<c10::BFloat16> bf16;
-  Kernels<c10::Half> f16;
+  LayoutKernels<float> f32;
+  LayoutKernels<double> f64;
+  LayoutKernels<c10::BFloat16> bf16;
+  LayoutKernels<c10::Half> f16;
 };
 
 // Elements of scratch any kernel may use for these bands.

@@ -172,9 +172,10 @@ void scatter_nchw(const Image<const T>& grad, const Band<acc_t<T>>& rows, const 
 }
 
 template <typename T>
-Kernels<T> kernels_of() {
-  return {banded_product_nhwc<false, T, T>, pool_nchw<T>, banded_product_nhwc<true, T, acc_t<T>>,
-          scatter_nchw<T>};
+LayoutKernels<T> kernels_of() {
+  return {{banded_product_nhwc<false, T, T>, banded_product_nhwc<true, T, acc_t<T>>, pool_max<true, T>,
+           scatter_max<true, T>},
+          {pool_nchw<T>, scatter_nchw<T>, pool_max<false, T>, scatter_max<false, T>}};
 }
 
 inline KernelSet all_kernels() {

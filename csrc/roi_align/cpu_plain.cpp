@@ -1,6 +1,7 @@
 // The kernels in four-lane vectors that every compiler maps to what the baseline of the platform has.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "cpu_kernels.h"
 
@@ -48,6 +49,7 @@ using F32 = PlainVector<float, 4>;
 using F64 = PlainVector<double, 2>;
 
 #include "cpu_kernels_impl.h"
+#include "cpu_max_kernels_impl.h"
 
 }  // namespace plain
 

@@ -54,7 +54,7 @@ std::vector<RoI> locate_rois(const at::Tensor& rois, int64_t images, const Pooli
   return located;
 }
 
-// The two axes of a RoI; empty ones (0 samples) where it is not to be pooled.
+// The two axes of a RoI; both without samples where either is, so that its output is 0.
 template <typename acc>
 struct RoIAxes {
   Axis<acc> rows;
@@ -62,15 +62,16 @@ struct RoIAxes {
 };
 
 template <typename acc>
-RoIAxes<acc> make_axes(const RoI& roi, const acc* row, at::IntArrayRef feature_size,
+RoIAxes<acc> make_axes(const RoI& roi, const acc* row, const std::vector<at::Tensor>& features,
                        const PoolingOptions& options) {
   if (roi.level < 0) return {};
   const acc scale = acc(options.scales[roi.level]);
   const auto axis = [&](acc lo, acc hi, int64_t bins, int64_t size) {
     return make_axis(options.mode, lo, hi, scale, bins, size, options.sampling_ratio, options.aligned);
   };
-  return {axis(row[2], row[4], options.pooled_height, feature_size[2]),
-          axis(row[1], row[3], options.pooled_width, feature_size[3])};
+  const RoIAxes<acc> axes{axis(row[2], row[4], options.pooled_height, features[roi.level].size(2)),
+                          axis(row[1], row[3], options.pooled_width, features[roi.level].size(3))};
+  return axes.rows.samples > 0 && axes.columns.samples > 0 ? axes : RoIAxes<acc>{};
 }
 
 // A Band that owns its memory.
@@ -100,9 +101,11 @@ class OwnedBand {
     }
   }
 
-  // The transpose of `other`: cells [begin, end) over bins. The bins that read a cell are consecutive but for
-  // gaps between sparse samples, which become zero weights.
-  void set_transpose(const Band<acc>& other) {
+  // From bins over cells to the cells [begin, end) over bins. The bins that read a cell are consecutive but
+  // for gaps between sparse samples, which become zero weights.
+  void transpose() {
+    OwnedBand bins = std::move(*this);
+    const Band<acc> other = bins.view();
     taps_.assign(other.end - other.begin, Tap{0, 0, 0});
     output_begin_ = other.begin;
     for (int32_t bin = 0; bin < other.outputs; ++bin) {
@@ -159,10 +162,52 @@ class OwnedBand {
   int32_t widest_ = 0;
 };
 
+// A SampleAxis that owns its memory.
 template <typename acc>
-struct RoIBands {
-  OwnedBand<acc> rows;
-  OwnedBand<acc> columns;
+class OwnedSamples {
+ public:
+  SampleAxis<acc> view() const {
+    return {bins_.data(), points_.data(), int32_t(bins_.size()), begin_, end_, cells_};
+  }
+
+  void set_bins(RoIMode mode, const Axis<acc>& axis, int64_t bins) {
+    cells_ = mode == RoIMode::kPool;
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      const int32_t offset = int32_t(points_.size());
+      const bool outside = cells_ ? add_cells(axis, bin) : add_samples(axis, bin);
+      bins_.push_back(SampleBin{offset, int32_t(points_.size()) - offset, outside});
+    }
+    if (points_.empty()) return;
+    begin_ = std::numeric_limits<int32_t>::max();
+    for (const SamplePoint<acc>& point : points_) {
+      begin_ = std::min(begin_, point.low);
+      end_ = std::max(end_, point.high + 1);
+    }
+  }
+
+ private:
+  bool add_cells(const Axis<acc>& axis, int64_t bin) {
+    const Support support = pool_support(axis, bin);
+    for (int64_t i = support.first; i < support.first + support.count; ++i) {
+      points_.push_back({int32_t(i), int32_t(i), acc(1), acc(0)});
+    }
+    return false;
+  }
+
+  bool add_samples(const Axis<acc>& axis, int64_t bin) {
+    const SampleRange range = samples_inside(axis, bin);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const Sample<acc> sample = make_sample(axis, sample_position(axis, bin, i));
+      points_.push_back({int32_t(sample.low), int32_t(sample.high), sample.low_weight, sample.high_weight});
+    }
+    return range.end - range.begin < axis.samples;
+  }
+
+  std::vector<SampleBin> bins_;
+  std::vector<SamplePoint<acc>> points_;
+  int32_t begin_ = 0;
+  int32_t end_ = 0;
+  bool cells_ = false;
 };
 
 }  // namespace mrcnn_ext
