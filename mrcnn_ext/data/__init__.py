@@ -6,7 +6,8 @@ from importlib.util import find_spec
 __all__ = []
 
 if find_spec("detectron2") is not None:
+    from .check import check_dataset
     from .register import register_scenes
 
-    __all__ += ["register_scenes"]
+    __all__ += ["check_dataset", "register_scenes"]
     register_scenes(os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "scenes"))
