@@ -59,8 +59,8 @@ def load_lazy_config(config_file, overrides=()):
 
     Args:
         config_file (str): path of a ``.py`` file.
-        overrides (list[str]): ``a.b=value`` replaces a value or gives a call one more argument; ``+a.b=value``
-            adds any key.
+        overrides (list[str]): ``a.b=value`` replaces a value or gives a call one more argument;
+            ``+a.b=value`` adds any key.
 
     Returns:
         DictConfig:

@@ -1,0 +1,171 @@
+"""COCO metrics: known answers, and what detectron2's own evaluator gets wrong."""
+
+import json
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.structures import Boxes, Instances
+
+from mrcnn_ext.evaluation import COCOEvaluator, CityscapesInstanceEvaluator, build_evaluator
+
+HEIGHT, WIDTH = 80, 100
+BOXES = [[10, 10, 50, 60], [55, 5, 95, 75]]
+ALL_TASKS = ("bbox", "segm", "keypoints")
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """Registers one image with a person, who has keypoints, and a car, annotated without."""
+    names = []
+
+    def make(num_keypoints=17, **metadata):
+        annotations = []
+        for i, (x0, y0, x1, y1) in enumerate(BOXES):
+            polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+            area = (x1 - x0) * (y1 - y0)
+            box = [x0, y0, x1 - x0, y1 - y0]
+            annotations.append(
+                dict(
+                    id=i + 1,
+                    image_id=1,
+                    category_id=i + 1,
+                    bbox=box,
+                    area=area,
+                    iscrowd=0,
+                    segmentation=[polygon],
+                )
+            )
+        # The car comes first: detectron2 looks for keypoints in the first annotation alone.
+        annotations.reverse()
+        if num_keypoints:
+            annotations[1]["keypoints"] = [
+                v for k in range(num_keypoints) for v in (12 + 2 * k, 12 + 2 * k, 2)
+            ]
+            annotations[1]["num_keypoints"] = num_keypoints
+        content = dict(
+            images=[dict(id=1, file_name="1.jpg", height=HEIGHT, width=WIDTH)],
+            annotations=annotations,
+            categories=[dict(id=1, name="person"), dict(id=2, name="car")],
+        )
+        path = tmp_path / f"{len(names)}.json"
+        path.write_text(json.dumps(content))
+        names.append(f"coco_evaluation_test_{len(names)}")
+        # As load_coco_json would set it.
+        ids = {1: 0, 2: 1}
+        register_coco_instances(
+            names[-1],
+            dict(thing_classes=["person", "car"], thing_dataset_id_to_contiguous_id=ids, **metadata),
+            str(path),
+            str(tmp_path),
+        )
+        return names[-1]
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def predict(num_keypoints=17, num=2):
+    """The ground truth. A keypoint annotated at pixel index i has its centre at i + 0.5."""
+    instances = Instances((HEIGHT, WIDTH))
+    instances.pred_boxes = Boxes(torch.tensor(BOXES[:num], dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.linspace(0.9, 0.8, num)
+    instances.pred_classes = torch.arange(num)
+    instances.pred_masks = torch.zeros(num, HEIGHT, WIDTH, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(instances.pred_masks, BOXES, strict=False):
+        mask[y0:y1, x0:x1] = True
+    position = 12.5 + 2 * torch.arange(num_keypoints, dtype=torch.float32)
+    keypoints = torch.stack([position, position, torch.ones(num_keypoints)], dim=1)
+    instances.pred_keypoints = keypoints.repeat(num, 1, 1)
+    return {"instances": instances}
+
+
+def evaluate(evaluator, *outputs):
+    evaluator.reset()
+    for output in outputs:
+        evaluator.process([{"image_id": 1}], [output])
+    return evaluator.evaluate()
+
+
+def test_perfect_predictions_where_a_class_has_no_keypoints(make_dataset, tmp_path):
+    evaluator = COCOEvaluator(make_dataset(), ALL_TASKS, output_dir=str(tmp_path / "out"))
+    results = evaluate(evaluator, predict())
+    assert [results[task]["AP"] for task in ALL_TASKS] == pytest.approx([100, 100, 100])
+    assert (tmp_path / "out" / "coco_instances_results.json").is_file()
+
+
+def test_predictions_are_left_as_they_are(make_dataset):
+    evaluator, output = COCOEvaluator(make_dataset(), ALL_TASKS), predict()
+    before = output["instances"].pred_keypoints.clone()
+    first = evaluate(evaluator, output)
+    assert torch.equal(output["instances"].pred_keypoints, before)
+    assert evaluate(evaluator, output)["keypoints"]["AP"] == first["keypoints"]["AP"]
+
+
+def test_every_task_is_there_when_nothing_is_predicted(make_dataset):
+    results = evaluate(COCOEvaluator(make_dataset(), ALL_TASKS), predict(num=0))
+    assert {task: results[task]["AP"] for task in ALL_TASKS} == {task: 0.0 for task in ALL_TASKS}
+    assert results["bbox"]["AP-person"] == 0.0
+
+
+def test_sigmas_from_argument_or_metadata_serve_any_number_of_keypoints(make_dataset):
+    sigmas = [0.1] * 5
+    by_argument = COCOEvaluator(make_dataset(5), ALL_TASKS, kpt_oks_sigmas=sigmas)
+    by_metadata = COCOEvaluator(make_dataset(5, keypoint_oks_sigmas=sigmas), ALL_TASKS)
+    for evaluator in (by_argument, by_metadata):
+        assert evaluate(evaluator, predict(5))["keypoints"]["AP"] == pytest.approx(100)
+
+
+def test_missing_sigmas_are_an_error_at_once(make_dataset):
+    with pytest.raises(
+        ValueError, match=r"objects have \[5\] keypoints but there are 17 sigmas.*KEYPOINT_OKS_SIGMAS"
+    ):
+        COCOEvaluator(make_dataset(5), ALL_TASKS)
+
+
+def test_dataset_without_keypoints_is_evaluated_for_the_rest(make_dataset):
+    results = evaluate(COCOEvaluator(make_dataset(0), ("bbox", "segm")), predict())
+    assert results["segm"]["AP"] == pytest.approx(100)
+
+
+def config(**options):
+    cfg = get_cfg()
+    for key, value in options.items():
+        setattr(cfg.MODEL, key, value)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "options, keypoint_names, tasks",
+    [
+        ({}, [], ("bbox",)),
+        ({"MASK_ON": True}, [], ("bbox", "segm")),
+        ({"MASK_ON": True, "KEYPOINT_ON": True}, ["nose"], ALL_TASKS),
+        # A dataset without keypoints beside one that has them.
+        ({"KEYPOINT_ON": True}, [], ("bbox",)),
+    ],
+)
+def test_build_evaluator_takes_tasks_from_the_config(make_dataset, options, keypoint_names, tasks):
+    evaluator = build_evaluator(config(**options), make_dataset(keypoint_names=keypoint_names))
+    assert type(evaluator) is COCOEvaluator
+    assert evaluator._tasks == tasks
+
+
+def test_build_evaluator_takes_the_class_from_the_metadata():
+    assert type(build_evaluator(config(), "cityscapes_fine_instance_seg_val")) is CityscapesInstanceEvaluator
+    assert type(build_evaluator(config(), "voc_2007_val")) is PascalVOCDetectionEvaluator
+
+
+def test_unknown_evaluator_type_names_the_known_ones():
+    MetadataCatalog.get("coco_evaluation_test_untyped").thing_classes = ["person"]
+    with pytest.raises(ValueError, match="_untyped: metadata evaluator_type is None; expected one of 'coco'"):
+        build_evaluator(config(), "coco_evaluation_test_untyped")
+    MetadataCatalog.remove("coco_evaluation_test_untyped")
