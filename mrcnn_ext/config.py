@@ -25,7 +25,8 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     timm.setdefault("WEIGHTS", "")
     # "" for the model's own normalisation; "FrozenBN" freezes every batch normalisation.
     timm.setdefault("NORM", "")
-    # Further arguments of the timm model, any of them: {drop_path_rate: 0.1}.
+    # Further arguments of the timm model: in a file any, {drop_path_rate: 0.1}; on the command line those
+    # that the file has.
     timm.setdefault("ARGS", CfgNode(new_allowed=True))
 
     # Factor of loss_mask.
@@ -45,6 +46,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     val_loss.setdefault("ENABLED", True)
     # At most this many images, evenly spaced over the data; 0: all.
     val_loss.setdefault("MAX_IMAGES", 0)
+
+    # Before training, read every annotation and look at every image file of DATASETS.TRAIN and TEST.
+    cfg.DATASETS.setdefault("CHECK", True)
 
     # Load whatever fits of MODEL.WEIGHTS. Otherwise a file of another architecture is an error.
     cfg.MODEL.setdefault("ALLOW_PARTIAL_WEIGHTS", False)

@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-__all__ = ["ConvNormReLU"]
+__all__ = ["ConvNormReLU", "msra_fill"]
+
+
+def msra_fill(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Fills the weight as Caffe2's MSRAFill does (He et al. 2015, by fan out), the bias with zeros."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class ConvNormReLU(nn.Conv2d):
@@ -21,9 +28,6 @@ class ConvNormReLU(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module] | None = None):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=norm is None)
         self.norm = None if norm is None else norm(out_channels)
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""

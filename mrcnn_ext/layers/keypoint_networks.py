@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from .conv import ConvNormReLU
+from .conv import ConvNormReLU, msra_fill
 
 __all__ = ["HeatmapKeypointNetwork"]
 
@@ -41,5 +41,7 @@ class HeatmapKeypointNetwork(nn.Sequential):
         self.score_lowres = nn.ConvTranspose2d(in_channels, num_keypoints, kernel_size=4, stride=2, padding=1)
         if up_scale != 1:
             self.upsample = nn.Upsample(scale_factor=float(up_scale), mode="bilinear", align_corners=False)
-        nn.init.kaiming_normal_(self.score_lowres.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.score_lowres.bias)
+        # All layers first, then their weights: a seed gives the weights that it gives detectron2's head.
+        for layer in self.children():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                msra_fill(layer)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from .conv import ConvNormReLU
+from .conv import ConvNormReLU, msra_fill
 
 __all__ = ["FCNMaskNetwork"]
 
@@ -49,7 +49,9 @@ class FCNMaskNetwork(nn.Sequential):
         self.predictor = nn.Conv2d(conv_dims[-1], num_classes, kernel_size=1)
         if up_scale != 1:
             self.upsample = nn.Upsample(scale_factor=float(up_scale), mode="bilinear", align_corners=False)
-        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.deconv.bias)
+        # All layers first, then their weights: a seed gives the weights that it gives detectron2's head.
+        for layer in self.children():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and layer is not self.predictor:
+                msra_fill(layer)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)

@@ -1,0 +1,98 @@
+"""Our parts and the stock ones in every combination: one trains, infers, and gives what the others give."""
+
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+from detectron2.modeling import GeneralizedRCNN, build_backbone, build_proposal_generator
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.utils.events import EventStorage
+
+from mrcnn_ext.modeling import FusedROIPooler
+
+STOCK = {
+    "backbone": "build_resnet_fpn_backbone",
+    "roi_heads": "StandardROIHeads",
+    "mask_head": "MaskRCNNConvUpsampleHead",
+    "keypoint_head": "KRCNNConvDeconvUpsampleHead",
+    "pooler": ROIPooler,
+}
+OURS = {
+    "backbone": "build_timm_fpn_backbone",
+    "roi_heads": "FusedROIHeads",
+    "mask_head": "FCNMaskHead",
+    "keypoint_head": "HeatmapKeypointHead",
+    "pooler": FusedROIPooler,
+}
+COMBINATIONS = [
+    frozenset(part for part, ours in zip(STOCK, choice, strict=True) if ours)
+    for choice in itertools.product([False, True], repeat=len(STOCK))
+]
+LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"}
+
+
+def build(tiny_cfg, ours):
+    """A model of stock parts, but those named in ``ours``, with weights that depend on the backbone alone."""
+    parts = {part: (OURS if part in ours else STOCK)[part] for part in STOCK}
+    cfg = tiny_cfg(
+        *["MODEL.BACKBONE.NAME", parts["backbone"]],
+        *["MODEL.ROI_MASK_HEAD.NAME", parts["mask_head"]],
+        *["MODEL.ROI_KEYPOINT_HEAD.NAME", parts["keypoint_head"]],
+    )
+    torch.manual_seed(0)
+    backbone = build_backbone(cfg)
+    proposal_generator = build_proposal_generator(cfg, backbone.output_shape())
+    roi_heads = ROI_HEADS_REGISTRY.get(parts["roi_heads"])
+    arguments = roi_heads.from_config(cfg, backbone.output_shape())
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    for name, size in [("box_pooler", 7), ("mask_pooler", 14), ("keypoint_pooler", 14)]:
+        arguments[name] = parts["pooler"](size, scales, 0, "ROIAlignV2")
+    return GeneralizedRCNN(
+        backbone=backbone,
+        proposal_generator=proposal_generator,
+        roi_heads=roi_heads(**arguments),
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+
+
+def step_and_infer(model, batch):
+    """Losses of one training step from a seed, then the predictions of the model it gives."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    torch.manual_seed(1)
+    with EventStorage():
+        losses = model.train()(batch)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    optimizer.step()
+    with torch.no_grad():
+        predictions = [output["instances"] for output in model.eval().inference(batch)]
+    return {name: loss.item() for name, loss in losses.items()}, predictions
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return {}  # of the stock parts, one per backbone
+
+
+@pytest.mark.parametrize("ours", COMBINATIONS, ids=lambda ours: "+".join(sorted(ours)) or "stock")
+def test_trains_a_step_and_infers(tiny_cfg, make_batch, reference, ours):
+    batch = make_batch(
+        [[4, 4, 40, 60], [30, 10, 76, 50]], [[8, 8, 24, 30], [20, 20, 70, 60], [2, 40, 30, 62]]
+    )
+    losses, predictions = step_and_infer(build(tiny_cfg, ours), batch)
+    assert set(losses) == LOSSES
+    assert all(len(p) == 5 and p.pred_keypoints.shape == (5, 17, 3) for p in predictions)
+
+    backbone = ours & {"backbone"}
+    if backbone not in reference:
+        reference[backbone] = step_and_infer(build(tiny_cfg, backbone), batch)
+    stock_losses, stock_predictions = reference[backbone]
+    assert losses == pytest.approx(stock_losses, rel=1e-4, abs=1e-5)
+    for p, stock in zip(predictions, stock_predictions, strict=True):
+        torch.testing.assert_close(p.pred_boxes.tensor, stock.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(p.scores, stock.scores, rtol=1e-4, atol=1e-4)
+        assert (p.pred_masks != stock.pred_masks).float().mean() < 1e-3
