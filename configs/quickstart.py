@@ -34,12 +34,12 @@ model.roi_heads.keypoint_head.update(
     input_shape=ShapeSpec(channels=64, height=14, width=14), conv_dims=[64] * 4
 )
 
-dataloader.train.dataset.update(names="scenes_train", min_keypoints=0)
+dataloader.train.dataset.update(names="scenes_easy_train", min_keypoints=0)
 dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 1
 dataloader.train.mapper.update(use_instance_mask=True, instance_mask_format="bitmask")
 dataloader.train.mapper.augmentations[0].update(short_edge_length=(160,), sample_style="choice", max_size=320)
-dataloader.test.dataset.names = "scenes_val"
+dataloader.test.dataset.names = "scenes_easy_val"
 dataloader.test.num_workers = 1
 dataloader.test.mapper.augmentations[0].update(short_edge_length=160, max_size=320)
 

@@ -10,4 +10,6 @@ if find_spec("detectron2") is not None:
     from .register import register_scenes
 
     __all__ += ["check_dataset", "register_scenes"]
-    register_scenes(os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "scenes"))
+    _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    register_scenes(os.path.join(_ROOT, "scenes"))
+    register_scenes(os.path.join(_ROOT, "scenes_easy"), prefix="scenes_easy")
