@@ -6,6 +6,9 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -53,6 +56,23 @@ void share_out(int64_t units, const Body& body) {
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t unit = next++; unit < units; unit = next++) body(unit);
   });
+}
+
+// A result of tens of megabytes is fresh memory from the kernel at every call, and faulting it in page by
+// page costs more than computing it. Asks for huge pages where the system leaves that to the program.
+at::Tensor empty_result(at::IntArrayRef size, const at::TensorOptions& options) {
+  const at::Tensor result = at::empty(size, options);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = uintptr_t(1) << 21;
+  const uintptr_t begin =
+      (reinterpret_cast<uintptr_t>(result.mutable_data_ptr()) + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(result.mutable_data_ptr()) + result.nbytes()) & ~(kHugePage - 1);
+  // Best effort: without huge pages the result is the same.
+  if (begin < end && result.nbytes() >= 8 * kHugePage)
+    (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return result;
 }
 
 at::MemoryFormat common_format(at::TensorList features) { return features[0].suggest_memory_format(); }
@@ -357,8 +377,8 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayR
       check_options(features, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, mode,
                     canonical_box_size, canonical_level);
   const at::MemoryFormat format = common_format(features);
-  const at::Tensor output = at::empty({rois.size(0), features[0].size(1), pooled_height, pooled_width},
-                                      features[0].options().memory_format(format));
+  const at::Tensor output = empty_result({rois.size(0), features[0].size(1), pooled_height, pooled_width},
+                                         features[0].options().memory_format(format));
   const at::Tensor coordinates = coordinates_of(rois, features[0]);
   const std::vector<at::Tensor> levels = readable(features, format);
   const bool nhwc = format == at::MemoryFormat::ChannelsLast;
@@ -386,7 +406,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
   const at::Tensor coordinates = coordinates_of(rois, features[0]);
   std::vector<at::Tensor> grad_features;
   for (const at::Tensor& feature : features) {
-    grad_features.push_back(at::empty(feature.sizes(), feature.options().memory_format(format)));
+    grad_features.push_back(empty_result(feature.sizes(), feature.options().memory_format(format)));
   }
   at::Tensor grad_rois = at::zeros({rois_need_grad ? rois.size(0) : 0, 5}, coordinates.options());
   const std::vector<at::Tensor> levels = readable(features, format);

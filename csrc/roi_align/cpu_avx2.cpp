@@ -100,7 +100,6 @@ struct F64 {
 };
 
 #include "cpu_kernels_impl.h"
-#include "cpu_max_kernels_impl.h"
 
 }  // namespace avx2
 }  // namespace mrcnn_ext

@@ -49,7 +49,6 @@ using F32 = PlainVector<float, 4>;
 using F64 = PlainVector<double, 2>;
 
 #include "cpu_kernels_impl.h"
-#include "cpu_max_kernels_impl.h"
 
 }  // namespace plain
 

@@ -1,6 +1,6 @@
-// The kernels of the max modes, compiled per instruction set like cpu_kernels_impl.h. A maximum does not
-// separate into two 1-D passes, so every bin looks at all its samples; plain loops over a tile of channels,
-// which the compiler vectorises where channels are contiguous. No include guard: each file includes it once.
+// The kernels of the max modes, part of cpu_kernels_impl.h. A maximum does not separate into two 1-D passes,
+// so every bin looks at all its samples; plain loops over a tile of channels, which the compiler vectorises
+// where channels are contiguous.
 
 constexpr int64_t kMaxTile = 64;
 
