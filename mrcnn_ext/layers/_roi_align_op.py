@@ -110,7 +110,8 @@ def _register_autograd(name: str) -> None:
             for g, (shape, dtype, device) in zip(feature_grad_grads, ctx.feature_likes, strict=True)
         ]
         # The first backward is linear in its gradient, with the forward as its transpose.
-        return forward_op(grads, rois, *ctx.options), None, None, *[None] * (len(ctx.options) + 1)
+        grad = forward_op(grads, rois, *ctx.options)
+        return grad, [None] * len(grads), None, *[None] * (len(ctx.options) + 1)
 
     torch.library.register_autograd(f"mrcnn_ext::{name}", backward, setup_context=_save)
     torch.library.register_autograd(

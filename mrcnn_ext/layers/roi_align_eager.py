@@ -190,6 +190,11 @@ def _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode,
             yield _Visit(index, level, (int(roi[0]), slice(None), rows, columns), y, x)
 
 
+def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrix products of other layouts take routines whose sums depend on the number of threads."""
+    return x.to(dtype).contiguous()
+
+
 def _maximum(window: Tensor, y: Tensor, x: Tensor, visit: _Visit, bins: tuple[int, int]):
     """Largest sample of each bin of a (C, h, w) window and its number: (C, P_h, P_w, 1); the samples' shape.
 
@@ -240,7 +245,7 @@ def roi_align(
     ).contiguous(memory_format=memory_format(features[0]))
     canonical = (canonical_box_size, canonical_level)
     for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
-        window = features[visit.level][visit.window].to(wide)
+        window = _dense(features[visit.level][visit.window], wide)
         y, x = visit.y.weights.to(window), visit.x.weights.to(window)
         if mode in AVERAGE_MODES:
             out[visit.roi] = y @ window @ x.T
@@ -276,12 +281,12 @@ def roi_align_backward(
         window_grad = feature_grads[visit.level][visit.window]
         y, x = visit.y.weights.to(window_grad), visit.x.weights.to(window_grad)
         if mode in AVERAGE_MODES:
-            window_grad += y.T @ grad[visit.roi].to(wide) @ x
+            window_grad += y.T @ _dense(grad[visit.roi], wide) @ x
         else:
-            window = features[visit.level][visit.window].to(wide)
+            window = _dense(features[visit.level][visit.window], wide)
             for block in _channel_blocks(visit, len(window)):
                 _, where, samples = _maximum(window[block], y, x, visit, bins)
-                spread = _maximum_backward(grad[visit.roi, block].to(wide), where, samples, bins)
+                spread = _maximum_backward(_dense(grad[visit.roi, block], wide), where, samples, bins)
                 window_grad[block] += y.T @ spread @ x
         if rois_need_grad:
             window = features[visit.level][visit.window]

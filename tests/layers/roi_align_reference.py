@@ -1,8 +1,8 @@
 """The judge of RoI pooling: the definitions, in loops, in float64.
 
-A bin is a list of samples, a sample a weight and the cells it reads, a cell its row, column and bilinear weight.
-Only the edges of RoIs and the positions of samples are computed in the precision of the operator, float32 unless
-the features are float64: the number of samples is part of the definition and depends on rounding.
+A bin is a list of samples, a sample a weight and the cells it reads, a cell its row, column and bilinear
+weight. Only the edges of RoIs and the positions of samples are computed in the precision of the operator
+(float32 unless the features are float64), because the number of samples depends on rounding.
 """
 
 import math

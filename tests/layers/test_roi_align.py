@@ -115,3 +115,228 @@ def test_matches_the_definition(backend, device, problem):
         assert_near(actual, wanted, dtype, scale=10)
 
 
+def random_features(
+    levels=1, channels=6, dtype=torch.float32, device="cpu", layout="contiguous", size=(40, 56)
+):
+    generator = torch.Generator().manual_seed(0)
+    features = [
+        torch.randn(2, channels, size[0] // 2**k, size[1] // 2**k, generator=generator) for k in range(levels)
+    ]
+    return [in_layout(f.to(device=device, dtype=dtype), layout) for f in features]
+
+
+def random_boxes(count, device="cpu", dtype=torch.float32, extent=240.0):
+    """Boxes inside, across and outside an image of 224 x 160 pixels."""
+    generator = torch.Generator().manual_seed(1)
+    corner = torch.rand(count, 2, generator=generator) * extent - 20
+    size = torch.rand(count, 2, generator=generator) ** 2 * extent
+    image = torch.randint(0, 2, (count, 1), generator=generator)
+    return torch.cat([image, corner, corner + size], dim=1).to(device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("sampling_ratio", [-1, 2])
+def test_avg_is_torchvisions_roi_align(backend, device, layout, aligned, sampling_ratio):
+    (x,) = random_features(channels=19, device=device, layout=layout)
+    boxes = random_boxes(50, device)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    options = ((7, 5), 0.25, sampling_ratio, aligned)
+    actual, expected = roi_align(ours, boxes, *options), torchvision.ops.roi_align(theirs, boxes, *options)
+    assert_near(actual.detach(), expected.detach().cpu(), torch.float32)
+    grad = torch.rand_like(expected)
+    actual.backward(grad)
+    expected.backward(grad)
+    assert_near(ours.grad, theirs.grad.cpu(), torch.float32, scale=10)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_pool_is_torchvisions_roi_pool_to_the_bit(backend, device, layout):
+    (x,) = random_features(channels=19, device=device, layout=layout)
+    boxes = random_boxes(50, device)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    actual = roi_align(ours, boxes, (7, 5), 0.25, mode="pool")
+    expected = torchvision.ops.roi_pool(theirs, boxes, (7, 5), 0.25)
+    assert torch.equal(actual, expected)
+    actual.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_boxes_may_be_a_list_per_image(backend, device):
+    (x,) = random_features(device=device)
+    boxes = random_boxes(7, device)
+    as_list = [boxes[boxes[:, 0] == i, 1:] for i in range(2)]
+    as_rows = torch.cat([boxes[boxes[:, 0] == i] for i in range(2)])
+    assert torch.equal(roi_align(x, as_list, 3, 0.25), roi_align(x, as_rows, 3, 0.25))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_boxes_that_are_not_finite_pool_to_zero_and_leave_the_others_alone(backend, device, mode, bad):
+    features = [f.requires_grad_() for f in random_features(levels=2, device=device)]
+    boxes = random_boxes(8, device)
+    spoiled = boxes.clone()
+    for row, column in enumerate([1, 2, 3, 4]):
+        spoiled[2 * row, column] = bad
+    options = ((3, 2), [0.25, 0.125], 2, True, mode, 56, 3)
+    actual, expected = (roi_align_pyramid(features, b, *options) for b in (spoiled, boxes))
+    assert actual[::2].abs().max() == 0
+    assert torch.equal(actual[1::2], expected[1::2])
+    actual_grads = torch.autograd.grad(actual.sum(), features)
+    alone = roi_align_pyramid(features, boxes[1::2], *options)
+    for actual_grad, grad in zip(actual_grads, torch.autograd.grad(alone.sum(), features), strict=True):
+        torch.testing.assert_close(actual_grad, grad)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_boxes_far_larger_than_the_map(backend, device, mode, aligned):
+    x = random_features(device=device, dtype=torch.float64, size=(6, 5))[0].requires_grad_()
+    boxes = torch.tensor(
+        [[0, -300.0, -7000, 1e4, 2e4], [1, 2, 1, 3e4, 5.5], [0, -1e4, -1e4, 1, 1]], device=device
+    )
+    out = roi_align(x, boxes, (2, 3), 0.25, -1, aligned, mode)
+    grad = torch.rand_like(out)
+    (x_grad,) = torch.autograd.grad(out, x, grad)
+    expected, (expected_grad,) = roi_align_reference(
+        [x.detach().cpu().numpy()], boxes.cpu().numpy(), [0.25], (2, 3), -1, aligned, mode, grad.cpu().numpy()
+    )
+    assert_near(out.detach(), expected, torch.float64)
+    assert_near(x_grad, expected_grad, torch.float64)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sampling_ratio", [-1, 2])
+def test_boxes_of_any_finite_size_end(backend, device, mode, sampling_ratio):
+    x = random_features(device=device, size=(6, 5))[0].requires_grad_()
+    top = torch.finfo(torch.float32).max
+    boxes = torch.tensor([[0, -s, -s, s, s] for s in (1e6, 1e8, 1e9, 1e12, 1e30, top)], device=device)
+    boxes = torch.cat(
+        [boxes, boxes * torch.tensor([1, 0, 1, 1, 1], device=device), boxes[:, [0, 3, 4, 1, 2]]]
+    )
+    out = roi_align(x, boxes, 2, 0.25, sampling_ratio, True, mode)
+    (x_grad,) = torch.autograd.grad(out.sum(), x)
+    assert out.isfinite().all() and x_grad.isfinite().all()
+
+
+def test_boxes_keep_their_precision_under_half_features(backend, device):
+    ramp = torch.arange(128.0, device=device).expand(1, 3, 4, 128)
+    boxes = torch.tensor([[0, 301.3, 4.0, 305.3, 8.0]], device=device)
+    for dtype in (torch.bfloat16, torch.float16):
+        out = roi_align(ramp.to(dtype), boxes, 1, 0.25, 2, True)
+        # The centre lies at 303.3 / 4 - 0.5; with boxes in bfloat16 it would be at 304 / 4 - 0.5.
+        assert_near(out, torch.full((1, 3, 1, 1), 303.3 / 4 - 0.5).to(dtype).double().numpy(), torch.float64)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "shape, rows",
+    [((2, 3, 8, 8), 0), ((0, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((2, 3, 0, 8), 3), ((2, 3, 8, 0), 3)],
+)
+def test_empty_inputs(backend, device, mode, shape, rows):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    out = roi_align(x, random_boxes(rows, device), (3, 2), mode=mode)
+    assert out.shape == (rows, shape[1], 3, 2)
+    out.sum().backward()
+    assert x.grad.shape == shape
+    assert out.abs().sum() == 0 and x.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_output_and_gradients_keep_dtype_and_memory_format(backend, device, mode, layout, dtype):
+    features = [f.requires_grad_() for f in random_features(2, 6, dtype, device, layout)]
+    out = roi_align_pyramid(features, random_boxes(9, device), (3, 2), [0.25, 0.125], mode=mode)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert out.dtype == dtype and out.is_contiguous(memory_format=memory_format)
+    for grad in torch.autograd.grad(out.sum(), features):
+        assert grad.dtype == dtype and grad.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_from_any_number_of_threads_and_from_run_to_run(backend, mode, layout, dtype):
+    features = [f.requires_grad_() for f in random_features(2, 72, dtype, layout=layout)]
+    boxes = random_boxes(12)
+
+    def run(threads):
+        torch.set_num_threads(threads)
+        out = roi_align_pyramid(features, boxes, (5, 4), [0.25, 0.125], 2, True, mode, 56)
+        return [out, *torch.autograd.grad(out, features, out.detach())]
+
+    before = torch.get_num_threads()
+    try:
+        first, *others = run(1), run(2), run(2)
+    finally:
+        torch.set_num_threads(before)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def small_problem(mode, device="cpu"):
+    """Two levels and the corners of three boxes, and the pooling of them."""
+    generator = torch.Generator().manual_seed(3)
+    features = [
+        torch.rand(2, 2, s, s + 1, dtype=torch.float64, generator=generator).to(device).requires_grad_()
+        for s in (8, 4)
+    ]
+    corners = torch.tensor(
+        [[1.3, 0.7, 5.9, 6.2], [2.1, -1.4, 9.3, 7.7], [-3.6, 2.2, 2.9, 14.1]],
+        dtype=torch.float64,
+        device=device,
+    )
+
+    def pool(a, b, corners=corners, aligned=True):
+        boxes = torch.cat([corners.new_tensor([[0], [1], [1]]), corners], dim=1)
+        return roi_align_pyramid([a, b], boxes, (3, 2), [1.0, 0.5], 2, aligned, mode, 4, 0)
+
+    return pool, features, corners.requires_grad_(mode == "exact")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gradients(backend, device, mode, aligned):
+    pool, features, corners = small_problem(mode, device)
+    assert torch.autograd.gradcheck(lambda a, b, c: pool(a, b, c, aligned), (*features, corners))
+
+
+@pytest.mark.parametrize("mode", ["avg", "warp_avg", "exact"])
+def test_double_backward_of_average_modes(backend, device, mode):
+    pool, features, corners = small_problem(mode, device)
+    corners.requires_grad_(False)
+    assert torch.autograd.gradgradcheck(pool, tuple(features))
+
+
+@pytest.mark.parametrize("mode", ["max", "warp_max", "pool", "exact"])
+def test_double_backward_that_is_missing_says_so(backend, device, mode):
+    pool, features, _ = small_problem(mode, device)
+    (x_grad, _) = torch.autograd.grad(pool(*features).square().sum(), features, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f'double backward of mode "{mode}"'):
+        x_grad.sum().backward()
+
+
+def test_exact_has_the_same_box_gradients_in_float32(backend, device):
+    (x,) = random_features(channels=19, device=device)
+    boxes = random_boxes(20, device)
+    boxes[3, 3:] = boxes[3, 1:3]  # no extent: no gradient
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        b = boxes.to(dtype, copy=True).requires_grad_()
+        roi_align(x.to(dtype), b, (4, 3), 0.25, aligned=True, mode="exact").square().sum().backward()
+        assert b.grad.dtype == dtype and b.grad[3].abs().sum() == 0 and b.grad[:, 0].abs().sum() == 0
+        grads.append(b.grad.double())
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tiny_boxes_far_from_the_origin(backend, device, mode):
+    """Pooling a constant gives that constant, however small a bin is beside the coordinates' precision."""
+    x = torch.ones(1, 3, 64, 128, device=device)
+    boxes = torch.tensor(
+        [[0, 300.03, 200.0, 300.031, 200.002], [0, 400, 120.1, 400.0001, 180]], device=device
+    )
+    out = roi_align(x, boxes, 7, 0.25, 2, True, mode)
+    torch.testing.assert_close(out, torch.ones_like(out))
