@@ -19,9 +19,14 @@ _ARGUMENTS = (
 _PYTHON_KERNELS = {"torchvision": roi_align_torchvision, "eager": roi_align_eager}
 
 
-def _falling_back(kernel, rois: int):
+def _rois(args) -> Tensor:
+    """The RoIs among the arguments of an operator, forward or backward."""
+    return args[1] if isinstance(args[1], Tensor) else args[2]
+
+
+def _falling_back(kernel):
     def run(*args):
-        _extension.warn_fallback(args[rois].device.type)
+        _extension.warn_fallback(_rois(args).device.type)
         return kernel(*args)
 
     return run
@@ -36,18 +41,24 @@ def _define(name: str) -> None:
     _library.define(f"{name}_backward(Tensor grad, {_ARGUMENTS}, bool rois_need_grad) -> (Tensor[], Tensor)")
 
 
+def _without_autocast(kernel):
+    def run(*args):
+        with torch.autocast(_rois(args).device.type, enabled=False):
+            return kernel(*args)
+
+    return run
+
+
 def _implement(name: str, forward, backward) -> None:
     # For every device; a compiled kernel of a device goes before.
-    _library.impl(name, forward, "CompositeExplicitAutograd")
-    _library.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
+    _library.impl(name, _without_autocast(forward), "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", _without_autocast(backward), "CompositeExplicitAutograd")
 
 
 if not _extension.is_available():
     _define("roi_align")
 _default = _PYTHON_KERNELS.get(_extension.default_backend, roi_align_torchvision)
-_implement(
-    "roi_align", _falling_back(_default.roi_align, rois=1), _falling_back(_default.roi_align_backward, rois=2)
-)
+_implement("roi_align", _falling_back(_default.roi_align), _falling_back(_default.roi_align_backward))
 for _backend, _kernels in _PYTHON_KERNELS.items():
     _define(f"roi_align_{_backend}")
     _implement(f"roi_align_{_backend}", _kernels.roi_align, _kernels.roi_align_backward)
