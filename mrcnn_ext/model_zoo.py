@@ -18,9 +18,14 @@ from .config import add_mrcnn_ext_config
 
 __all__ = ["detectron2_zoo", "get", "get_config", "get_config_file", "list_configs"]
 
-# An installed package has the configs inside it; in a source tree they lie beside it.
-_PACKAGE = Path(__file__).resolve().parent
-_ROOT = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+
+def _find_configs(package: Path) -> Path:
+    """An installed package has the configs inside it; in a source tree they lie beside it."""
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+_ROOT = _find_configs(Path(__file__).resolve().parent)
 
 
 def list_configs() -> list[str]:

@@ -15,9 +15,7 @@ SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 def pyramid(levels=4, images=2, channels=3, size=(128, 192)):
     torch.manual_seed(0)
-    return [
-        torch.randn(images, channels, size[0] >> k, size[1] >> k, dtype=dtype) for k in range(2, 2 + levels)
-    ]
+    return [torch.randn(images, channels, size[0] >> k, size[1] >> k) for k in range(2, 2 + levels)]
 
 
 def boxes(count, size=(128, 192), seed=0):

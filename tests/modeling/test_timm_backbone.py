@@ -92,12 +92,20 @@ def test_freeze_at_freezes_the_stem_then_stage_by_stage(freeze_at, frozen, out_f
     assert not any(m.training for n in frozen for m in backbone.net.get_submodule(n).modules())
 
 
-@pytest.mark.parametrize("model_name", ["convnext_atto", "efficientnet_b0", "regnety_002", "hiera_tiny_224"])
-def test_freeze_at_finds_the_stages_of_every_kind_of_model(model_name):
-    whole = TimmBackbone(model_name=model_name)
+@pytest.mark.parametrize(
+    "model_name, model_args",
+    [
+        ("convnext_atto", {}),
+        ("efficientnet_b0", {}),
+        ("regnety_002", {}),
+        ("hiera_tiny_224", {"embed_dim": 16}),
+    ],
+)
+def test_freeze_at_finds_the_stages_of_every_kind_of_model(model_name, model_args):
+    whole = TimmBackbone(model_name=model_name, model_args=model_args)
     count = [len(list(whole.parameters()))]
     for freeze_at in (1, 2, 3, 5):
-        backbone = TimmBackbone(model_name=model_name, freeze_at=freeze_at)
+        backbone = TimmBackbone(model_name=model_name, model_args=model_args, freeze_at=freeze_at)
         flags = [p.requires_grad for p in backbone.parameters()]
         count.append(sum(flags))
         assert flags == sorted(flags)  # the first so many are frozen

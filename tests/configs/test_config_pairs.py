@@ -1,0 +1,190 @@
+"""Every config comes as yaml and as LazyConfig, and the two say the same."""
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+from detectron2.config import instantiate
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, ListConfig
+
+from mrcnn_ext import model_zoo
+
+NAMES = sorted({name.rpartition(".")[0] for name in model_zoo.list_configs()})
+
+
+def configs(name):
+    """The pair, without what is to be downloaded and with fewer RoIs, which are the same in both."""
+    yaml, lazy = model_zoo.get_config(f"{name}.yaml"), model_zoo.get_config(f"{name}.py")
+    yaml.MODEL.DEVICE = "cpu"
+    if "timm" in name:
+        assert yaml.MODEL.TIMM.PRETRAINED and lazy.model.backbone.bottom_up.pretrained
+        yaml.MODEL.TIMM.PRETRAINED = lazy.model.backbone.bottom_up.pretrained = False
+    return yaml, lazy
+
+
+def build(name):
+    """Both models from one seed."""
+    yaml, lazy = configs(name)
+    torch.manual_seed(0)
+    from_yaml = build_model(yaml)
+    torch.manual_seed(0)
+    return from_yaml, instantiate(lazy.model)
+
+
+def batch(model):
+    """An image of noise with two objects."""
+    generator = torch.Generator().manual_seed(0)
+    instances = Instances((64, 96))
+    instances.gt_boxes = Boxes(torch.tensor([[4.0, 4, 40, 60], [30, 10, 90, 50]]))
+    instances.gt_classes = torch.zeros(2, dtype=torch.int64)
+    if getattr(model.roi_heads, "mask_on", False):
+        instances.gt_masks = BitMasks(torch.rand(2, 64, 96, generator=generator) > 0.5)
+    if getattr(model.roi_heads, "keypoint_on", False):
+        points = torch.rand(2, 17, 2, generator=generator) * 30 + 25
+        instances.gt_keypoints = Keypoints(torch.cat([points, torch.full((2, 17, 1), 2.0)], dim=2))
+    image = torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8)
+    return [{"image": image, "instances": instances}]
+
+
+def settings(value):
+    """What an object does besides its parameters: plain values, and those of detectron2's helper objects."""
+    if isinstance(value, (list, tuple, ListConfig)):
+        return [settings(v) for v in value]
+    if isinstance(value, (dict, DictConfig)):
+        return {k: settings(v) for k, v in value.items()}
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if type(value).__module__.startswith("detectron2") and not isinstance(value, torch.nn.Module):
+        return {k: settings(v) for k, v in vars(value).items()}
+    return type(value).__name__
+
+
+def module_settings(model):
+    found = {
+        name: {k: settings(v) for k, v in vars(module).items() if not k.startswith("_")}
+        for name, module in model.named_modules()
+    }
+    # detectron2 leaves a weight of one out when it comes from yaml.
+    found["roi_heads.box_predictor"]["loss_weight"].setdefault("loss_cls", 1.0)
+    return found
+
+
+def losses(model):
+    model.roi_heads.batch_size_per_image = 8
+    torch.manual_seed(1)
+    with EventStorage(), torch.no_grad():
+        return {name: loss.item() for name, loss in model.train()(batch(model)).items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_model_and_losses(name):
+    from_yaml, from_lazy = build(name)
+    expected, got = from_yaml.state_dict(), from_lazy.state_dict()
+    assert {k: v.shape for k, v in got.items()} == {k: v.shape for k, v in expected.items()}
+    assert all(torch.equal(got[k], expected[k]) for k in expected)
+    assert [p.requires_grad for p in from_lazy.parameters()] == [
+        p.requires_grad for p in from_yaml.parameters()
+    ]
+    assert module_settings(from_lazy) == module_settings(from_yaml)
+    assert torch.equal(from_lazy.pixel_mean, from_yaml.pixel_mean)
+    assert torch.equal(from_lazy.pixel_std, from_yaml.pixel_std)
+    first, second = losses(from_yaml), losses(from_lazy)
+    assert first == pytest.approx(second, rel=1e-6) and len(first) >= 5
+
+
+def augmentation_settings(augmentation):
+    found = {"type": type(augmentation).__name__, **settings(vars(augmentation))}
+    if len(set(found.get("short_edge_length", ()))) == 1:  # one size, however it is drawn
+        found = {"short_edge_length": found["short_edge_length"][0], "max_size": found["max_size"]}
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_training(name):
+    yaml, lazy = configs(name)
+    train, dataset = lazy.dataloader.train, lazy.dataloader.train.dataset
+    test = lazy.dataloader.test
+    assert lazy.train.max_iter == yaml.SOLVER.MAX_ITER
+    assert lazy.train.init_checkpoint == yaml.MODEL.WEIGHTS
+    assert lazy.train.checkpointer.period == yaml.SOLVER.CHECKPOINT_PERIOD
+    assert lazy.train.eval_period == yaml.TEST.EVAL_PERIOD
+    assert lazy.train.val_loss.enabled == yaml.VAL_LOSS.ENABLED
+    assert lazy.train.val_loss.max_images == yaml.VAL_LOSS.MAX_IMAGES
+    assert lazy.train.allow_partial_weights == yaml.MODEL.ALLOW_PARTIAL_WEIGHTS
+    assert train.total_batch_size == yaml.SOLVER.IMS_PER_BATCH
+    assert (dataset.names,) == yaml.DATASETS.TRAIN and test.dataset.names == yaml.DATASETS.TEST[0]
+    assert train.num_workers == yaml.DATALOADER.NUM_WORKERS == test.num_workers
+    assert dataset.get("min_keypoints", 0) == (
+        yaml.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if yaml.MODEL.KEYPOINT_ON else 0
+    )
+    for loader, is_train in [(train, True), (test, False)]:
+        assert loader.mapper.image_format == yaml.INPUT.FORMAT
+        augmentations = [instantiate(a) for a in loader.mapper.augmentations]
+        expected = build_augmentation(yaml, is_train)
+        assert [*map(augmentation_settings, augmentations)] == [*map(augmentation_settings, expected)]
+    assert train.mapper.get("use_instance_mask", False) == yaml.MODEL.MASK_ON
+    assert train.mapper.get("use_keypoint", False) == yaml.MODEL.KEYPOINT_ON
+    assert train.mapper.get("instance_mask_format", "polygon") == yaml.INPUT.MASK_FORMAT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_optimiser_and_schedule(name):
+    yaml, lazy = configs(name)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    steps = []
+    lazy.optimizer.params.model = model
+    for optimizer in (build_optimizer(yaml, model), instantiate(lazy.optimizer)):
+        model.load_state_dict(state)
+        optimizer.step()
+        steps.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(steps[0], steps[1])
+
+    optimizer = build_optimizer(yaml, model)
+    yaml_scheduler = build_lr_scheduler(yaml, optimizer)
+    multiplier, total = instantiate(lazy.lr_multiplier), yaml.SOLVER.MAX_ITER
+    for k in [*range(0, total, max(1, total // 97)), total - 1]:
+        expected = yaml_scheduler._multiplier(k / yaml_scheduler._max_iter)
+        assert multiplier(k / total) == pytest.approx(expected), k
+
+
+# Figures of the paper: section 3.1, section 5, appendix A.
+PAPER = {
+    # images, learning rate, steps, iterations, shorter side, at test, RoIs, proposals at test
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4": (16, 0.02, (120000,), 160000, (800,), 800, 64, 300),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN": (16, 0.02, (120000,), 160000, (800,), 800, 512, 1000),
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN": (16, 0.02, (120000,), 160000, (800,), 800, 512, 1000),
+    "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN": (
+        *(16, 0.02, (120000,), 160000),
+        *((800,), 800, 512, 1000),
+    ),
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN": (
+        *(16, 0.02, (60000, 80000), 90000),
+        *((640, 800), 800, 512, 1000),
+    ),
+    "Cityscapes/mask_rcnn_R_50_FPN": (8, 0.01, (18000,), 24000, (800, 1024), 1024, 512, 1000),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_figures_of_the_paper(name):
+    cfg = model_zoo.get_config(f"{name}.yaml")
+    solver = cfg.SOLVER
+    assert PAPER[name] == (
+        *(solver.IMS_PER_BATCH, solver.BASE_LR, solver.STEPS, solver.MAX_ITER),
+        *(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST),
+        *(cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.POST_NMS_TOPK_TEST),
+    )
+    assert (solver.WEIGHT_DECAY, solver.MOMENTUM, solver.GAMMA) == (1e-4, 0.9, 0.1)
+    assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" or len(cfg.INPUT.MIN_SIZE_TRAIN) == 1
+    assert cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION == 0.25 and cfg.TEST.DETECTIONS_PER_IMAGE == 100
+    assert sorted(sum(cfg.MODEL.ANCHOR_GENERATOR.SIZES, [])) == [32, 64, 128, 256, 512]
+    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
+    assert cfg.MODEL.RPN.IOU_THRESHOLDS == [0.3, 0.7] and cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS == [0.5]
