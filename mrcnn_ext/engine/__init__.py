@@ -1,6 +1,7 @@
 """Training programs over detectron2's: trainer, hooks, checkpoints, launching."""
 
 from .checkpoint import Checkpointer
+from .checks import check_config, check_lazy_config
 from .errors import UserError
 from .events import ProgressPrinter, build_writers
 from .hooks import ValidationLossHook, compute_losses
@@ -16,6 +17,8 @@ __all__ = [
     "ValidationLossHook",
     "argument_parser",
     "build_writers",
+    "check_config",
+    "check_lazy_config",
     "compute_losses",
     "launch",
     "load_config",

@@ -60,10 +60,16 @@ class Checkpointer(DetectionCheckpointer):
         self._file = path
         try:
             return super().load(path, *args, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise UserError(f"{path}: {_unpickling_advice(error)}") from error
         finally:
+            # detectron2 forgets to, after an error, and then refuses to load anything else.
             self._parsed_url_during_load = None
+
+    def _load_file(self, filename):
+        try:
+            return super()._load_file(filename)
+        # What torch.load and pickle raise for a file that is cut short, or no checkpoint at all.
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f"{self._file}: {_reason(error)}") from error
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
@@ -120,11 +126,10 @@ def _replacing(path):
         raise
 
 
-def _unpickling_advice(error):
-    first_line = str(error).partition("\n")[0]
-    if "weights_only" in str(error) or "Weights only" in str(error):
+def _reason(error):
+    if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return (
             "holds Python objects besides tensors, which torch.load refuses; if you trust the file, "
             'save its weights alone: torch.save(torch.load(FILE, weights_only=False)["model"], NEW_FILE)'
         )
-    return f"not a checkpoint ({first_line})"
+    return f"not a checkpoint, or damaged ({type(error).__name__})"

@@ -13,10 +13,11 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from .checkpoint import Checkpointer
+from .checks import check_lazy_config
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
-from .setup import check_dataset_names, start
+from .setup import start
 from .trainer import CPUAutocastTrainer, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
@@ -40,12 +41,12 @@ def main(args):
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
-    check_dataset_names(_dataset_names(cfg, ("test",) if args.eval_only else ("train", "test")))
     start(cfg, args, cfg.train.output_dir)
     if cfg.train.device != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
         )
+    check_lazy_config(cfg, args.eval_only)
     if not args.eval_only:
         return do_train(args, cfg)
     model = instantiate(cfg.model)
@@ -114,14 +115,6 @@ def _paths(node, prefix=()):
         child = node._get_node(key)
         if OmegaConf.is_dict(child):
             yield from _paths(child, path)
-
-
-def _dataset_names(cfg, splits):
-    names = []
-    for split in splits:
-        value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=[])
-        names += [value] if isinstance(value, str) else value
-    return names
 
 
 def _build_checkpointer(cfg, model, **checkpointables):

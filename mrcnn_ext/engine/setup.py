@@ -1,4 +1,4 @@
-"""What a training program does before it trains: read the config, check it, its names and its datasets."""
+"""What a training program does first: read the config, start logging."""
 
 import contextlib
 import logging
@@ -7,7 +7,6 @@ import re
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -16,7 +15,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from .errors import UserError, did_you_mean
 
-__all__ = ["check_dataset_names", "load_config", "naming_unknown_objects", "setup", "start"]
+__all__ = ["load_config", "naming_unknown_objects", "setup", "start"]
 
 
 def setup(args):
@@ -29,14 +28,13 @@ def setup(args):
         CfgNode: frozen.
 
     Raises:
-        UserError: the config is wrong or names a dataset that is not registered.
+        UserError: the config is wrong.
     """
     cfg = load_config(args.config_file, args.opts)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    check_dataset_names(cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     start(cfg, args, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
@@ -108,17 +106,6 @@ def _keys(cfg, prefix=""):
         yield prefix + key
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{prefix}{key}.")
-
-
-def check_dataset_names(names):
-    """Raise UserError for the first of ``names`` that is not registered with detectron2."""
-    registered = DatasetCatalog.list()
-    for name in names:
-        if name not in registered:
-            raise UserError(
-                f"dataset {name!r} is not registered with detectron2{did_you_mean(name, registered)} "
-                "(COCO files: detectron2.data.datasets.register_coco_instances)"
-            )
 
 
 @contextlib.contextmanager

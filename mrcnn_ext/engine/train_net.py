@@ -4,6 +4,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .checkpoint import Checkpointer
+from .checks import check_config
 from .setup import setup
 from .trainer import Trainer
 
@@ -23,6 +24,7 @@ def main(args):
         UserError: the config, a dataset or the weights are wrong.
     """
     cfg = setup(args)
+    check_config(cfg, args.eval_only)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Checkpointer(

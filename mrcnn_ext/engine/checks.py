@@ -1,0 +1,114 @@
+"""Finds before training what would stop it, or its evaluation, hours later."""
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from omegaconf import OmegaConf
+
+from ..data import check_dataset
+from ..evaluation import build_evaluator
+from .errors import UserError, did_you_mean
+
+__all__ = ["check_config", "check_dataset_names", "check_lazy_config"]
+
+
+def check_config(cfg, eval_only=False):
+    """Check the datasets of a yaml config against its model, and that they can be evaluated.
+
+    Args:
+        cfg (CfgNode): ``DATASETS.CHECK`` False leaves the files alone.
+        eval_only (bool): whether ``DATASETS.TEST`` alone is needed.
+
+    Raises:
+        UserError: a dataset is not registered, missing or damaged, or its classes or keypoints are not the
+            model's.
+    """
+    train = () if eval_only else cfg.DATASETS.TRAIN
+    check_dataset_names((*train, *cfg.DATASETS.TEST))
+    model = cfg.MODEL
+    heads = {"GeneralizedRCNN": model.ROI_HEADS, "RetinaNet": model.RETINANET}.get(model.META_ARCHITECTURE)
+    if not cfg.DATASETS.CHECK:
+        return
+    _check(
+        train,
+        cfg.DATASETS.TEST,
+        num_classes=heads.NUM_CLASSES if heads else None,
+        num_keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
+        needs_masks=model.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+        evaluate=lambda name: build_evaluator(cfg, name),
+    )
+
+
+def check_lazy_config(cfg, eval_only=False):
+    """As :func:`check_config`, for a LazyConfig; ``train.check_datasets`` False leaves the files alone."""
+    train = [] if eval_only else _names(cfg, "train")
+    test = _names(cfg, "test")
+    check_dataset_names((*train, *test))
+    if not cfg.train.get("check_datasets", True):
+        return
+    mapper = OmegaConf.select(cfg, "dataloader.train.mapper", default={})
+    heads = OmegaConf.select(cfg, "model.roi_heads", default={})
+    _check(
+        train,
+        test,
+        num_classes=heads.get("num_classes"),
+        num_keypoints=heads.keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
+        needs_masks=mapper.get("use_instance_mask", False),
+        mask_format=mapper.get("instance_mask_format", "polygon"),
+    )
+
+
+def check_dataset_names(names):
+    """Raise UserError for the first of ``names`` that is not registered with detectron2."""
+    registered = DatasetCatalog.list()
+    for name in names:
+        if name not in registered:
+            raise UserError(
+                f"dataset {name!r} is not registered with detectron2{did_you_mean(name, registered)} "
+                "(COCO files: detectron2.data.datasets.register_coco_instances)"
+            )
+
+
+def _names(cfg, split):
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=[])
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check(train, test, **options):
+    """In the main process; an error is raised in all."""
+    message = None
+    if comm.is_main_process():
+        try:
+            _check_files(train, test, **options)
+        except (ValueError, FileNotFoundError) as error:
+            message = str(error)
+    message = comm.all_gather(message)[0]
+    if message is not None:
+        raise UserError(message)
+
+
+def _check_files(train, test, *, num_classes, num_keypoints, needs_masks, mask_format, evaluate=None):
+    for name in dict.fromkeys((*train, *test)):
+        check_dataset(
+            name,
+            num_classes=num_classes,
+            num_keypoints=num_keypoints,
+            needs_masks=needs_masks and name in train,
+            needs_keypoints=num_keypoints is not None and name in train,
+            needs_annotations=name in train,
+            mask_format=mask_format,
+        )
+        metadata = MetadataCatalog.get(name)
+        if name in train and num_keypoints is not None and not metadata.get("keypoint_names"):
+            raise ValueError(
+                f"dataset {name!r}: a model with keypoints needs keypoint_names and keypoint_flip_map in its "
+                "metadata: MetadataCatalog.get(NAME).set(keypoint_names=[...], keypoint_flip_map=[...])"
+            )
+        classes = metadata.get("thing_classes", ())
+        if name in test and num_classes is not None and num_classes != len(classes):
+            raise ValueError(
+                f"dataset {name!r} has {len(classes)} classes ({', '.join(classes[:5])}...), the model "
+                f"{num_classes}: set MODEL.ROI_HEADS.NUM_CLASSES (LazyConfig: model.roi_heads.num_classes)"
+            )
+        if name in test and evaluate is not None:
+            evaluate(name)
