@@ -1,0 +1,17 @@
+"""The networks and operators of mrcnn_ext.layers inside torchvision's detectors; detectron2 is not needed."""
+
+from .acceleration import FusedRoIHeads, accelerate
+from .models import FPNBackbone, keypoint_rcnn, mask_keypoint_rcnn, mask_rcnn
+from .poolers import FusedMultiScaleRoIAlign
+from .weights import transfer_weights
+
+__all__ = [
+    "FPNBackbone",
+    "FusedMultiScaleRoIAlign",
+    "FusedRoIHeads",
+    "accelerate",
+    "keypoint_rcnn",
+    "mask_keypoint_rcnn",
+    "mask_rcnn",
+    "transfer_weights",
+]

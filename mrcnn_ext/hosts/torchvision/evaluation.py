@@ -1,0 +1,164 @@
+"""COCO and Cityscapes metrics of a detector of torchvision."""
+
+import contextlib
+import glob
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from PIL import Image
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from ... import compat
+from .data import CocoInstances
+
+__all__ = ["evaluate_cityscapes", "evaluate_coco", "predict"]
+
+logger = logging.getLogger(__name__)
+
+# What COCOeval's summary holds, in its order, and those of them that detectron2's tables show.
+_METRICS = {
+    "bbox": {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5},
+    "segm": {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5},
+    "keypoints": {"AP": 0, "AP50": 1, "AP75": 2, "APm": 3, "APl": 4},
+}
+
+
+def predict(model: nn.Module, dataset: CocoInstances) -> list[dict]:
+    """What a model finds in the images of a dataset, in COCO's results format, images in order.
+
+    Args:
+        model: of torchvision.models.detection; is put in evaluation mode.
+        dataset: without flipping.
+
+    Returns:
+        One dict per object: image_id, category_id, bbox [x, y, width, height], score, and, where the model
+        gives them, segmentation (compressed RLE) and keypoints [x, y, score, ...] (pixel indices, as COCO's).
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    results = []
+    for image, target in dataset:
+        with torch.inference_mode():
+            output = model([image.to(device)])[0]
+        output = {key: value.cpu() for key, value in output.items()}
+        results += _results(int(target["image_id"]), output, dataset.category_ids)
+    return results
+
+
+def _results(image_id: int, output: dict, category_ids: list[int]) -> list[dict]:
+    boxes = output["boxes"].clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    results = [
+        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
+        for label, box, score in zip(
+            output["labels"].tolist(), boxes.tolist(), output["scores"].tolist(), strict=True
+        )
+    ]
+    if "masks" in output:
+        for result, mask in zip(results, output["masks"][:, 0] > 0.5, strict=True):
+            rle = mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
+            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    if "keypoints" in output:
+        points = output["keypoints"].clone()
+        points[..., :2] -= 0.5
+        points[..., 2] = output["keypoints_scores"]
+        for result, keypoints in zip(results, points.flatten(1).tolist(), strict=True):
+            result["keypoints"] = keypoints
+    return results
+
+
+def evaluate_coco(
+    dataset: CocoInstances, results: list[dict], tasks: Sequence[str] = ("bbox", "segm", "keypoints")
+) -> dict[str, dict[str, float]]:
+    """COCO's average precisions, in points: {"bbox": {"AP": ..., "AP50": ...}, "segm": {...}, ...}.
+
+    A metric without objects to judge by (APl where none is large) is NaN. Nothing predicted is an AP of 0.
+
+    Args:
+        dataset: what was predicted on.
+        results: of :func:`predict`.
+        tasks: any of "bbox", "segm", "keypoints", those that the model predicts.
+    """
+    metrics = {}
+    for task in tasks:
+        if not results:  # which pycocotools does not take
+            metrics[task] = dict.fromkeys(_METRICS[task], 0.0)
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            found = dataset.coco.loadRes(_for_task(results, task))
+            evaluation = COCOeval(dataset.coco, found, task)
+            if task == "keypoints":
+                figures = [c["id"] for c in dataset.coco.cats.values() if c.get("keypoints")]
+                evaluation.params.catIds = figures
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        table = printed.getvalue()
+        logger.info("COCO %s:\n%s", task, table[table.index(" Average Precision") :].rstrip())
+        # -1 is COCO's word for no object of this kind in the ground truth.
+        values = [100 * value if value >= 0 else float("nan") for value in evaluation.stats.tolist()]
+        metrics[task] = {name: values[index] for name, index in _METRICS[task].items()}
+    return metrics
+
+
+def _for_task(results: list[dict], task: str) -> list[dict]:
+    """Without boxes for masks: pycocotools would tell small from large by the box, not by the mask."""
+    if task == "segm":
+        return [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    return [dict(result) for result in results]
+
+
+def evaluate_cityscapes(dataset: CocoInstances, results: list[dict], gt_dir: str) -> dict[str, float]:
+    """Cityscapes' instance metrics, in points: {"AP": ..., "AP50": ...}.
+
+    Args:
+        dataset: what was predicted on; its images are named as Cityscapes', its categories too.
+        results: of :func:`predict`, with masks.
+        gt_dir: ``gtFine/<split>``: a folder per city with ``*_gtFine_instanceIds.png``.
+
+    Raises:
+        FileNotFoundError: no ground truth there.
+        RuntimeError: cityscapesscripts refused the predictions; says why.
+    """
+    compat.apply()
+    from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as cityscapes
+    from cityscapesscripts.helpers.labels import name2label
+
+    truth = sorted(glob.glob(os.path.join(gt_dir, "*", "*_gtFine_instanceIds.png")))
+    if not truth:
+        raise FileNotFoundError(f"no */*_gtFine_instanceIds.png under {gt_dir}")
+    of_image: dict[int, list[dict]] = {image_id: [] for image_id in dataset.ids}
+    for result in results:
+        of_image[result["image_id"]].append(result)
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="cityscapes_") as folder:
+        for image_id, found in of_image.items():
+            stem = os.path.splitext(os.path.basename(dataset.coco.imgs[image_id]["file_name"]))[0]
+            with open(os.path.join(folder, f"{stem}_pred.txt"), "w") as listing:
+                for index, result in enumerate(found):
+                    Image.fromarray(255 * mask_util.decode(result["segmentation"])).save(
+                        os.path.join(folder, f"{stem}_{index}.png")
+                    )
+                    label = name2label[dataset.coco.cats[result["category_id"]]["name"]].id
+                    print(f"{stem}_{index}.png {label} {result['score']}", file=listing)
+        settings = cityscapes.args
+        settings.predictionPath, settings.predictionWalk = os.path.realpath(folder), None
+        settings.JSONOutput = settings.colorized = False
+        settings.gtInstancesFile = os.path.join(folder, "gtInstances.json")
+        try:
+            with contextlib.redirect_stdout(printed):
+                predictions = [cityscapes.getPrediction(file, settings) for file in truth]
+                averages = cityscapes.evaluateImgLists(predictions, truth, settings)["averages"]
+        except SystemExit as error:
+            # cityscapesscripts prints what is wrong, then ends the process.
+            reason = printed.getvalue().strip().rpartition("ERROR: ")[2]
+            raise RuntimeError(f"Cityscapes evaluation: {reason}") from error
+    return {"AP": 100 * float(averages["allAp"]), "AP50": 100 * float(averages["allAp50%"])}

@@ -1,0 +1,105 @@
+"""Training a detector of torchvision."""
+
+import json
+import logging
+import math
+import os
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision.ops._utils import split_normalization_params
+
+__all__ = ["train"]
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    output_dir: str,
+    *,
+    iterations: int,
+    batch_size: int = 8,
+    base_lr: float = 0.02,
+    warmup_iterations: int = 100,
+    weight_decay: float = 1e-4,
+    clip_norm: float = 1.0,
+    num_workers: int = 1,
+    log_period: int = 20,
+) -> float:
+    """SGD with momentum 0.9, a linear warm-up and a cosine down to zero.
+
+    Writes to ``output_dir``: ``metrics.json``, a line of JSON every ``log_period`` iterations (iteration, lr,
+    total_loss and each loss, averaged over the period), and ``model_final.pth``, a state_dict. Random numbers
+    are those of torch's global generator.
+
+    Args:
+        model: in training mode (images, targets) -> a dict of losses; data goes to the device it is on.
+        dataset: gives (image, target) pairs, as :class:`.CocoInstances`.
+        iterations: optimiser steps, of ``batch_size`` images each.
+        base_lr: the learning rate after the warm-up.
+        weight_decay: of all parameters but those of normalisations.
+        clip_norm: greatest norm of the gradient of each parameter; a greater one is scaled down.
+        num_workers: processes that load images; 0 for none.
+
+    Returns:
+        Seconds of training.
+
+    Raises:
+        FloatingPointError: the loss became infinite or NaN.
+    """
+    sampler = RandomSampler(dataset, num_samples=iterations * batch_size)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate)
+    norms, others = split_normalization_params(model)
+    groups = [{"params": norms, "weight_decay": 0.0}, {"params": others, "weight_decay": weight_decay}]
+    optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=0.9)
+
+    def factor(iteration):
+        warmup = min(1.0, 0.001 + iteration / max(warmup_iterations, 1))
+        return warmup * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    device = next(model.parameters()).device
+    os.makedirs(output_dir, exist_ok=True)
+    model.train()
+    start = time.perf_counter()
+    with open(os.path.join(output_dir, "metrics.json"), "w") as metrics:
+        sums: dict[str, float] = {}
+        for iteration, (images, targets) in enumerate(loader, 1):
+            images = [image.to(device) for image in images]
+            targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
+            losses = model(images, targets)
+            total = sum(losses.values())
+            if not torch.isfinite(total):
+                shown = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
+                raise FloatingPointError(f"the loss is {total.item()} at iteration {iteration} ({shown})")
+            optimizer.zero_grad()
+            total.backward()
+            for parameter in (*norms, *others):
+                nn.utils.clip_grad_norm_(parameter, clip_norm)
+            optimizer.step()
+            lr = schedule.get_last_lr()[0]
+            schedule.step()
+
+            for name, loss in {"total_loss": total, **losses}.items():
+                sums[name] = sums.get(name, 0.0) + loss.item()
+            if iteration % log_period == 0 or iteration == iterations:
+                period = (iteration - 1) % log_period + 1
+                means = {name: value / period for name, value in sums.items()}
+                sums = {}
+                print(json.dumps({"iteration": iteration, "lr": lr, **means}), file=metrics, flush=True)
+                left = (time.perf_counter() - start) / iteration * (iterations - iteration)
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+                logger.info(
+                    "iteration %d/%d  %.0f s left  %s  lr %.4f", iteration, iterations, left, shown, lr
+                )
+    seconds = time.perf_counter() - start
+    torch.save(model.state_dict(), os.path.join(output_dir, "model_final.pth"))
+    return seconds
+
+
+def _collate(items):
+    return tuple(zip(*items, strict=True))
