@@ -106,8 +106,9 @@ def _check_files(train, test, *, num_classes, num_keypoints, needs_masks, mask_f
             )
         classes = metadata.get("thing_classes", ())
         if name in test and num_classes is not None and num_classes != len(classes):
+            listed = ", ".join([*classes[:5], "..."] if len(classes) > 5 else classes)
             raise ValueError(
-                f"dataset {name!r} has {len(classes)} classes ({', '.join(classes[:5])}...), the model "
+                f"dataset {name!r} has {len(classes)} classes ({listed}), the model "
                 f"{num_classes}: set MODEL.ROI_HEADS.NUM_CLASSES (LazyConfig: model.roi_heads.num_classes)"
             )
         if name in test and evaluate is not None:

@@ -17,6 +17,6 @@ def did_you_mean(name, candidates):
         by_last.setdefault(candidate.rpartition(".")[2].lower(), []).append(candidate)
     close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.75)
     if not close:
-        for last in difflib.get_close_matches(name.rpartition(".")[2].lower(), by_last, n=2, cutoff=0.75):
-            close += by_last[last]
+        for last in difflib.get_close_matches(name.rpartition(".")[2].lower(), by_last, n=1, cutoff=0.75):
+            close = by_last[last]
     return f"; did you mean {' or '.join(close[:3])}?" if close else ""

@@ -91,11 +91,13 @@ def _one_line_errors(cfg, source):
         key = str(error).strip("'\"").rpartition(": ")[2]
         raise UserError(f"{source}: unknown config key {key}{did_you_mean(key, _keys(cfg))}") from error
     except ValueError as error:
-        pattern = r"Type mismatch \(<class '(\w+)'> vs\. .*\(.* vs\. (.*)\) for config key: (.*)"
-        mismatch = re.match(pattern, str(error))
-        expected, value, key = mismatch.groups() if mismatch else (None, None, None)
-        message = f"{key} must be of type {expected}, got {value}" if mismatch else error
-        raise UserError(f"{source}: {message}") from error
+        pattern = r"Type mismatch \(<class '([\w.]+)'> vs\. .*\(.* vs\. (.*)\) for config key: (.*)"
+        mismatch = re.match(pattern, str(error), re.DOTALL)
+        if mismatch is None:
+            raise UserError(f"{source}: {error}") from error
+        expected, value, key = mismatch.groups()
+        expected = "a section of keys" if expected.endswith("CfgNode") else f"of type {expected}"
+        raise UserError(f"{source}: {key} must be {expected}, got {value}") from error
     except (TypeError, AttributeError) as error:
         # A list or a number where detectron2 expects a section: it fails in the middle of merging.
         raise UserError(f"{source}: sections must be mappings, such as MODEL: {{MASK_ON: True}}") from error
@@ -118,7 +120,11 @@ def naming_unknown_objects(cfg):
         if match is None:
             raise
         name, registry_name = match.groups()
-        keys = [key for key in _keys(cfg) if _value(cfg, key) == name]
+        keys = [
+            key for key in _keys(cfg) if _value(cfg, key) == name and key.endswith(("NAME", "ARCHITECTURE"))
+        ]
+        # Several parts may be named alike, above all by nothing.
+        keys = [key for key in keys if registry_name in key] or keys
         raise UserError(
             f"{' or '.join(keys) or 'config'}: {name!r} is not in detectron2's {registry_name} registry"
             f"{did_you_mean(name, _registered(error))}"
