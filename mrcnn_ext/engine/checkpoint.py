@@ -68,7 +68,7 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super()._load_file(filename)
         # What torch.load and pickle raise for a file that is cut short, or no checkpoint at all.
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise UserError(f"{self._file}: {_reason(error)}") from error
 
     def _load_model(self, checkpoint):

@@ -108,7 +108,7 @@ def test_unknown_registry_name(key, registry):
     cfg = load_config(
         "", ["MODEL.DEVICE", "cpu", "MODEL.MASK_ON", "True", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
     )
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 1
     right = cfg
     for part in key.split("."):
         right = right[part]
