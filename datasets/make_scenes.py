@@ -24,9 +24,9 @@ examples:
       a few images and a picture of their annotations
 
 The datasets are registered with detectron2 as scenes_{train,val}, scenes_person_{train,val} and
-scenes_cityscapes_{train,val} if they lie in $DETECTRON2_DATASETS/scenes (datasets/scenes by default); for another
-folder call mrcnn_ext.data.register_scenes(folder, prefix). The same arguments give the same files, for any number
-of workers; a folder that already holds them is left as it is.
+scenes_cityscapes_{train,val} if they lie in $DETECTRON2_DATASETS/scenes (by default datasets/scenes);
+for another folder call mrcnn_ext.data.register_scenes(folder, prefix). The same arguments give the same
+files, for any number of workers; a folder that already holds them is left as it is.
 """
 
 

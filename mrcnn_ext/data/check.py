@@ -33,8 +33,8 @@ def check_dataset(
     Checks a dataset of detectron2's standard format: that its files are there and whole, and that a model can
     learn from its annotations.
 
-    Every image's header is read and its file looked at for the format's end marker; only a file without one is
-    decoded. That is quick, and finds truncated files, but not a damaged middle.
+    Every image's header is read and its file looked at for the format's end marker; only a file without one
+    is decoded. That is quick, and finds truncated files, but not a damaged middle.
 
     Args:
         dataset: a registered name, or the dataset's dicts.
@@ -79,7 +79,7 @@ def check_dataset(
                 ) from None
     if needs_annotations and not usable:
         raise ValueError(
-            f"dataset {name!r} has {len(dicts)} images and not one annotation to learn from (crowds do not count)"
+            f"dataset {name!r} has {len(dicts)} images and no annotation to learn from (crowds do not count)"
         )
     if check_images:
         _check_images(name, dicts, workers)
@@ -105,13 +105,15 @@ def _load(name: str) -> list[dict]:
         if repr(name) in str(error):
             raise
         raise FileNotFoundError(
-            f"dataset {name!r} is not on disk: {error.filename or error} is missing. datasets/README.md says how to "
-            "get it; set DETECTRON2_DATASETS if it lies elsewhere"
+            f"dataset {name!r} is not on disk: {error.filename or error} is missing. datasets/README.md says "
+            "how to get it; set DETECTRON2_DATASETS if it lies elsewhere"
         ) from error
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         metadata = MetadataCatalog.get(name)
         where = getattr(metadata, "json_file", getattr(metadata, "gt_dir", "its annotations"))
-        raise ValueError(f"dataset {name!r} cannot be read from {where}: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"dataset {name!r} cannot be read from {where}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_category(annotation: dict, num_classes: int | None) -> None:
@@ -120,8 +122,8 @@ def _check_category(annotation: dict, num_classes: int | None) -> None:
         raise _Problem(f"category_id must be an integer, got {category!r}")
     if num_classes is not None and not 0 <= category < num_classes:
         raise _Problem(
-            f"category_id {category} is out of range: the model has {num_classes} classes, so it must be 0 to "
-            f"{num_classes - 1} (after mapping to contiguous ids)"
+            f"category_id {category} is out of range: the model has {num_classes} classes, so it must be 0 "
+            f"to {num_classes - 1} (after mapping to contiguous ids)"
         )
 
 
@@ -137,13 +139,15 @@ def _check_box(annotation: dict, record: dict) -> None:
         return  # rotated boxes have five numbers and may leave the image
     x0, y0, x1, y1 = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYXY_ABS)
     if x1 < x0 or y1 < y0:
-        raise _Problem(f"its bbox has a negative width or height: {bbox} ({BoxMode(annotation['bbox_mode']).name})")
+        raise _Problem(
+            f"its bbox has a negative width or height: {bbox} ({BoxMode(annotation['bbox_mode']).name})"
+        )
     # Boxes drawn by hand stray over the border; a box of another image size strays far.
     slack_x, slack_y = 2 + 0.05 * record["width"], 2 + 0.05 * record["height"]
     if x0 < -slack_x or y0 < -slack_y or x1 > record["width"] + slack_x or y1 > record["height"] + slack_y:
         raise _Problem(
-            f"its bbox, x0 y0 x1 y1 = {[round(v, 1) for v in (x0, y0, x1, y1)]}, lies outside the image of width "
-            f"{record['width']} and height {record['height']}: is bbox_mode right?"
+            f"its bbox, x0 y0 x1 y1 = {[round(v, 1) for v in (x0, y0, x1, y1)]}, lies outside the image of "
+            f"width {record['width']} and height {record['height']}: is bbox_mode right?"
         )
 
 
@@ -181,14 +185,14 @@ def _check_keypoints(annotation: dict, num_keypoints: int | None, needed: bool) 
     if keypoints is None:
         if needed:
             raise _Problem(
-                "it has no keypoints, which the keypoint head needs (3 zeros per keypoint where there are none)"
+                "it has no keypoints, which the keypoint head needs (three zeros for each that is unknown)"
             )
         return
     values = np.asarray(keypoints, dtype=np.float64).reshape(-1)
     if num_keypoints is not None and len(values) != 3 * num_keypoints:
         raise _Problem(
-            f"it has {len(values) / 3:g} keypoints ({len(values)} numbers), but the model's keypoint head has "
-            f"{num_keypoints}: {3 * num_keypoints} numbers x, y, visibility are expected"
+            f"it has {len(values) / 3:g} keypoints ({len(values)} numbers), but the model's keypoint head "
+            f"has {num_keypoints}: {3 * num_keypoints} numbers x, y, visibility are expected"
         )
     if not np.isfinite(values).all():
         raise _Problem("a keypoint with a coordinate that is not finite")
@@ -222,7 +226,10 @@ def _check_image(record: dict) -> tuple[type[Exception], str] | None:
             if not _has_end(path, image.format):
                 image.load()
     except FileNotFoundError:
-        return FileNotFoundError, f"{label}: the file does not exist. datasets/README.md shows the expected tree"
+        return (
+            FileNotFoundError,
+            f"{label}: the file does not exist. datasets/README.md shows the expected tree",
+        )
     except UnidentifiedImageError:
         return ValueError, f"{label}: the file is not an image, or its beginning is damaged: fetch it again"
     except (OSError, SyntaxError) as error:

@@ -27,9 +27,9 @@ def register_scenes(root: str, prefix: str = "scenes") -> None:
     """
     Registers the datasets under `root`, whether or not they are there yet; files are read on first use.
 
-    For each split of train and val: `{prefix}_{split}` (COCO format, eight categories, keypoints on person and
-    rider), `{prefix}_person_{split}` (COCO format, person only) and `{prefix}_cityscapes_{split}` (Cityscapes
-    layout and evaluator).
+    For each split of train and val: `{prefix}_{split}` (COCO format, eight categories, keypoints on person
+    and rider), `{prefix}_person_{split}` (COCO format, person only) and `{prefix}_cityscapes_{split}`
+    (Cityscapes layout and evaluator).
 
     Args:
         root: what `make_scenes.py` was told to write.
@@ -57,8 +57,8 @@ def _is_new(name: str, root: str) -> bool:
     there = getattr(MetadataCatalog.get(name), "scenes_root", None)
     if there != root:
         raise ValueError(
-            f"dataset {name!r} is already registered for {there}, not {root}: give register_scenes another prefix, "
-            "or set DETECTRON2_DATASETS to the folder that holds `scenes` before importing mrcnn_ext"
+            f"dataset {name!r} is already registered for {there}, not {root}: give register_scenes another "
+            "prefix, or set DETECTRON2_DATASETS to the folder that holds `scenes` before importing mrcnn_ext"
         )
     return False
 
@@ -66,7 +66,8 @@ def _is_new(name: str, root: str) -> bool:
 def _need(path: str, name: str, root: str) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"dataset {name!r} is not on disk: {path} is missing. Write it with `python datasets/make_scenes.py {root}`"
+            f"dataset {name!r} is not on disk: {path} is missing. Write it with "
+            f"`python datasets/make_scenes.py {root}`"
         )
 
 

@@ -1,4 +1,4 @@
-"""Synthetic street scenes with boxes, masks and keypoints. Needs numpy, OpenCV and pycocotools, nothing else."""
+"""Synthetic street scenes with boxes, masks and keypoints. Needs numpy, OpenCV and pycocotools only."""
 
 from .dataset import FORMATS, read_meta, scene_of, write_dataset
 from .scene import Instance, Scene, generate_scene

@@ -10,8 +10,19 @@ from .scene import Scene
 from .spec import LABEL_IDS, STUFF
 
 # Stuff polygons are drawn in this order, each over the ones before.
-_STUFF_ORDER = ("sky", "building", "terrain", "sidewalk", "road", "rail track", "vegetation", "pole", "traffic light",
-                "traffic sign", "static")  # fmt: skip
+_STUFF_ORDER = (
+    "sky",
+    "building",
+    "terrain",
+    "sidewalk",
+    "road",
+    "rail track",
+    "vegetation",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "static",
+)
 _CITIES = {"train": ("aldorf", "brenstadt", "castelmor"), "val": ("dunhaven",)}
 
 

@@ -8,8 +8,17 @@ from .figure import Body, DrawnKeypoints, Look, Skeleton, draw_figure
 from .geometry import Frame, circle
 from .sketch import Sketch
 
-PAINTS = ((190, 30, 35), (30, 80, 170), (25, 120, 70), (235, 180, 40), (40, 40, 45), (230, 230, 230), (220, 100, 30),
-          (120, 190, 200), (150, 60, 140))  # fmt: skip
+PAINTS = (
+    (190, 30, 35),
+    (30, 80, 170),
+    (25, 120, 70),
+    (235, 180, 40),
+    (40, 40, 45),
+    (230, 230, 230),
+    (220, 100, 30),
+    (120, 190, 200),
+    (150, 60, 140),
+)
 _F, _L, _U = np.eye(3)
 
 
@@ -41,8 +50,10 @@ def draw_bicycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: i
     saddle = np.array([-0.24, 0, 0.95])
     grip = np.array([0.5, 0, 0.86]) if sport else np.array([0.3, 0, 1.04])
     spin = float(rng.uniform(0, 2 * np.pi))
-    pedal = {s: crank + 0.17 * np.array([np.cos(spin + p), 0, np.sin(spin + p)]) + [0, y, 0]
-             for s, p, y in (("L", 0.0, 0.12), ("R", np.pi, -0.12))}  # fmt: skip
+    pedal = {
+        s: crank + 0.17 * np.array([np.cos(spin + p), 0, np.sin(spin + p)]) + [0, y, 0]
+        for s, p, y in (("L", 0.0, 0.12), ("R", np.pi, -0.12))
+    }
     thick = 0.05
 
     def tube(*points, width=thick, color=paint):
@@ -82,8 +93,12 @@ def draw_bicycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: i
     if rng.random() < 0.4:
         tube([-0.7, 0, 0.73], [-0.3, 0, 0.73], width=0.03, color=dark)
         tube([-0.62, 0, 0.73], rear, width=0.02, color=dark)
-    sketch.blob([(frame.world(saddle - [0.11, y, 0])[0], 0.045) for y in (-0.05, 0.05)]
-                + [(frame.world(saddle + [0.13, 0, 0])[0], 0.025)], (45, 35, 30), part)  # fmt: skip
+    sketch.blob(
+        [(frame.world(saddle - [0.11, y, 0])[0], 0.045) for y in (-0.05, 0.05)]
+        + [(frame.world(saddle + [0.13, 0, 0])[0], 0.025)],
+        (45, 35, 30),
+        part,
+    )
     sketch.at(depth(head))
     if not sport and rng.random() < 0.35:
         basket = [(0.42, 0.78), (0.72, 0.78), (0.78, 1.02), (0.4, 1.02)]
@@ -167,7 +182,6 @@ def draw_motorcycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot
             frame, [(0.4, 0.28), (0.32, 0.95), (0.42, 1.0), (0.58, 0.6), (0.5, 0.28)], 0.18, paint, part
         )
         sketch.extruded(frame, [(-0.85, 0.76), (-0.8, 0.84), (-0.15, 0.82), (-0.12, 0.74)], 0.14, black, part)
-        tank = seat = None
         hips, lean, foot = np.array([-0.35, 0, 0.92]), 4, np.array([0.18, 0.13, 0.42])
     else:
         sketch.extruded(
@@ -198,8 +212,12 @@ def draw_motorcycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot
         sketch.extruded(
             frame, [(-0.22, 0.76), (-0.05, 0.95), (0.28, 0.97), (0.4, 0.78), (0.2, 0.68)], 0.16, paint, part
         )
-        sketch.stroke(frame.world([[-0.08, near_side * 0.165, 0.84], [0.3, near_side * 0.165, 0.86]]), 0.04,
-                      np.minimum(paint * 0.4 + 140, 250), part)  # fmt: skip
+        sketch.stroke(
+            frame.world([[-0.08, near_side * 0.165, 0.84], [0.3, near_side * 0.165, 0.86]]),
+            0.04,
+            np.minimum(paint * 0.4 + 140, 250),
+            part,
+        )
         sketch.stroke(frame.world(circle(rear, radius + 0.05, _F, _U, 36)[8:17]), 0.12, paint * 0.85, part)
     sketch.at(depth(-0.9))
     if not _sees(sketch, frame, (1, 0, 0)):

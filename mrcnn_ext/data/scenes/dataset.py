@@ -75,15 +75,19 @@ def write_dataset(
     if num_train + num_val < 1:
         raise ValueError("num_train and num_val are both 0: there is nothing to write")
     root = Path(root)
-    meta = json.loads(json.dumps({
-        "generator": "mrcnn_ext.data.scenes",
-        "version": VERSION,
-        "seed": seed,
-        "num_train": num_train,
-        "num_val": num_val,
-        "formats": formats,
-        "preset": dataclasses.asdict(preset),
-    }))  # fmt: skip
+    meta = json.loads(
+        json.dumps(
+            {
+                "generator": "mrcnn_ext.data.scenes",
+                "version": VERSION,
+                "seed": seed,
+                "num_train": num_train,
+                "num_val": num_val,
+                "formats": formats,
+                "preset": dataclasses.asdict(preset),
+            }
+        )
+    )
     if root.exists() and not _may_write(root, meta, force):
         return False
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -149,9 +153,11 @@ def _write_split(root, preset, seed, split, count, workers, formats, progress) -
         if workers > 1 and count > 1:
             # fork where there is one: a fresh interpreter in every worker would import torch for nothing.
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-            pool = stack.enter_context(
-                multiprocessing.get_context(method).Pool(min(workers, count), _start_worker)
-            )
+            # OpenCV's threads do not survive a fork, and a child looking for them waits for ever.
+            stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+            cv2.setNumThreads(1)
+            context = multiprocessing.get_context(method)
+            pool = stack.enter_context(context.Pool(min(workers, count), cv2.setNumThreads, (1,)))
             results = pool.imap(task, range(count), chunksize=2)
         else:
             results = map(task, range(count))
@@ -173,10 +179,6 @@ def _write_split(root, preset, seed, split, count, workers, formats, progress) -
         _write_json(
             root / "annotations" / f"person_keypoints_{split}.json", coco_format.person_dataset(instances)
         )
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
 
 
 def _write_image(root: str, preset, seed, split, cityscapes, index) -> tuple[str, list[dict]]:

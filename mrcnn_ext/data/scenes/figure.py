@@ -1,13 +1,12 @@
-"""People: a kinematic skeleton in metres, posed by angles or by what hands and feet reach for, and its clothes."""
+"""People: a skeleton in metres, posed by angles or by what hands and feet reach for, and its clothes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
-from .geometry import Frame, two_bones
+from .geometry import Frame, circle, two_bones
 from .sketch import Sketch
 from .spec import KEYPOINT_NAMES
 
@@ -22,9 +21,21 @@ HAIRS = (
     (170, 170, 170),
 )
 CLOTHES = (
-    (200, 40, 45), (225, 110, 40), (240, 200, 60), (60, 140, 70), (40, 90, 170), (90, 160, 210), (110, 60, 140),
-    (235, 235, 230), (50, 50, 55), (120, 120, 125), (160, 110, 80), (225, 130, 160), (30, 60, 60), (170, 200, 120),
-)  # fmt: skip
+    (200, 40, 45),
+    (225, 110, 40),
+    (240, 200, 60),
+    (60, 140, 70),
+    (40, 90, 170),
+    (90, 160, 210),
+    (110, 60, 140),
+    (235, 235, 230),
+    (50, 50, 55),
+    (120, 120, 125),
+    (20, 130, 130),
+    (225, 130, 160),
+    (30, 60, 60),
+    (170, 200, 120),
+)
 TROUSERS = (
     (40, 50, 90),
     (70, 90, 140),
@@ -336,7 +347,7 @@ def draw_figure(sketch: Sketch, frame: Frame, skeleton: Skeleton, look: Look, sl
             for s, sign in (("L", 1), ("R", -1))
         ]
         color = legs if look.bottom == "skirt" else shirt
-        sketch.at(trunk_depth - 0.01)
+        sketch.at(min(trunk_depth, joints["knee_L"][1], joints["knee_R"][1]) - 0.03)
         sketch.blob(
             [(joints["hip_L"], 0.095 * girth * k), (joints["hip_R"], 0.095 * girth * k)]
             + [(p, 0.075 * girth * k) for p in hem],
@@ -384,8 +395,7 @@ def draw_figure(sketch: Sketch, frame: Frame, skeleton: Skeleton, look: Look, sl
             for f, u in ((-0.15, 0.16), (0.15, 0.16), (0.17, 0.4), (-0.17, 0.4))
         ]
         wide = [p + left * x for p in box for x in (-0.05 * k, 0.05 * k)]
-        hull = cv2.convexHull(sketch.camera.project(np.array(wide)).astype(np.float32))[:, 0]
-        sketch._fill(hull.astype(np.float64), look.accent, ids["bag"])
+        sketch.hull(wide, look.accent, ids["bag"])
         sketch.stroke([box[0], hand, box[1]], 0.02 * k, np.array(look.accent) * 0.6, ids["bag"])
 
     for s in "LR":
@@ -483,7 +493,7 @@ def _draw_head(sketch, frame, skeleton, look, joints, ids) -> dict[str, tuple[np
         e1 /= np.linalg.norm(e1)
         e2 = np.cross(axis, e1)
         a = np.radians(degrees)
-        ring = np.cos(a) * axis + circle_of(np.sin(a), e1, e2)
+        ring = circle(np.cos(a) * axis, np.sin(a), e1, e2, 28)
         local_view = axes @ view
         behind = ring @ local_view
         if behind.max() <= 0:
@@ -522,7 +532,7 @@ def _draw_head(sketch, frame, skeleton, look, joints, ids) -> dict[str, tuple[np
         sketch.blob(ellipsoid(1.2), look.accent, ids["head"])
     else:
         sketch.blob(ellipsoid(), skin if look.hair_style == "bald" else hair, ids["head"])
-    face = cap((1.0, 0, -0.1), 50, 1.05) if covered else cap((0.93, 0, -0.37), 72)
+    face = cap((1.0, 0, -0.12), 42, 1.2) if covered else cap((0.93, 0, -0.37), 72)
     if face is not None:
         sketch.polygon(face, skin, ids["head"])
         shadow = cap((0.5, 0, -0.9), 32)
@@ -566,11 +576,6 @@ def _draw_head(sketch, frame, skeleton, look, joints, ids) -> dict[str, tuple[np
     if look.hair_style in ("long",) or covered:
         visible["left_ear"] = visible["right_ear"] = False
     return {n: (points[n], visible[n]) for n in directions}
-
-
-def circle_of(radius, e1, e2, count=28):
-    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)[:, None]
-    return radius * (np.cos(angle) * e1 + np.sin(angle) * e2)
 
 
 def _draw_headgear(sketch, look, on, cap, ellipsoid, facing, k, ids) -> None:

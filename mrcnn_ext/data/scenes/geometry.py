@@ -39,7 +39,7 @@ class Camera:
 
 
 class Frame:
-    """Where an actor stands (x, y) and where it looks: `yaw` in radians, 0 to the right, -pi/2 to the camera."""
+    """Where an actor stands (x, y) and looks: `yaw` in radians, 0 to the right, -pi/2 to the camera."""
 
     def __init__(self, x: float, y: float, yaw: float):
         self.origin = np.array([x, y, 0.0])
@@ -63,7 +63,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Light:
-    """Sun direction (towards the sun, unit), how much of the light is direct, and the colour of the picture."""
+    """Unit vector towards the sun, how much of the light is direct, and the colour of the picture."""
 
     sun: np.ndarray
     direct: float
@@ -88,7 +88,7 @@ class Light:
         tint = {
             "day": (gain * (1 + 0.05 * warm), gain, gain * (1 - 0.06 * warm)),
             "dusk": (0.95 * gain, 0.75 * gain, 0.62 * gain),
-            "night": (0.42 * gain, 0.46 * gain, 0.62 * gain),
+            "night": (0.5 * gain, 0.54 * gain, 0.7 * gain),
         }[time]
         return Light(sun, direct, tint, time)
 

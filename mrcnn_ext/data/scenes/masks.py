@@ -24,8 +24,8 @@ def mask_to_polygons(mask: np.ndarray, offset=(0, 0), min_area: int = 4) -> list
         min_area: pieces of fewer pixels are left out, unless all are.
 
     Returns:
-        list[list[float]]: [x0, y0, x1, y1, ...] in pixels, where pixel i covers [i, i + 1). Drawn by pycocotools
-        they give the mask back, but for a fraction of a pixel along slanted edges.
+        list[list[float]]: [x0, y0, x1, y1, ...] in pixels, where pixel i covers [i, i + 1). Drawn by
+        pycocotools they give the mask back, but for a fraction of a pixel along slanted edges.
     """
     pieces = []
     for piece, origin in _simple_pieces(np.ascontiguousarray(mask, dtype=np.uint8), (0, 0)):
@@ -52,7 +52,7 @@ def _simple_pieces(mask: np.ndarray, origin):
 
 
 def _hole_column(crop: np.ndarray) -> int | None:
-    """A column through the largest hole of a connected piece, None if it has no hole of three pixels or more."""
+    """A column through the largest hole of a connected piece, None if it has none of three pixels or more."""
     padded = np.pad(1 - crop, 1, constant_values=1)
     count, _, stats, centers = cv2.connectedComponentsWithStats(padded, connectivity=8)
     holes = [

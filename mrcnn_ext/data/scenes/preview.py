@@ -10,8 +10,16 @@ from .spec import CATEGORIES, KEYPOINT_NAMES, SKELETON
 
 _LINES = [(KEYPOINT_NAMES.index(a), KEYPOINT_NAMES.index(b)) for a, b in SKELETON]
 # Brighter than Cityscapes' own colours, which are nearly black for vehicles.
-COLORS = ((255, 70, 70), (255, 160, 40), (70, 130, 255), (40, 200, 200), (180, 90, 255), (90, 220, 90), (255, 90, 220),
-          (240, 230, 60))  # fmt: skip
+COLORS = (
+    (255, 70, 70),
+    (255, 160, 40),
+    (70, 130, 255),
+    (40, 200, 200),
+    (180, 90, 255),
+    (90, 220, 90),
+    (255, 90, 220),
+    (240, 230, 60),
+)
 
 
 def draw_annotations(image: np.ndarray, annotations: list[dict], scale: int = 1) -> np.ndarray:

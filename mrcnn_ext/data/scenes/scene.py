@@ -12,7 +12,7 @@ from .figure import Body, DrawnKeypoints, Look, Skeleton, draw_figure, sample_po
 from .geometry import Camera, Frame, Light
 from .sketch import Sketch, Sprite
 from .spec import ACTORS, KEYPOINT_NAMES, STUFF, ScenePreset
-from .street import FURNITURE, Backdrop, draw_bench
+from .street import FURNITURE, Backdrop, Road, draw_bench
 from .vehicles import DRAWERS, SIZES, draw_track
 
 _ACTOR_SIZES = {
@@ -80,6 +80,12 @@ class _Actor:
     shadow: np.ndarray | None = None  # (N, 3) world points on the ground
     lamps: list = field(default_factory=list)
 
+    @property
+    def far(self) -> float:
+        """Depth of its farthest point, about."""
+        length = _ACTOR_SIZES[self.kind][0] if self.kind in _ACTOR_SIZES else 1.0
+        return float(self.frame.origin[1] + abs(self.frame.axes[0, 1]) * length / 2)
+
 
 def generate_scene(preset: ScenePreset, seed: int, index: int) -> Scene:
     """
@@ -96,21 +102,23 @@ def generate_scene(preset: ScenePreset, seed: int, index: int) -> Scene:
         rng.choice(("night", "dusk", "day"), p=(preset.night, preset.dusk, 1 - preset.night - preset.dusk))
     )
     light = Light.sample(rng, time)
-    backdrop = Backdrop(camera, light, rng)
+    road = Road.sample(rng)
     actors: list[_Actor] = []
     if rng.random() >= preset.empty:
         count = max(1, int(rng.integers(preset.actors[0], preset.actors[1] + 1)))
         if rng.random() < preset.crowd:
             actors.append(_crowd(preset, camera, light, rng))
         for _ in range(count):
-            actor = _place(preset, camera, light, backdrop, rng, actors)
+            actor = _place(preset, camera, light, road, rng, actors)
             if actor is not None:
                 actors.append(actor)
     for _ in range(int(rng.integers(0, preset.furniture + 1))):
-        piece = _furnish(preset, camera, light, backdrop, rng, actors)
+        piece = _furnish(preset, camera, light, road, rng, actors)
         if piece is not None:
             actors.append(piece)
     actors.sort(key=lambda a: -a.frame.origin[1])
+    clear = [(*a.sketch.bounds()[::2], a.far) for a in actors if a.instances]
+    backdrop = Backdrop(camera, light, road, clear, rng)
     return _paint(preset, camera, light, backdrop, actors, rng)
 
 
@@ -126,11 +134,11 @@ def _sample_camera(preset: ScenePreset, rng: np.random.Generator) -> Camera:
     )
 
 
-def _place(preset, camera, light, backdrop, rng, actors) -> _Actor | None:
+def _place(preset, camera, light, road, rng, actors) -> _Actor | None:
     """An actor of a random kind where it meets the preset's limits; None if no place was found."""
     weights = np.array([preset.weights.get(kind, 0.0) for kind in ACTORS], dtype=np.float64)
     kind = ACTORS[int(rng.choice(len(ACTORS), p=weights / weights.sum()))]
-    for _ in range(12):
+    for attempt in range(16):
         yaw = _sample_yaw(kind, rng)
         length, width, height = _ACTOR_SIZES[kind]
         across = length * abs(np.cos(yaw)) + width * abs(np.sin(yaw))
@@ -146,7 +154,9 @@ def _place(preset, camera, light, backdrop, rng, actors) -> _Actor | None:
             depth
         )
         if kind in ("car", "truck", "bus", "motorcycle", "biker") and rng.random() < 0.5:
-            x = backdrop.center + rng.uniform(-0.8, 0.8) * backdrop.half
+            x = road.center + rng.uniform(-0.8, 0.8) * road.half
+        if attempt < 8 and abs(x - road.center) + 0.4 * across > road.half + road.walk + 1.5:
+            continue  # rather in the street than between the houses
         box = _expected_box(camera, x, depth, across, along, height)
         if _fits(preset, box, [a.box for a in actors]):
             return _build(kind, Frame(x, depth, yaw), camera, light, rng)
@@ -224,7 +234,7 @@ def _build(kind, frame, camera, light, rng) -> _Actor:
     else:
         if kind == "train":
             sketch.at(1e4)
-            draw_track(sketch, frame, sketch.part(stuff=STUFF["rail track"]), 50.0)
+            draw_track(sketch, frame, sketch.part(stuff=STUFF["rail track"]), 36.0)
         DRAWERS[kind](sketch, frame, rng, 1)
         length, width, _ = SIZES[kind]
         for side in (-0.35, 0.35):
@@ -306,18 +316,21 @@ def _crowd(preset, camera, light, rng) -> _Actor:
     return actor
 
 
-def _furnish(preset, camera, light, backdrop, rng, actors) -> _Actor | None:
+def _furnish(preset, camera, light, road, rng, actors) -> _Actor | None:
     draw = FURNITURE[int(rng.choice(len(FURNITURE), p=(0.3, 0.2, 0.2, 0.15, 0.15)))]
     for _ in range(4):
         depth = float(np.exp(rng.uniform(np.log(4), np.log(45))))
         side = float(rng.choice((-1, 1)))
-        x = backdrop.center + side * (backdrop.half + rng.uniform(0.4, backdrop.walk))
+        x = road.center + side * (road.half + rng.uniform(0.4, road.walk))
         sketch = Sketch(camera, light)
         draw(sketch, Frame(x, depth, 0.0 if side < 0 else np.pi), rng)
         box = sketch.bounds()
         # What stands in front must not hide more than the preset allows.
-        hidden = [_area(_cut(box, a.box)) > 0.8 * preset.max_overlap * _area(a.box) for a in actors
-                  if a.frame.origin[1] > depth]  # fmt: skip
+        hidden = [
+            _area(_cut(box, a.box)) > 0.8 * preset.max_overlap * _area(a.box)
+            for a in actors
+            if a.frame.origin[1] > depth
+        ]
         if not any(hidden):
             return _Actor("furniture", Frame(x, depth, 0.0), box, sketch)
     return None
@@ -397,12 +410,12 @@ def _lamps(camera, actors, instance_map, instances) -> list[tuple[np.ndarray, fl
             x, y = camera.project(point)[0]
             inside = 0 <= x < camera.image_width and 0 <= y < camera.image_height
             if inside and instance_map[int(y), int(x)] == index[id(actor.instances[0])]:
-                lamps.append((np.array([x, y]), 0.45 * camera.scale_at(point[1]), color))
+                lamps.append((np.array([x, y]), 0.22 * camera.scale_at(point[1]), color))
     return lamps
 
 
 def _measure(preset, instances, instance_map, labels, drawn) -> list[Instance]:
-    """Fills in area, box and keypoints; drops what is too small or too hidden to name, and renumbers the map."""
+    """Fills in area, box and keypoints; drops what is too small or hidden to name, and renumbers the map."""
     h, w = instance_map.shape
     areas = np.bincount(instance_map.ravel(), minlength=len(instances) + 1)
     renumber = np.zeros(len(instances) + 1, np.uint16)
@@ -455,8 +468,8 @@ def _expose(preset, light, image, lamps, rng) -> np.ndarray:
         glow = np.zeros_like(out)
         for (x, y), radius, color in lamps:
             for size, strength in ((1.0, 0.9), (3.0, 0.25)):
-                cv2.circle(glow, (int(x), int(y)), max(1, int(radius * size * 0.6)),
-                           tuple(strength * c for c in color), -1, cv2.LINE_AA)  # fmt: skip
+                center, reach = (int(x), int(y)), max(1, int(radius * size * 0.6))
+                cv2.circle(glow, center, reach, tuple(strength * c for c in color), -1, cv2.LINE_AA)
         out += cv2.GaussianBlur(glow, (0, 0), max(1.0, h / 150))
     if rng.random() < 0.4:
         # A gradient of brightness over the picture, as of a low sun or a dirty lens.

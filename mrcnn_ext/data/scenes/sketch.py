@@ -7,11 +7,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .geometry import Camera, Frame, Light
+from .geometry import NEAR, Camera, Frame, Light
 
 _SHIFT = 3  # fractional bits of the coordinates handed to OpenCV
-_CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 16, endpoint=False)),
-                    np.sin(np.linspace(0, 2 * np.pi, 16, endpoint=False))], axis=1)  # fmt: skip
+_CIRCLE = np.stack(
+    [
+        np.cos(np.linspace(0, 2 * np.pi, 16, endpoint=False)),
+        np.sin(np.linspace(0, 2 * np.pi, 16, endpoint=False)),
+    ],
+    axis=1,
+)
 _STUFF_CODE = 100  # owner codes from here on are Cityscapes label ids of street furniture
 
 
@@ -74,8 +79,13 @@ class Sketch:
         self._key = -float(depth)
 
     def polygon(self, points, color, part: int) -> None:
-        """A flat filled polygon of world points (N, 3); part 0 draws nothing but counts as the slot's area."""
+        """A flat filled polygon of world points (N, 3)."""
         self._fill(self.camera.project(points), color, part)
+
+    def hull(self, points, color, part: int) -> None:
+        """The convex hull of world points (N, 3), in one colour."""
+        pixels = self.camera.project(points).astype(np.float32)
+        self._fill(cv2.convexHull(pixels)[:, 0].astype(np.float64), color, part)
 
     def area(self, points, slot: int) -> None:
         """Counts as the slot's area, though nothing is drawn: the inside of a spoked wheel."""
@@ -92,7 +102,7 @@ class Sketch:
         """The convex hull of balls [(world centre, radius in metres), ...], lighter towards the sun."""
         centers = np.array([c for c, _ in balls], dtype=np.float64)
         pixels = self.camera.project(centers)
-        radii = np.array([r for _, r in balls]) * self.camera.focal / np.maximum(centers[:, 1], 0.4)
+        radii = np.array([r for _, r in balls]) * self.camera.focal / np.maximum(centers[:, 1], NEAR)
         color = np.asarray(color, dtype=np.float64)
         if not shaded or radii.max() < 1.0:
             self._hull(pixels, radii, color, part)
@@ -114,8 +124,7 @@ class Sketch:
             )
             for s in (-1, 1)
         ]
-        both = self.camera.project(np.concatenate(sides))
-        self._fill(cv2.convexHull(both.astype(np.float32))[:, 0].astype(np.float64), color * 0.78, part)
+        self.hull(np.concatenate(sides), color * 0.78, part)
         near = min(sides, key=lambda p: float(np.linalg.norm(p.mean(0)[:2])))
         self._fill(self.camera.project(near), color, part)
 

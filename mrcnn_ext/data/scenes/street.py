@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -10,35 +12,56 @@ from .sketch import Sketch
 from .spec import STUFF
 
 _SHIFT = 4
-WALLS = ((176, 120, 95), (200, 185, 160), (150, 145, 140), (215, 205, 190), (120, 95, 85), (165, 170, 178), (190, 150, 110),
-         (140, 155, 150), (225, 215, 170))  # fmt: skip
+WALLS = (
+    (176, 120, 95),
+    (200, 185, 160),
+    (150, 145, 140),
+    (215, 205, 190),
+    (120, 95, 85),
+    (165, 170, 178),
+    (190, 150, 110),
+    (140, 155, 150),
+    (225, 215, 170),
+)
 LEAVES = ((70, 120, 50), (50, 95, 45), (95, 135, 60), (120, 130, 50), (60, 105, 70))
+
+
+@dataclass(frozen=True)
+class Road:
+    """A straight road away from the camera: half its width, its centre, a pavement's width, in metres."""
+
+    half: float
+    center: float
+    walk: float
+
+    @staticmethod
+    def sample(rng: np.random.Generator) -> Road:
+        return Road(float(rng.uniform(3.4, 8.0)), float(rng.uniform(-2.5, 2.5)), float(rng.uniform(2.0, 4.5)))
 
 
 class Backdrop:
     """
     Sky, ground and houses.
 
+    Args:
+        clear: (x0, x1, depth) of the actors, in pixels and metres; no house is put before one.
+
     Attributes:
         image: (H, W, 3) float32, 0 to 255.
         labels: (H, W) uint8, Cityscapes label ids.
-        road: half width of the road and its centre at the camera, in metres.
     """
 
-    def __init__(self, camera: Camera, light: Light, rng: np.random.Generator):
+    def __init__(self, camera: Camera, light: Light, road: Road, clear: list, rng: np.random.Generator):
         self.camera, self.light, self.rng = camera, light, rng
+        self.half, self.center, self.walk = road.half, road.center, road.walk
+        self._clear = clear
+        self._end = max([110.0] + [depth * 1.1 + 15 for _, _, depth in clear])
         h, w = camera.image_height, camera.image_width
-        self._canvas = np.zeros((h, w, 3), np.uint8)
         self.labels = np.full((h, w), STUFF["sky"], np.uint8)
-        self.half = float(rng.uniform(3.2, 7.5))
-        self.center = float(rng.uniform(-2.5, 2.5))
-        self.walk = float(rng.uniform(2.0, 4.5))
-        sky = self._sky()
+        self._canvas = self._sky()
         self._ground()
         self._houses()
-        self._canvas = cv2.GaussianBlur(self._canvas, (3, 3), 0)
-        image = self._canvas.astype(np.float32)
-        self.image = np.where((self.labels == STUFF["sky"])[:, :, None], sky, image)
+        self.image = cv2.GaussianBlur(self._canvas, (3, 3), 0).astype(np.float32)
         self._grain()
 
     def _poly(self, points, color, label: str | None) -> None:
@@ -70,7 +93,7 @@ class Backdrop:
         clouds = np.clip((clouds - rng.uniform(0.48, 0.62)) * 5, 0, 1)[:, :, None] * (
             0.8 if self.light.time == "day" else 0.3
         )
-        return (sky * (1 - clouds) + np.array((245, 245, 245)) * clouds).astype(np.float32)
+        return (sky * (1 - clouds) + np.array((245, 245, 245)) * clouds).astype(np.uint8)
 
     def _strip(self, x0, x1, y0, y1, color, label) -> None:
         self._poly([(x0, y0, 0), (x1, y0, 0), (x1, y1, 0), (x0, y1, 0)], color, label)
@@ -110,41 +133,46 @@ class Backdrop:
         if style == "park":
             self._hedge()
             return
-        self._facade(-130, 130, 110.0, rng.uniform(10, 26), 0.0)
+        far = self._end / 110
+        self._facade(-130 * far, 130 * far, self._end, rng.uniform(10, 26) * far, far)
         blocks = []
         for side, x in ((-1, left), (1, right)):
             y = rng.uniform(2, 7)
             while y < 95:
                 depth = rng.uniform(7, 17)
                 height = rng.uniform(4, 8) if style == "low" else rng.uniform(8, 22)
-                if rng.random() > 0.12:
+                if rng.random() > 0.12 and not self._hides(y, depth, side, x):
                     blocks.append((y, depth, side, x + side * rng.uniform(0, 2.0), height))
                 y += depth + (rng.uniform(1, 5) if rng.random() < 0.3 else 0)
         for y, depth, side, x, height in sorted(blocks, key=lambda b: -b[0]):
             self._block(y, depth, side, x, height)
 
+    def _hides(self, y, depth, side, x) -> bool:
+        corners = [(x + a, b, 0.0) for a in (0, side * 16) for b in (max(y, 1.2), y + depth)]
+        columns = self.camera.project(corners)[:, 0]
+        return any(y < far and columns.min() < x1 and columns.max() > x0 for x0, x1, far in self._clear)
+
     def _hedge(self) -> None:
-        rng = self.rng
-        for _ in range(60):
-            x, y = rng.uniform(-60, 60), 70.0
+        rng, y = self.rng, self._end
+        for _ in range(90):
+            x = rng.uniform(-1, 1) * y
             color = np.array(LEAVES[int(rng.integers(len(LEAVES)))]) * rng.uniform(0.7, 1.0)
-            ball = circle([x, y, rng.uniform(1, 5)], rng.uniform(2, 5), (1, 0, 0), (0, 0, 1), 14)
+            ball = circle([x, y, rng.uniform(1, 6)], rng.uniform(2, 7), (1, 0, 0), (0, 0, 1), 14)
             self._poly(ball, color, "vegetation")
 
-    def _facade(self, x0, x1, y, height, tone) -> None:
+    def _facade(self, x0, x1, y, height, scale) -> None:
         rng, x = self.rng, x0
+
+        def wall(a, b, low, high, color, label):
+            self._poly([(a, y, low), (b, y, low), (b, y, high), (a, y, high)], color, label)
+
         while x < x1:
-            width = rng.uniform(7, 16)
+            width = rng.uniform(7, 16) * scale
             top = height * rng.uniform(0.6, 1.2)
-            color = np.array(WALLS[int(rng.integers(len(WALLS)))]) * 0.85
-            self._poly([(x, y, 0), (x + width, y, 0), (x + width, y, top), (x, y, top)], color, "building")
-            for wx in np.arange(x + 1, x + width - 1.5, 2.6):
-                for wz in np.arange(1.2, top - 2, 3.2):
-                    self._poly(
-                        [(wx, y, wz), (wx + 1.2, y, wz), (wx + 1.2, y, wz + 1.7), (wx, y, wz + 1.7)],
-                        self._pane(),
-                        None,
-                    )
+            wall(x, x + width, 0, top, np.array(WALLS[int(rng.integers(len(WALLS)))]) * 0.85, "building")
+            for wx in np.arange(x + 1, x + width - 1.5, 2.6 * scale):
+                for wz in np.arange(1.2, top - 2, 3.2 * scale):
+                    wall(wx, wx + 1.2 * scale, wz, wz + 1.7 * scale, self._pane(), None)
             x += width
 
     def _pane(self):

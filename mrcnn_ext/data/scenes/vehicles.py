@@ -7,8 +7,19 @@ import numpy as np
 from .geometry import Frame, circle
 from .sketch import Sketch
 
-PAINTS = ((225, 226, 228), (35, 37, 42), (150, 154, 160), (180, 30, 35), (30, 60, 130), (95, 100, 108), (20, 90, 70),
-          (205, 170, 110), (90, 140, 190), (120, 40, 40), (215, 120, 30))  # fmt: skip
+PAINTS = (
+    (225, 226, 228),
+    (35, 37, 42),
+    (150, 154, 160),
+    (180, 30, 35),
+    (30, 60, 130),
+    (95, 100, 108),
+    (20, 90, 70),
+    (205, 170, 110),
+    (90, 140, 190),
+    (120, 40, 40),
+    (215, 120, 30),
+)
 GLASS = np.array((70, 92, 110), dtype=np.float64)
 DARK = np.array((32, 33, 36), dtype=np.float64)
 LAMP, TAIL, AMBER, PLATE = (255, 252, 230), (205, 25, 30), (245, 150, 30), (240, 240, 228)
@@ -40,7 +51,7 @@ class Shell:
         return abs(self.camera[1]) > self.half
 
     def sees(self, p, q) -> bool:
-        """Whether the strip swept from profile point p to q (the profile runs clockwise seen from the left)."""
+        """Whether the strip swept from profile point p to q (profiles run clockwise seen from the left)."""
         normal = np.array([p[1] - q[1], 0, q[0] - p[0]])
         return float(np.dot(normal, self.camera - [p[0], 0, p[1]])) > 0
 
@@ -147,7 +158,7 @@ def draw_car(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: int) 
         int(rng.choice(6, p=(0.25, 0.25, 0.18, 0.12, 0.12, 0.08)))
     ]
     paint = np.array((240, 190, 40), dtype=np.float64) if kind == "taxi" else _pick(rng, PAINTS)
-    # Rear end, boot, base of the rear window, roof rear, roof front, base of the windscreen, bonnet, height, wheel.
+    # Rear end, boot, base of rear window, roof rear, roof front, base of windscreen, nose, belt, roof, wheel.
     rear, boot, back, roof_r, roof_f, screen, nose, belt, roof, wheel = {
         "sedan": (-2.2, -2.12, -1.5, -0.95, 0.2, 1.0, 2.15, 0.95, 1.43, 0.32),
         "taxi": (-2.2, -2.12, -1.5, -0.95, 0.2, 1.0, 2.15, 0.95, 1.43, 0.32),
@@ -167,11 +178,25 @@ def draw_car(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: int) 
     for f in sorted((axle_r, axle_f), key=lambda f: -frame.world([f, 0, 0])[0][1]):
         shell.tyres(f, wheel)
     # The profile runs clockwise seen from the left: up the rear, along the top, down the front.
-    body = [(rear + 0.05, 0.26), (rear - 0.03, 0.55), (boot, belt - 0.04), (back, belt), (screen, belt),
-            (nose - 0.15, hood), (nose, hood - 0.18), (nose + 0.03, 0.5), (nose - 0.06, 0.24)]  # fmt: skip
+    body = [
+        (rear + 0.05, 0.26),
+        (rear - 0.03, 0.55),
+        (boot, belt - 0.04),
+        (back, belt),
+        (screen, belt),
+        (nose - 0.15, hood),
+        (nose, hood - 0.18),
+        (nose + 0.03, 0.5),
+        (nose - 0.06, 0.24),
+    ]
     shell.sweep(body, paint)
-    cabin = [(back, belt - 0.01), (roof_r, roof - 0.02), ((roof_r + roof_f) / 2, roof + 0.02), (roof_f, roof - 0.01),
-             (screen, belt - 0.01)]  # fmt: skip
+    cabin = [
+        (back, belt - 0.01),
+        (roof_r, roof - 0.02),
+        ((roof_r + roof_f) / 2, roof + 0.02),
+        (roof_f, roof - 0.01),
+        (screen, belt - 0.01),
+    ]
     shell.sweep(cabin, paint)
     glass = GLASS * float(rng.uniform(0.75, 1.15))
     shine = np.minimum(glass * 1.5 + 20, 235)
@@ -202,8 +227,7 @@ def draw_car(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: int) 
     )
     if roof_r < -1.4:
         post = rear_low + (middle - rear_low) * 0.42
-        shell.side([(post - 0.04, low - 0.02), (post - 0.04, high + 0.02), (post + 0.04, high + 0.02), (post + 0.04, low - 0.02)],
-                   paint * 0.8)  # fmt: skip
+        shell.side(_box(post - 0.04, post + 0.04, low - 0.02, high + 0.02), paint * 0.8)
     # Doors, handles, sill, arches, then the wheels again on top of the arches.
     seam = paint * 0.6
     for f in (middle, screen - 0.05):
@@ -340,8 +364,11 @@ def draw_truck(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: int
         ]
         tank = np.array((205, 208, 212), dtype=np.float64) if rng.random() < 0.6 else load_paint
         sketch.blob(rings, tank * 0.8, part, shaded=False)
-        top = [(p, 0.02) for f in (load[0] + 0.1, load[1] - 0.1)
-               for p in frame.world(circle([f, 0.1 * body.near, 2.2], 0.8, _L, _U, 20))]  # fmt: skip
+        top = [
+            (p, 0.02)
+            for f in (load[0] + 0.1, load[1] - 0.1)
+            for p in frame.world(circle([f, 0.1 * body.near, 2.2], 0.8, _L, _U, 20))
+        ]
         sketch.blob(top, np.minimum(tank * 1.08, 255), part, shaded=False)
         for end, sign in ((load[0] + 0.1, -1), (load[1] - 0.1, 1)):
             if (body.camera[0] - end) * sign > 0:
@@ -649,7 +676,7 @@ def draw_train(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: int
             )
         if k == (count - 1 if kind == "freight" else 1):
             _pantograph(sketch, frame, part, (rear + front) / 2, high)
-        for f in np.linspace(rear + 1.5, front - 2.5, 2):
+        for f in np.linspace(rear + 0.6 + r_nose, front - 2.0 - f_nose, 2):
             roof = Shell(sketch, frame, part, half * 0.45)
             roof.sweep(_box(f, f + 1.4, high, high + 0.22), (135, 138, 142))
 
