@@ -226,7 +226,9 @@ def test_lazy_config():
         out_channels=16,
         top_block=L(LastLevelMaxPool)(),
     )
-    features = instantiate(fpn)(torch.randn(1, 3, 64, 64))
+    model = instantiate(fpn).eval()
+    torch.jit.script(model.bottom_up)  # which fails where a list of the config came through
+    features = model(torch.randn(1, 3, 64, 64))
     assert {name: f.shape[-1] for name, f in features.items()} == {
         "p2": 16,
         "p3": 8,

@@ -5,6 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ...layers.timm_features import TimmFeatures
@@ -25,13 +26,17 @@ class TimmBackbone(TimmFeatures, Backbone):
 
     Args:
         weights: a path, or a URL that detectron2's PathManager knows.
+        model_args: further arguments of the timm model.
         kwargs: the other arguments of :class:`mrcnn_ext.layers.TimmFeatures`; freeze_at is
             MODEL.BACKBONE.FREEZE_AT.
     """
 
     @configurable
-    def __init__(self, *, weights: str = "", **kwargs):
-        super().__init__(weights=PathManager.get_local_path(weights) if weights else "", **kwargs)
+    def __init__(self, *, weights: str = "", model_args=None, **kwargs):
+        if isinstance(model_args, DictConfig):  # from a LazyConfig, with lists that timm does not know
+            model_args = OmegaConf.to_container(model_args)
+        weights = PathManager.get_local_path(weights) if weights else ""
+        super().__init__(weights=weights, model_args=model_args, **kwargs)
         self._out_features = self.out_features
         self._out_feature_channels = self.channels
         self._out_feature_strides = self.strides
