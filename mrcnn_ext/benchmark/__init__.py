@@ -1,0 +1,1 @@
+"""Measurements beside the stock implementations, in one run on the same inputs."""

@@ -1,0 +1,57 @@
+"""Times of several functions that are to be compared with each other."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def _nothing() -> None:
+    pass
+
+
+def _seconds(function: Callable, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def race(
+    functions: dict[str, Callable],
+    device: torch.device,
+    budget: float = 2.0,
+    rounds: tuple[int, int] = (3, 50),
+    before: dict[str, Callable] | None = None,
+) -> dict[str, float]:
+    """Median seconds of each function. They take turns, so that a slow phase of the machine hits all alike.
+
+    Args:
+        functions: by name; called without arguments.
+        device: CUDA times are taken on the device, by events.
+        budget: seconds after which no further round begins.
+        rounds: at least and at most so many rounds, after one that is not counted.
+        before: what to call, untimed, before some of the functions.
+    """
+    times = {name: [] for name in functions}
+    before = before or {}
+    for name, function in functions.items():
+        before.get(name, _nothing)()
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    end = time.perf_counter() + budget
+    for done in range(rounds[1]):
+        if done >= rounds[0] and time.perf_counter() > end:
+            break
+        for name, function in functions.items():
+            before.get(name, _nothing)()
+            times[name].append(_seconds(function, device))
+    return {name: statistics.median(values) for name, values in times.items()}
