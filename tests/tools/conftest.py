@@ -80,6 +80,7 @@ for loader in (dataloader.train, dataloader.test):
 dataloader.train.total_batch_size = 2
 dataloader.evaluator = L(COCOEvaluator)(dataset_name="DATASET", tasks=("bbox", "segm"))
 optimizer.lr = 0.01
+del loader  # every module-level dict is part of the config
 train.update(device="cpu", init_checkpoint="", max_iter=2, eval_period=0, seed=1)
 """
 
@@ -144,7 +145,7 @@ def start(environment):
 
     def start_tool(name, *args, torchrun=0):
         launcher = (
-            ["-m", "torch.distributed.run", f"--nproc-per-node={torchrun}", "--master-port=0"]
+            ["-m", "torch.distributed.run", f"--nproc-per-node={torchrun}", "--standalone"]
             if torchrun
             else []
         )
@@ -162,7 +163,10 @@ def run(start):
 
     def run_tool(name, *args, code=0, **kwargs):
         process = start(name, *args, **kwargs)
-        output, _ = process.communicate(timeout=120)
+        try:
+            output, _ = process.communicate(timeout=600)
+        finally:
+            process.kill()
         assert process.returncode == code, output
         return output
 
