@@ -69,11 +69,22 @@ class Backdrop:
         self._pixels(self.camera.project(points), color, label)
 
     def _pixels(self, pixels, color, label) -> None:
-        ints = np.rint(np.clip((pixels - 0.5) * (1 << _SHIFT), -(2**24), 2**24)).astype(np.int32)[None]
-        rgb = tuple(float(min(255, max(0, c))) for c in color)
-        cv2.fillPoly(self._canvas, ints, rgb, cv2.LINE_AA, _SHIFT)
+        ints = _fixed_point(pixels)[None]
+        cv2.fillPoly(self._canvas, ints, _rgb(color), cv2.LINE_AA, _SHIFT)
         if label is not None:
             cv2.fillPoly(self.labels, ints, STUFF[label], shift=_SHIFT)
+
+    def _quads(self, quads: list, colors: list) -> None:
+        """Many quadrilaterals at once, without a label; what lies outside the picture is left out."""
+        if not quads:
+            return
+        pixels = self.camera.project(np.array(quads).reshape(-1, 3)).reshape(-1, 4, 2)
+        low, high = pixels.min(1), pixels.max(1)
+        h, w = self.labels.shape
+        inside = (high > 0).all(1) & (low[:, 0] < w) & (low[:, 1] < h)
+        ints = _fixed_point(pixels)
+        for k in np.flatnonzero(inside):
+            cv2.fillConvexPoly(self._canvas, ints[k], _rgb(colors[k]), cv2.LINE_AA, _SHIFT)
 
     def _sky(self) -> np.ndarray:
         rng, (h, w) = self.rng, self.labels.shape
@@ -161,25 +172,31 @@ class Backdrop:
             self._poly(ball, color, "vegetation")
 
     def _facade(self, x0, x1, y, height, scale) -> None:
+        """A row of houses across the view."""
         rng, x = self.rng, x0
+        quads, colors = [], []
 
-        def wall(a, b, low, high, color, label):
-            self._poly([(a, y, low), (b, y, low), (b, y, high), (a, y, high)], color, label)
+        def upright(a, b, low, high):
+            return [(a, y, low), (b, y, low), (b, y, high), (a, y, high)]
 
         while x < x1:
             width = rng.uniform(7, 16) * scale
             top = height * rng.uniform(0.6, 1.2)
-            wall(x, x + width, 0, top, np.array(WALLS[int(rng.integers(len(WALLS)))]) * 0.85, "building")
+            color = np.array(WALLS[int(rng.integers(len(WALLS)))]) * 0.85
+            self._poly(upright(x, x + width, 0, top), color, "building")
             for wx in np.arange(x + 1, x + width - 1.5, 2.6 * scale):
                 for wz in np.arange(1.2, top - 2, 3.2 * scale):
-                    wall(wx, wx + 1.2 * scale, wz, wz + 1.7 * scale, self._pane(), None)
+                    quads.append(upright(wx, wx + 1.2 * scale, wz, wz + 1.7 * scale))
+                    colors.append(self._pane())
             x += width
+        self._quads(quads, colors)
 
-    def _pane(self):
-        rng = self.rng
-        if self.light.time != "day" and rng.random() < 0.4:
-            return (255, 225, 150)
-        return np.array((72, 84, 98)) * rng.uniform(0.7, 1.35)
+    def _pane(self) -> tuple:
+        """The colour of a window: dark, or lit."""
+        if self.light.time != "day" and self.rng.random() < 0.4:
+            return 255.0, 225.0, 150.0
+        tone = self.rng.uniform(0.7, 1.35)
+        return 72 * tone, 84 * tone, 98 * tone
 
     def _block(self, y, depth, side, x, height) -> None:
         rng = self.rng
@@ -207,16 +224,20 @@ class Backdrop:
             self._poly(
                 [(x, y0 + 0.3, 2.6), (x, y1 - 0.3, 2.6), (x, y1 - 0.3, 3.3), (x, y0 + 0.3, 3.3)], awning, None
             )
+        quads, colors = [], []
         frame = wall * 1.12
         step = 2.2 if height > 9 else 2.6
         for z in np.arange(4.2 if shop else 1.1, height - 1.6, 3.0):
             for wy in np.arange(y0 + 0.8, y1 - 1.4, step):
                 for grow, color in ((0.14, frame), (0.0, self._pane())):
                     a, b, lo, hi = wy - grow, wy + 1.1 + grow, z - grow, z + 1.6 + grow
-                    self._poly([(x, a, lo), (x, b, lo), (x, b, hi), (x, a, hi)], color, None)
+                    quads.append([(x, a, lo), (x, b, lo), (x, b, hi), (x, a, hi)])
+                    colors.append(color)
             for wx in np.arange(1.0, 12, 2.4):
                 a, b = x + side * wx, x + side * (wx + 1.1)
-                self._poly([(a, y0, z), (b, y0, z), (b, y0, z + 1.6), (a, y0, z + 1.6)], self._pane(), None)
+                quads.append([(a, y0, z), (b, y0, z), (b, y0, z + 1.6), (a, y0, z + 1.6)])
+                colors.append(self._pane())
+        self._quads(quads, colors)
 
     def _grain(self) -> None:
         rng, (h, w) = self.rng, self.labels.shape
@@ -226,6 +247,15 @@ class Backdrop:
         )
         strength = np.where(self.labels == STUFF["sky"], 0.3, 4.0).astype(np.float32)
         self.image += (noise * strength)[:, :, None]
+
+
+def _fixed_point(pixels) -> np.ndarray:
+    return np.rint(np.clip((pixels - 0.5) * (1 << _SHIFT), -(2**24), 2**24)).astype(np.int32)
+
+
+def _rgb(color) -> tuple[float, float, float]:
+    r, g, b = color
+    return min(255.0, float(r)), min(255.0, float(g)), min(255.0, float(b))
 
 
 # Street furniture: every drawer takes (sketch, frame, rng).
