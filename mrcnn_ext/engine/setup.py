@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import warnings
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -45,6 +46,8 @@ def setup(args):
 
 def start(cfg, args, output_dir):
     """detectron2's ``default_setup``, and the same logging for this package."""
+    # detectron2's anchors cause it; who trains can do nothing about it.
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     default_setup(cfg, args)
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 

@@ -31,6 +31,8 @@ def main(args):
             model, save_dir=cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
         ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_augmentation(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

@@ -1,5 +1,6 @@
 """The trainer for yaml configs."""
 
+import os
 import weakref
 
 import torch
@@ -11,9 +12,11 @@ from detectron2.data import (
 )
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from ..evaluation import build_evaluator
 from .checkpoint import Checkpointer
+from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .setup import naming_unknown_objects
@@ -30,6 +33,10 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg):
+        if "VAL_LOSS" not in cfg:
+            raise UserError(
+                "the config lacks our keys: call mrcnn_ext.add_mrcnn_ext_config(cfg) before merging"
+            )
         cpu_autocast = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
         if cpu_autocast:
             # detectron2's AMPTrainer is for CUDA alone.
@@ -59,14 +66,30 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         result = super().build_hooks()
+        # Both beside evaluation, and so before the writers; in the same order in every process.
+        index = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
+        if self.cfg.TEST.AUG.ENABLED:
+            hook = hooks.EvalHook(0, lambda: self.test_with_augmentation(self.cfg, self.model))
+            result.insert(index + 1, hook)
         if self.cfg.VAL_LOSS.ENABLED and self.cfg.DATASETS.TEST:
-            # Before evaluation, and so before the writers.
-            index = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
-            hook = ValidationLossHook(
-                self.cfg.TEST.EVAL_PERIOD, self.model, lambda: build_validation_loader(self.cfg)
-            )
+            cfg = self.cfg
+            hook = ValidationLossHook(cfg.TEST.EVAL_PERIOD, self.model, lambda: build_validation_loader(cfg))
             result.insert(index, hook)
         return result
+
+    @classmethod
+    def test_with_augmentation(cls, cfg, model):
+        """Evaluate the merged predictions on resized and flipped copies of each image (``TEST.AUG``).
+
+        Returns:
+            dict: as ``test``, each key with the suffix ``_TTA``.
+        """
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{key}_TTA": value for key, value in results.items()}
 
     def build_writers(self):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)

@@ -102,8 +102,8 @@ def test_dataset_loads_through_detectron2(dataset):
     assert sorted(a["category_id"] for a in dicts[0]["annotations"]) == list(range(8))
 
 
-# A 30 pixel wide box moved by s pixels overlaps itself with IoU (30 - s) / (30 + s): 5 pixels give 0.714, which
-# passes the thresholds 0.5 to 0.7, five of ten; 12 pixels give 0.43, which passes none.
+# A box of 30 pixels moved by s pixels overlaps itself with IoU (30 - s) / (30 + s): 5 pixels give 0.714,
+# which passes five of the ten thresholds; 12 pixels give 0.43, which passes none.
 @pytest.mark.parametrize(
     "shift, num_classes, ap, ap50", [(0, 8, 100, 100), (5, 8, 50, 100), (12, 8, 0, 0), (0, 4, 50, 50)]
 )

@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
-from mrcnn_ext.evaluation import COCOEvaluator, CityscapesInstanceEvaluator, build_evaluator
+from mrcnn_ext.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, build_evaluator
 
 HEIGHT, WIDTH = 80, 100
 BOXES = [[10, 10, 50, 60], [55, 5, 95, 75]]

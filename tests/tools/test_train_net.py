@@ -128,6 +128,13 @@ def test_killed_training_resumes(start, run, configs, tmp_path, read_metrics):
     assert read_metrics(tmp_path)[-1]["iteration"] == max_iter - 1
 
 
+def test_test_time_augmentation(run, trained, configs, tmp_path, read_scores):
+    options = ["MODEL.WEIGHTS", trained.weights, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,64)"]
+    output = run("train_net", "--config-file", configs.yaml, "--eval-only", "OUTPUT_DIR", tmp_path, *options)
+    assert output.count("copypaste: Task: bbox") == 2
+    assert (tmp_path / "inference_TTA").is_dir()
+
+
 def test_autocast_on_the_cpu(run, configs, tmp_path, read_metrics):
     run("train_net", "--config-file", configs.yaml, "OUTPUT_DIR", tmp_path, "SOLVER.AMP.ENABLED", True)
     assert math.isfinite(read_metrics(tmp_path)[0]["total_loss"])
