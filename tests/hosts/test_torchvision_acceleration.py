@@ -13,7 +13,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from mrcnn_ext.hosts.torchvision import FusedMultiScaleRoIAlign, accelerate
+from mrcnn_ext.hosts.torchvision import FusedMultiScaleRoIAlign, accelerate, mask_keypoint_rcnn
 
 BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 SETTINGS = {
@@ -106,6 +106,15 @@ def test_keypoint_rcnn_gives_the_same_answers():
 def test_batch_norms_of_the_heads_and_the_pyramid_are_folded():
     torch.manual_seed(0)
     model = settled(maskrcnn_resnet50_fpn_v2(**SETTINGS, num_classes=4), torch.float64)
+    fast = accelerate(model)
+    assert not any(isinstance(layer, BATCH_NORMS) for layer in fast.modules())
+    assert_same_answers(model, fast, torch.float64)
+
+
+def test_models_of_our_parts(make_backbone):
+    torch.manual_seed(0)
+    settings = {key: value for key, value in SETTINGS.items() if not key.startswith("weights")}
+    model = settled(mask_keypoint_rcnn(make_backbone(), 4, **settings), torch.float64)
     fast = accelerate(model)
     assert not any(isinstance(layer, BATCH_NORMS) for layer in fast.modules())
     assert_same_answers(model, fast, torch.float64)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +109,8 @@ def test_takes_torchvisions_own_backbone_and_heads(make_targets):
     )
     losses = model(*make_targets(BOXES))
     assert losses["loss_mask"].isfinite()
+
+
+def test_detectron2_is_not_needed():
+    program = "import sys; sys.modules['detectron2'] = None; import mrcnn_ext.hosts.torchvision.quickstart"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
