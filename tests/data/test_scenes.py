@@ -1,5 +1,10 @@
 """The scenes themselves: what is drawn, and what is said about it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -221,3 +226,14 @@ def test_rle_is_json_ready():
 def test_bad_presets(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_scenes_do_not_need_detectron2_or_torch():
+    code = (
+        "import sys; sys.modules['detectron2'] = None; sys.modules['torch'] = None\n"
+        "from mrcnn_ext.data.scenes import generate_scene, get_preset\n"
+        "print(generate_scene(get_preset('easy'), 0, 0).image.shape)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "(160, 256, 3)", done.stderr

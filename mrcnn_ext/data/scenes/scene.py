@@ -410,7 +410,7 @@ def _lamps(camera, actors, instance_map, instances) -> list[tuple[np.ndarray, fl
             x, y = camera.project(point)[0]
             inside = 0 <= x < camera.image_width and 0 <= y < camera.image_height
             if inside and instance_map[int(y), int(x)] == index[id(actor.instances[0])]:
-                lamps.append((np.array([x, y]), 0.22 * camera.scale_at(point[1]), color))
+                lamps.append((np.array([x, y]), 0.18 * camera.scale_at(point[1]), color))
     return lamps
 
 
@@ -467,10 +467,10 @@ def _expose(preset, light, image, lamps, rng) -> np.ndarray:
     if light.time != "day":
         glow = np.zeros_like(out)
         for (x, y), radius, color in lamps:
-            for size, strength in ((1.0, 0.9), (3.0, 0.25)):
+            for size, strength in ((1.0, 0.8), (2.0, 0.2)):
                 center, reach = (int(x), int(y)), max(1, int(radius * size * 0.6))
                 cv2.circle(glow, center, reach, tuple(strength * c for c in color), -1, cv2.LINE_AA)
-        out += cv2.GaussianBlur(glow, (0, 0), max(1.0, h / 150))
+        out += cv2.GaussianBlur(glow, (0, 0), max(1.0, h / 90))
     if rng.random() < 0.4:
         # A gradient of brightness over the picture, as of a low sun or a dirty lens.
         angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)

@@ -172,7 +172,7 @@ PRESETS = {
         name="easy",
         height=160,
         width=256,
-        actors=(2, 5),
+        actors=(2, 6),
         weights={
             "person": 30,
             "cyclist": 8,

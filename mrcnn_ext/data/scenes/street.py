@@ -165,10 +165,11 @@ class Backdrop:
 
     def _hedge(self) -> None:
         rng, y = self.rng, self._end
+        far = y / 110
         for _ in range(90):
             x = rng.uniform(-1, 1) * y
             color = np.array(LEAVES[int(rng.integers(len(LEAVES)))]) * rng.uniform(0.7, 1.0)
-            ball = circle([x, y, rng.uniform(1, 6)], rng.uniform(2, 7), (1, 0, 0), (0, 0, 1), 14)
+            ball = circle([x, y, far * rng.uniform(1, 6)], far * rng.uniform(2, 7), (1, 0, 0), (0, 0, 1), 14)
             self._poly(ball, color, "vegetation")
 
     def _facade(self, x0, x1, y, height, scale) -> None:
