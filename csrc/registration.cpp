@@ -10,6 +10,12 @@
 //
 // roi_align_backward returns the gradients of the features and of the RoIs: (R, 5), zero except for mode
 // "exact"; (0, 5) where rois_need_grad is false.
+//
+// masks_to_rle pastes masks (R, h, w) into their boxes (R, 4) of an image and returns the COCO run-length
+// encodings: the characters of all masks, uint8, and where each mask's begin and end, (R + 1) int64.
+//
+// resized_heatmap_argmax returns the largest pixel of heatmaps (R, K, H, W) resized by bicubic interpolation
+// to sizes (R, 2) = [height, width], int64: its place (R, K, 2) = [y, x], int64, and its value (R, K).
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -20,6 +26,9 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "pooled_height, "
       "SymInt pooled_width, int sampling_ratio, bool aligned, str mode, float canonical_box_size, "
       "int canonical_level, bool rois_need_grad) -> (Tensor[], Tensor)");
+  m.def(
+      "masks_to_rle(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+  m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 
 // Makes the shared object importable; importing it runs the static registrations.

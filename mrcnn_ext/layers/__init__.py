@@ -1,8 +1,18 @@
 """Operators and networks on plain tensors. Imports torch, never detectron2."""
 
+from .keypoint_decoding import heatmaps_to_keypoints
 from .keypoint_networks import HeatmapKeypointNetwork
 from .mask_networks import FCNMaskNetwork
+from .mask_rle import masks_to_rle
 from .roi_align import roi_align, roi_align_pyramid
 from .timm_features import TimmFeatures
 
-__all__ = ["FCNMaskNetwork", "HeatmapKeypointNetwork", "TimmFeatures", "roi_align", "roi_align_pyramid"]
+__all__ = [
+    "FCNMaskNetwork",
+    "HeatmapKeypointNetwork",
+    "TimmFeatures",
+    "heatmaps_to_keypoints",
+    "masks_to_rle",
+    "roi_align",
+    "roi_align_pyramid",
+]

@@ -91,8 +91,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 @cache
-def warn_fallback(device: str) -> None:
-    """Says, once per type of device, that a slower path runs there and how to get the compiled one."""
+def warn_fallback(device: str, what: str = "RoI pooling") -> None:
+    """Says, once per operator and type of device, that a slower path runs and how to get the compiled one."""
     if _from_environment in ("torchvision", "eager"):
         return  # as asked for
     if is_available():
@@ -100,7 +100,7 @@ def warn_fallback(device: str) -> None:
     else:
         reason = f"the compiled operators are not available ({_why_absent})"
     warnings.warn(
-        f"RoI pooling on {device} runs on a slower path, because {reason}. {_HOW_TO_BUILD}"
+        f"{what} on {device} runs on a slower path, because {reason}. {_HOW_TO_BUILD}"
         + (" on a machine with the CUDA toolkit." if device == "cuda" else "."),
         stacklevel=2,
     )

@@ -1,0 +1,217 @@
+"""From keypoint heatmaps to image coordinates, without resizing any heatmap to its box."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _extension
+
+_METHODS = ("stock", "dark", "quadratic")
+
+
+def heatmaps_to_keypoints(maps: Tensor, rois: Tensor, method: str = "stock") -> Tensor:
+    """Decodes one keypoint per heatmap; a drop-in for ``detectron2.structures.heatmaps_to_keypoints``.
+
+    All heatmaps are decoded in one batch on their device, at a cost that does not depend on the boxes' sizes.
+    Not differentiable, as detectron2's is not used for training either.
+
+    ``"stock"`` is detectron2's answer: of the pixels of the box, its sides rounded up, the one at which the
+    heatmap resized to that size (bicubic) is largest. On the CPU the compiled operator finds it exactly. The
+    search in PyTorch, used elsewhere and in exported programs, may pass over a peak that is narrow and all
+    but tied with another.
+
+    ``"quadratic"`` refines the largest cell by a second-order Taylor expansion of the logits around it.
+    ``"dark"`` expands the logarithm of the probabilities smoothed by a Gaussian instead (Zhang et al.,
+    *Distribution-Aware Coordinate Representation for Human Pose Estimation*, CVPR 2020, eq. 3 to 11). Both
+    move by one cell per axis at most, and leave cells at the heatmap's border where they are.
+
+    Args:
+        maps: (R, K, H, W) heatmap logits of any floating dtype; decoded in fp32 or wider.
+        rois: (R, 4) boxes, x0, y0, x1, y1 in pixels; sides below one pixel count as one.
+        method: "stock", "dark" or "quadratic".
+
+    Returns:
+        (R, K, 4): x, y in pixels of the image (the centre of the first pixel is at 0.5), logit, score.
+        The logit is that of the resized map at x, y for "stock", that of the refined cell otherwise. The score
+        is ``exp(logit)`` over the sum of ``exp(maps)`` over the H x W cells, detectron2's measure for COCO.
+        Float64 for float64 maps, else float32.
+
+    Raises:
+        TypeError: maps or rois are not floating point tensors.
+        ValueError: a wrong shape, or an unknown method.
+    """
+    _check(maps, rois, method)
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    maps, rois = maps.detach().to(dtype), rois.detach().to(dtype)
+    start = rois[:, [1, 0]]
+    length = (rois[:, [3, 2]] - start).clamp(min=1)
+    with torch.autocast(maps.device.type, enabled=False):
+        if method == "stock":
+            pixels = length.ceil()
+            place, logit = _resized_argmax(maps, pixels)
+        else:
+            pixels = torch.tensor(maps.shape[2:], dtype=dtype, device=maps.device)
+            place, logit = _taylor_maximum(maps, smooth=method == "dark")
+        score = torch.exp(logit - torch.logsumexp(maps.flatten(2), dim=2))
+    y, x = ((place + 0.5) * (length / pixels)[:, None] + start[:, None]).unbind(2)
+    return torch.stack([x, y, logit, score], dim=2)
+
+
+def _check(maps: Tensor, rois: Tensor, method: str) -> None:
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}; got {method!r}")
+    for name, value in (("maps", maps), ("rois", rois)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if maps.dim() != 4 or 0 in maps.shape[2:]:
+        raise ValueError(f"maps must have shape (R, K, H, W) with H, W >= 1, got {tuple(maps.shape)}")
+    if rois.dim() != 2 or rois.shape[1] != 4 or rois.shape[0] != maps.shape[0]:
+        expected = f"(R, 4) with maps' R = {maps.shape[0]}"
+        raise ValueError(f"rois must have shape {expected}, got {tuple(rois.shape)}")
+
+
+def _resized_argmax(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest pixel of the maps resized to `pixels`, (R, 2).
+
+    Returns:
+        Its place (R, K, 2), y before x, and its value (R, K).
+    """
+    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    if maps.device.type == "cpu" and not exporting:
+        if _extension.is_available() and _extension.backend() == "compiled":
+            place, value = torch.ops.mrcnn_ext.resized_heatmap_argmax(maps, pixels.long())
+            return place.to(maps.dtype), value
+        _extension.warn_fallback("cpu", "Keypoint decoding")
+    if exporting or torch.compiler.is_compiling():
+        return _search(maps, pixels)
+    boxes = max(1, _SAMPLES_AT_A_TIME // max(1, _SAMPLES_PER_CELL**2 * maps[:1].numel()))
+    chunks = [_search(m, p) for m, p in zip(maps.split(boxes), pixels.split(boxes), strict=True)]
+    return torch.cat([place for place, _ in chunks]), torch.cat([value for _, value in chunks])
+
+
+if _extension.is_available():
+
+    @torch.library.register_fake("mrcnn_ext::resized_heatmap_argmax")
+    def _fake(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        R, K = maps.shape[:2]
+        return sizes.new_empty((R, K, 2)), maps.new_empty((R, K))
+
+
+# --- the search in PyTorch ---------------------------------------------------------------------------------
+#
+# The resized map holds values of one function, the bicubic interpolant, at a grid of pixels. The search looks
+# at about three pixels per cell and axis first, keeps the best few peaks, and narrows a window around each
+# until it has seen every pixel there. Lists and leading dimensions of two hold y, then x.
+
+_SAMPLES_PER_CELL = 3
+_SAMPLES_AT_A_TIME = 2**24
+_BLOCK = 3  # samples; of so many squared one at most becomes a candidate
+_REACH = 2.0  # half the width of a window, in distances between the pixels seen before
+_TAPS = 6  # cells which the bicubic kernel touches in a window of the first round
+_ROUNDS = ((16, 9), (4, 17), (1, 17))  # candidates; pixels seen per axis, all in the end up to 96 per cell
+
+
+def _search(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    sides = maps.shape[2:]
+    cells = torch.tensor(sides, dtype=maps.dtype, device=maps.device).view(2, 1, 1, 1)
+    pixels = pixels.T[:, :, None, None]  # (2, R, 1, 1)
+    scale = cells / pixels
+    spacing = pixels / (_SAMPLES_PER_CELL * cells)
+    padded = F.pad(maps, (2, 4, 2, 4), mode="replicate")  # by the kernel's reach, and a window's taps
+
+    samples, kernels = [], []
+    for axis, side in enumerate(sides):
+        pixel = torch.arange(_SAMPLES_PER_CELL * side, dtype=maps.dtype, device=maps.device)
+        pixel = (pixel * spacing[axis].clamp(min=1)).floor().minimum(pixels[axis] - 1)  # (R, 1, samples)
+        samples.append(pixel)
+        kernels.append(_cubic_kernel(scale[axis] * (pixel + 0.5) + 1.5, padded.shape[2 + axis]))
+    values = kernels[0] @ (padded @ kernels[1].mT)
+
+    peaks, index = F.max_pool2d(values, _BLOCK, _BLOCK, ceil_mode=True, return_indices=True)
+    peaks, index = peaks.flatten(2), index.flatten(2)
+    index = index.gather(2, peaks.topk(min(_ROUNDS[0][0], peaks.shape[2]), dim=2).indices)
+    centre = _take(samples, index, values.shape[3])  # (2, R, K, candidates)
+
+    reach = torch.where(spacing > 1, _REACH * spacing, 0)  # none where no pixel was left out
+    low = (centre - reach).round().clamp(min=0)
+    high = (centre + reach).round().minimum(pixels - 1)
+    origin = (scale * (low + 0.5) + 1.5).floor() - 1
+    row, column = (origin[..., None].long() + torch.arange(_TAPS, device=maps.device)).unbind(0)
+    cell = row[..., :, None] * padded.shape[3] + column[..., None, :]
+    patch = padded.flatten(2).gather(2, cell.flatten(2)).view(cell.shape)
+
+    best = None
+    for candidates, count in _ROUNDS:
+        if best is not None:
+            keep = best.topk(min(candidates, best.shape[2]), dim=2).indices
+            centre, low, high, origin = (
+                value.gather(3, keep.expand(2, -1, -1, -1)) for value in (centre, low, high, origin)
+            )
+            patch = patch.gather(2, keep[..., None, None].expand(-1, -1, -1, _TAPS, _TAPS))
+        pixel = torch.linspace(-1, 1, count, dtype=maps.dtype, device=maps.device) * reach[..., None]
+        pixel = (centre[..., None] + pixel).round().maximum(low[..., None]).minimum(high[..., None])
+        kernel = _cubic_kernel(scale[..., None] * (pixel + 0.5) + 1.5 - origin[..., None], _TAPS)
+        best, index = (kernel[0] @ patch @ kernel[1].mT).flatten(3).max(dim=3)
+        centre = _take(pixel, index[..., None], count)[..., 0]
+        reach = reach * (2 * _REACH / (count - 1))
+    return centre[..., 0].permute(1, 2, 0), best[..., 0]
+
+
+def _cubic_kernel(position: Tensor, taps: int) -> Tensor:
+    """Weights (..., taps) of cells 0, 1, ... in PyTorch's bicubic interpolation (Keys 1981, a = -0.75)."""
+    d = (position[..., None] - torch.arange(taps, dtype=position.dtype, device=position.device)).abs()
+    near = (1.25 * d - 2.25) * d * d + 1
+    far = ((-0.75 * d + 3.75) * d - 6) * d + 3
+    return torch.where(d < 1, near, torch.where(d < 2, far, 0))
+
+
+def _take(pixels, index: Tensor, width: int) -> Tensor:
+    """Pixels (2, ...) at the flat places `index` of the grid spanned by pixels[0] and pixels[1]."""
+    places = (index // width, index % width)
+    return torch.stack(
+        [pixel.expand(*i.shape[:-1], -1).gather(-1, i) for pixel, i in zip(pixels, places, strict=True)]
+    )
+
+
+# --- second-order expansion --------------------------------------------------------------------------------
+
+_SIGMA = 2  # cells, of the Gaussian
+_TINY = 1e-10  # smaller probabilities count as this
+
+
+def _taylor_maximum(maps: Tensor, smooth: bool) -> tuple[Tensor, Tensor]:
+    """Place of the maximum in cells (R, K, 2), y before x, and the logit of the cell it refines (R, K)."""
+    H, W = maps.shape[2:]
+    surface = _smoothed_log_probability(maps) if smooth else maps
+    index = surface.flatten(2).argmax(dim=2)
+    y, x = index // W, index % W
+
+    around = F.pad(surface, (1, 1, 1, 1), mode="replicate").flatten(2)
+
+    def at(dy: int, dx: int) -> Tensor:
+        return around.gather(2, ((y + dy + 1) * (W + 2) + x + dx + 1)[..., None])[..., 0]
+
+    gy, gx = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
+    hyy, hxx = at(1, 0) - 2 * at(0, 0) + at(-1, 0), at(0, 1) - 2 * at(0, 0) + at(0, -1)
+    hxy = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1)) / 4
+    determinant = hyy * hxx - hxy * hxy
+    inside = (y > 0) & (y < H - 1) & (x > 0) & (x < W - 1)
+    usable = inside & (hyy < 0) & (determinant > 0)  # a maximum, and not a ridge
+    determinant = torch.where(usable, determinant, 1)
+    dy, dx = (hxy * gx - hxx * gy) / determinant, (hxy * gy - hyy * gx) / determinant
+    offset = torch.where(usable[..., None], torch.stack([dy, dx], dim=2).clamp(-1, 1), 0)
+    place = torch.stack([y, x], dim=2) + offset
+    return place, maps.flatten(2).gather(2, index[..., None])[..., 0]
+
+
+def _smoothed_log_probability(maps: Tensor) -> Tensor:
+    R, K, H, W = maps.shape
+    reach = 3 * _SIGMA
+    steps = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.softmax(-(steps**2) / (2 * _SIGMA**2), dim=0)
+    probability = maps.flatten(2).softmax(dim=2).view(R * K, 1, H, W)
+    probability = F.conv2d(probability, kernel.view(1, 1, -1, 1), padding=(reach, 0))
+    probability = F.conv2d(probability, kernel.view(1, 1, 1, -1), padding=(0, reach))
+    return probability.view(R, K, H, W).clamp(min=_TINY).log()
