@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roi_align_reference import roi_align_reference
 
-from mrcnn_ext.layers import roi_align, roi_align_pyramid
+from mrcnn_ext.layers import _extension, roi_align, roi_align_pyramid
 from mrcnn_ext.layers.roi_align import MODES
 
 # Relative and absolute. Half-precision outputs are rounded once; sums run in float32.
@@ -138,8 +138,9 @@ def random_boxes(count, device="cpu", dtype=torch.float32, extent=240.0):
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("sampling_ratio", [-1, 2])
 def test_avg_is_torchvisions_roi_align(backend, device, layout, aligned, sampling_ratio):
-    (x,) = random_features(channels=19, device=device, layout=layout)
-    boxes = random_boxes(50, device)
+    # As wide as the finest level of a real pyramid: kernels take long rows in pieces.
+    (x,) = random_features(channels=19, device=device, layout=layout, size=(200, 304))
+    boxes = torch.cat([random_boxes(40, device, extent=e) for e in (30, 240, 1200)])
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     options = ((7, 5), 0.25, sampling_ratio, aligned)
     actual, expected = roi_align(ours, boxes, *options), torchvision.ops.roi_align(theirs, boxes, *options)
@@ -340,3 +341,22 @@ def test_tiny_boxes_far_from_the_origin(backend, device, mode):
     )
     out = roi_align(x, boxes, 7, 0.25, 2, True, mode)
     torch.testing.assert_close(out, torch.ones_like(out))
+
+
+@pytest.mark.parametrize("mode", ["avg", "pool", "exact"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("bins", [7, 14])
+def test_many_boxes_over_a_pyramid(backend, device, mode, layout, bins):
+    """As a detector pools: every kind of box at once, bins wider and narrower than cells."""
+    features = [
+        f.requires_grad_() for f in random_features(4, 16, device=device, layout=layout, size=(48, 64))
+    ]
+    boxes = torch.cat([random_boxes(30, device, extent=e) for e in (8, 40, 240, 900)])
+    options = (bins, [1 / 4, 1 / 8, 1 / 16, 1 / 32], 0, True, mode)
+    results = []
+    for name in (backend, "torchvision" if backend == "eager" else "eager"):
+        with _extension.use_backend(name):
+            out = roi_align_pyramid(features, boxes, *options)
+            results.append([out.detach(), *torch.autograd.grad(out, features, torch.ones_like(out))])
+    for actual, expected in zip(*results, strict=True):
+        assert_near(actual, expected.cpu(), torch.float32, scale=20)
