@@ -47,8 +47,14 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # At most this many images, evenly spaced over the data; 0: all.
     val_loss.setdefault("MAX_IMAGES", 0)
 
+    # Data in COCO's format to register: [name, annotation file, image folder] each.
+    cfg.DATASETS.setdefault("COCO_FORMAT", [])
+
     # Before training, read every annotation and look at every image file of DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("CHECK", True)
 
     # Load whatever fits of MODEL.WEIGHTS. Otherwise a file of another architecture is an error.
     cfg.MODEL.setdefault("ALLOW_PARTIAL_WEIGHTS", False)
+
+    # "SGD", which is detectron2's, or "AdamW"; both take their rates and decays from SOLVER.
+    cfg.SOLVER.setdefault("OPTIMIZER", "SGD")

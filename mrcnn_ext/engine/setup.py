@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_ext_config
+from ..data import register_coco_format
 from .errors import UserError, did_you_mean
 
 __all__ = ["load_config", "naming_unknown_objects", "setup", "start"]
@@ -36,12 +37,24 @@ def setup(args):
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    _register(cfg.DATASETS.COCO_FORMAT)
     start(cfg, args, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although MODEL.DEVICE is %s", device
         )
     return cfg
+
+
+def _register(datasets):
+    for entry in datasets:
+        try:
+            register_coco_format(*entry)
+        except TypeError as error:
+            message = f"each must be [name, annotation file, image folder], got {entry!r}"
+            raise UserError(f"DATASETS.COCO_FORMAT: {message}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"DATASETS.COCO_FORMAT: {error}") from error
 
 
 def start(cfg, args, output_dir):
