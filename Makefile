@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: quickstart test setup lint format
+.PHONY: quickstart test setup lint format sanitize benchmark
 
 quickstart: setup
 	$(PY) tools/quickstart.py $(ARGS)
@@ -22,3 +22,10 @@ format: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	.venv/bin/clang-format -i $(CXX_SOURCES)
+
+# The tests of the compiled operators under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	tools/sanitize.sh $(ARGS)
+
+benchmark: setup
+	$(PY) tools/benchmark_roi_align.py $(ARGS)
