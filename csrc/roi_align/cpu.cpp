@@ -5,6 +5,7 @@
 // one fixed order.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/library.h>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -23,18 +24,14 @@
 namespace mrcnn_ext {
 namespace {
 
+// As ATen chose for its own kernels, so that ATEN_CPU_CAPABILITY governs these too.
 const KernelSet& best_kernels() {
 #if defined(__x86_64__)
-  static const KernelSet& best =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-          ? avx512_kernels()
-      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2_kernels()
-                                                                        : plain_kernels();
-  return best;
-#else
-  return plain_kernels();
+  static const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512") return avx512_kernels();
+  if (capability == "AVX2") return avx2_kernels();
 #endif
+  return plain_kernels();
 }
 
 template <typename T>
@@ -148,11 +145,20 @@ void for_each_output(const std::vector<PlannedRoI<Table>>& plan, int64_t channel
   });
 }
 
+// Working memory of this thread, kept from call to call.
 template <typename acc>
-acc* scratch_memory(int64_t size) {
-  thread_local std::vector<acc> memory;
-  if (int64_t(memory.size()) < size) memory.resize(size);
-  return memory.data();
+Scratch<acc> scratch_for(const Band<acc>& rows, const Band<acc>& columns, int64_t pooled_width) {
+  thread_local std::vector<acc> values, weights;
+  thread_local std::vector<int32_t> indices;
+  thread_local std::vector<ColumnGroup> groups;
+  const auto reserve = [](auto& memory, int64_t size) {
+    if (int64_t(memory.size()) < size) memory.resize(size);
+  };
+  reserve(values, scratch_values(rows, columns, pooled_width));
+  reserve(weights, lookup_table_size(columns));
+  reserve(indices, lookup_table_size(columns));
+  reserve(groups, columns.outputs);
+  return {values.data(), weights.data(), indices.data(), groups.data()};
 }
 
 template <typename T>
@@ -163,13 +169,13 @@ void pool_average(const std::vector<at::Tensor>& features, const at::Tensor& roi
   const auto plan = make_plan<OwnedBand<acc>, acc>(features, rois, options);
   T* out = output.mutable_data_ptr<T>();
   for_each_output(
-      plan, output.size(1), nhwc ? 256 : 4, [&](const auto& planned, int64_t channel, int64_t channels) {
+      plan, output.size(1), nhwc ? 256 : 16, [&](const auto& planned, int64_t channel, int64_t channels) {
         const at::Tensor& feature = features[planned.roi.level];
         const Band<acc> rows = planned.rows.view();
         const Band<acc> columns = planned.columns.view();
         kernels.pool(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
                      rows, columns, image_of(out, output, planned.roi.index, channel, channels),
-                     scratch_memory<acc>(scratch_size(rows, columns)));
+                     scratch_for(rows, columns, options.pooled_width));
       });
 }
 
@@ -181,7 +187,7 @@ void pool_maximum(const std::vector<at::Tensor>& features, const at::Tensor& roi
   const auto plan = make_plan<OwnedSamples<acc>, acc>(features, rois, options);
   T* out = output.mutable_data_ptr<T>();
   for_each_output(
-      plan, output.size(1), nhwc ? 256 : 4, [&](const auto& planned, int64_t channel, int64_t channels) {
+      plan, output.size(1), nhwc ? 256 : 16, [&](const auto& planned, int64_t channel, int64_t channels) {
         const at::Tensor& feature = features[planned.roi.level];
         kernels.pool_max(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
                          planned.rows.view(), planned.columns.view(),
@@ -228,14 +234,17 @@ Image<acc_t<T>> summation_image(const Image<T>& target, int64_t height, int64_t 
 }
 
 template <typename T>
-void round_into(const Image<acc_t<T>>& sums, const Image<T>& target, int64_t height, int64_t width) {
+void round_into(const Image<acc_t<T>>& sums, const Image<T>& target, int64_t height, int64_t width,
+                bool nhwc) {
   if constexpr (!std::is_same_v<T, acc_t<T>>) {
-    for (int64_t channel = 0; channel < target.channels; ++channel) {
-      for (int64_t y = 0; y < height; ++y) {
-        for (int64_t x = 0; x < width; ++x) {
-          target.data[channel * target.channel_stride + y * target.row_stride + x * target.column_stride] =
-              T(sums.data[channel * sums.channel_stride + y * sums.row_stride + x * sums.column_stride]);
-        }
+    const Kernels<T>& kernels = select_kernels<T>(nhwc);
+    const int64_t outer = nhwc ? width : target.channels;
+    const int64_t inner = nhwc ? target.channels : width;
+    for (int64_t y = 0; y < height; ++y) {
+      for (int64_t i = 0; i < outer; ++i) {
+        kernels.round(
+            sums.data + y * sums.row_stride + i * (nhwc ? sums.column_stride : sums.channel_stride), inner,
+            target.data + y * target.row_stride + i * (nhwc ? target.column_stride : target.channel_stride));
       }
     }
   }
@@ -246,7 +255,7 @@ void round_into(const Image<acc_t<T>>& sums, const Image<T>& target, int64_t hei
 template <typename T, typename Table, typename Scatter>
 void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
                        const std::vector<at::Tensor>& grad_features, bool nhwc, const Scatter& scatter) {
-  const int64_t block = nhwc ? 64 : 4;
+  const int64_t block = nhwc ? 64 : 16;
   const int64_t channels = grad_features[0].size(1);
   const int64_t levels = grad_features.size();
   const int64_t images = grad_features[0].size(0);
@@ -271,7 +280,7 @@ void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
       scatter(*planned, channel, width, sums);
     }
     zeroer.reach(rows);
-    round_into<T>(sums, target, rows, columns);
+    round_into<T>(sums, target, rows, columns, nhwc);
   });
 }
 
@@ -294,7 +303,7 @@ void scatter_average(const at::Tensor& grad, const at::Tensor& rois, const Pooli
                          const Band<acc> columns = planned.columns.view();
                          kernels.scatter(image_of(grad_data, grad, planned.roi.index, channel, channels),
                                          rows, columns, sums,
-                                         scratch_memory<acc>(scratch_size(rows, columns)));
+                                         scratch_for(rows, columns, options.pooled_width));
                        });
 }
 
@@ -352,7 +361,7 @@ void box_gradient(const std::vector<at::Tensor>& features, const at::Tensor& gra
         columns.set_bins(options.mode, axes.columns, options.pooled_width);
       }
       kernels.pool(image_of(feature.const_data_ptr<T>(), feature, roi.image, 0, channels), rows.view(),
-                   columns.view(), target, scratch_memory<acc>(scratch_size(rows.view(), columns.view())));
+                   columns.view(), target, scratch_for(rows.view(), columns.view(), options.pooled_width));
       acc sum = 0;
       for (int64_t k = 0; k < values; ++k) sum += acc(pooled[k]) * acc(grad_data[i * values + k]);
       result[i * 5 + 1 + coordinate] = sum;

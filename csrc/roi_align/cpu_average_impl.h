@@ -72,10 +72,12 @@ inline void combine(Out* output, int64_t length, const Runs&... runs) {
 // the L1 cache.
 template <bool kAccumulate, typename T, typename Out>
 void banded_product_nhwc(const Image<const T>& input, const Band<acc_t<T>>& rows,
-                         const Band<acc_t<T>>& columns, const Image<Out>& output, acc_t<T>* scratch) {
+                         const Band<acc_t<T>>& columns, const Image<Out>& output,
+                         const Scratch<acc_t<T>>& memory) {
   using acc = acc_t<T>;
   using V = typename VectorOf<acc>::type;
   const int32_t ring_size = std::max(rows.widest, 1);
+  acc* scratch = memory.values;
   for (int64_t channel = 0; channel < input.channels; channel += kChannelTile) {
     const int64_t tile = std::min(kChannelTile, input.channels - channel);
     const int64_t ring_stride = tile * columns.outputs;
@@ -114,29 +116,151 @@ void banded_product_nhwc(const Image<const T>& input, const Band<acc_t<T>>& rows
   }
 }
 
+// NCHW: reduction along x, where a result sits in one lane and its terms in neighbouring cells. For term k of
+// every lane, a table holds the cell to look up in a window of V::kWindow contiguous values, and its weight.
+// Where lanes and the window allow, several rows go through at once, their cells `pitch` apart.
+template <typename V, typename acc>
+class ColumnLookup {
+ public:
+  // Beyond this many terms a lane, sums over contiguous cells are cheaper.
+  static constexpr int32_t kMostTerms = 10;
+
+  ColumnLookup(const Band<acc>& columns, int32_t pitch, const Scratch<acc>& scratch)
+      : columns_(columns), pitch_(pitch), scratch_(scratch) {
+    const int32_t length = columns.end - columns.begin;
+    rows_ = std::max(1, V::kLanes / std::max(1, columns.outputs));
+    while (rows_ > 1 && (rows_ - 1) * pitch + length > V::kWindow) --rows_;
+    for (int32_t bin = 0; bin < columns.outputs;) bin += add_group(bin);
+  }
+
+  int32_t rows() const { return rows_; }  // at once
+  int32_t groups() const { return groups_; }
+  const ColumnGroup& group(int32_t index) const { return scratch_.groups[index]; }
+
+  // Results of a group from its window; lane (row * group.count + bin).
+  typename V::Register reduce(const ColumnGroup& group, const acc* window) const {
+    const typename V::Window values(window);
+    const acc* weights = scratch_.weights + int64_t(group.table) * V::kLanes;
+    const int32_t* cells = scratch_.indices + int64_t(group.table) * V::kLanes;
+    auto sum = V::zero();
+    for (int32_t k = 0; k < group.terms; ++k) {
+      sum = V::fma(V::load(weights + k * V::kLanes), values.look_up(cells + k * V::kLanes), sum);
+    }
+    // A bin without terms is 0, whatever was looked up for it.
+    return group.has_empty ? V::keep_where(scratch_.indices + (group.table + group.terms) * V::kLanes, sum)
+                           : sum;
+  }
+
+ private:
+  // Takes as many bins from `first` on as lanes and window allow; returns how many.
+  int32_t add_group(int32_t first) {
+    ColumnGroup group{first, 0, columns_.end, columns_.begin, 0, table_, false};
+    while (first + group.count < columns_.outputs && group.count < V::kLanes) {
+      const Tap& tap = columns_.taps[first + group.count];
+      if (tap.count > 0) {
+        const int32_t begin = std::min(group.begin, tap.first);
+        const int32_t end = std::max(group.end, tap.first + tap.count);
+        if (end - begin > V::kWindow) break;
+        group.begin = begin;
+        group.end = end;
+        group.terms = std::max(group.terms, tap.count);
+      }
+      group.has_empty |= tap.count == 0;
+      ++group.count;
+    }
+    if (group.end < group.begin) group.begin = group.end = columns_.begin;
+    fill_table(group);
+    table_ += group.terms + 1;
+    scratch_.groups[groups_++] = group;
+    return group.count;
+  }
+
+  void fill_table(const ColumnGroup& group) {
+    acc* weights = scratch_.weights + int64_t(table_) * V::kLanes;
+    int32_t* cells = scratch_.indices + int64_t(table_) * V::kLanes;
+    for (int32_t lane = 0; lane < V::kLanes; ++lane) {
+      const int32_t row = lane / group.count;
+      const Tap tap = row < rows_ ? columns_.taps[group.first + lane % group.count] : Tap{0, 0, 0};
+      for (int32_t k = 0; k < group.terms; ++k) {
+        // Past its terms a lane repeats the last one with weight 0.
+        const int32_t term = std::min(k, tap.count - 1);
+        weights[k * V::kLanes + lane] = k < tap.count ? columns_.weights[tap.offset + k] : acc(0);
+        cells[k * V::kLanes + lane] = tap.count > 0 ? row * pitch_ + tap.first - group.begin + term : 0;
+      }
+      cells[group.terms * V::kLanes + lane] = tap.count > 0 ? -1 : 0;
+    }
+  }
+
+  Band<acc> columns_;
+  int32_t pitch_;
+  Scratch<acc> scratch_;
+  int32_t rows_ = 1;
+  int32_t groups_ = 0;
+  int32_t table_ = 0;
+};
+
+// NCHW forward for wide bins: each is a sum over the contiguous cells of the combined row.
+template <typename V, typename T>
+inline void pool_wide_bin(const Terms<T>& rows, const acc_t<T>* weights, int32_t count, T* output) {
+  auto sum = V::zero();
+  for (int32_t x = 0; x < count; x += V::kLanes) {
+    const int lanes = std::min(V::kLanes, count - x);
+    auto row = V::zero();
+    add_terms_partial<V>(rows, x, lanes, row);
+    sum = V::fma(V::load_partial(weights + x, lanes), row, sum);
+  }
+  acc_t<T> lane[V::kLanes];
+  V::store(lane, sum);
+  acc_t<T> total = 0;
+  for (int i = 0; i < V::kLanes; ++i) total += lane[i];
+  *output = T(total);
+}
+
+template <typename T>
+Terms<T> row_terms(const Image<const T>& feature, int64_t channel, const Band<acc_t<T>>& rows, int32_t y) {
+  const Tap& tap = rows.taps[y];
+  return {feature.data + channel * feature.channel_stride + tap.first * feature.row_stride,
+          feature.row_stride, rows.weights + tap.offset, tap.count};
+}
+
 // NCHW forward: rows are combined first, as contiguous vectors over the x the RoI needs, then reduced along
 // x.
 template <typename T>
 void pool_nchw(const Image<const T>& feature, const Band<acc_t<T>>& rows, const Band<acc_t<T>>& columns,
-               const Image<T>& output, acc_t<T>* scratch) {
+               const Image<T>& output, const Scratch<acc_t<T>>& scratch) {
   using acc = acc_t<T>;
   using V = typename VectorOf<acc>::type;
-  const int64_t length = columns.end - columns.begin;
-  for (int64_t channel = 0; channel < feature.channels; ++channel) {
-    const T* plane = feature.data + channel * feature.channel_stride;
-    T* out_plane = output.data + channel * output.channel_stride;
-    for (int32_t y = 0; y < rows.outputs; ++y) {
-      const Tap& row_tap = rows.taps[y];
-      combine<V, false>(scratch, length,
-                        Terms<T>{plane + row_tap.first * feature.row_stride + columns.begin,
-                                 feature.row_stride, rows.weights + row_tap.offset, row_tap.count});
-      for (int32_t x = 0; x < columns.outputs; ++x) {
-        const Tap& tap = columns.taps[x];
-        acc sum = 0;
-        for (int32_t k = 0; k < tap.count; ++k) {
-          sum += columns.weights[tap.offset + k] * scratch[tap.first - columns.begin + k];
+  if (columns.widest > ColumnLookup<V, acc>::kMostTerms) {
+    for (int64_t channel = 0; channel < feature.channels; ++channel) {
+      T* out_plane = output.data + channel * output.channel_stride;
+      for (int32_t y = 0; y < rows.outputs; ++y) {
+        Terms<T> terms = row_terms(feature, channel, rows, y);
+        const T* row = terms.input;
+        for (int32_t x = 0; x < columns.outputs; ++x) {
+          const Tap& tap = columns.taps[x];
+          terms.input = row + tap.first;
+          pool_wide_bin<V>(terms, columns.weights + tap.offset, tap.count,
+                           out_plane + y * output.row_stride + x);
         }
-        out_plane[y * output.row_stride + x] = T(sum);
+      }
+    }
+    return;
+  }
+  const int32_t pitch = std::min(V::kWindow / 2, columns.end - columns.begin);
+  const ColumnLookup<V, acc> lookup(columns, pitch, scratch);
+  for (int64_t channel = 0; channel < feature.channels; ++channel) {
+    T* out_plane = output.data + channel * output.channel_stride;
+    for (int32_t y = 0; y < rows.outputs; y += lookup.rows()) {
+      const int32_t valid = std::min(lookup.rows(), rows.outputs - y);
+      for (int32_t g = 0; g < lookup.groups(); ++g) {
+        const ColumnGroup& group = lookup.group(g);
+        for (int32_t row = 0; row < valid; ++row) {
+          Terms<T> terms = row_terms(feature, channel, rows, y + row);
+          terms.input += group.begin;
+          combine<V, false>(scratch.values + row * pitch, group.end - group.begin, terms);
+        }
+        V::store_partial(out_plane + y * output.row_stride + group.first,
+                         lookup.reduce(group, scratch.values), valid * group.count);
       }
     }
   }
@@ -145,28 +269,40 @@ void pool_nchw(const Image<const T>& feature, const Band<acc_t<T>>& rows, const 
 // NCHW backward: the few gradients of a bin row are spread along x, then added to rows as contiguous vectors.
 template <typename T>
 void scatter_nchw(const Image<const T>& grad, const Band<acc_t<T>>& rows, const Band<acc_t<T>>& columns,
-                  const Image<acc_t<T>>& grad_feature, acc_t<T>* scratch) {
+                  const Image<acc_t<T>>& grad_feature, const Scratch<acc_t<T>>& scratch) {
   using acc = acc_t<T>;
   using V = typename VectorOf<acc>::type;
+  const int64_t pitch = grad.row_stride;
   const int64_t length = columns.outputs;
+  if (length == 0) return;
+  acc* spread = scratch.values;
+  acc* bins = spread + (rows.end * length + kScratchPadding);
+  const acc one = 1;
+  const bool by_lookup = columns.widest <= ColumnLookup<V, acc>::kMostTerms;
+  const ColumnLookup<V, acc> lookup(by_lookup ? columns : Band<acc>{}, int32_t(pitch), scratch);
   for (int64_t channel = 0; channel < grad.channels; ++channel) {
-    const T* plane = grad.data + channel * grad.channel_stride;
-    acc* out_plane = grad_feature.data + channel * grad_feature.channel_stride + columns.output_begin;
-    for (int32_t y = rows.begin; y < rows.end; ++y) {
-      for (int32_t x = 0; x < columns.outputs; ++x) {
-        const Tap& tap = columns.taps[x];
-        acc sum = 0;
-        for (int32_t k = 0; k < tap.count; ++k) {
-          sum += columns.weights[tap.offset + k] * acc(plane[y * grad.row_stride + tap.first + k]);
-        }
-        scratch[(y - rows.begin) * length + x] = sum;
+    combine<V, false>(bins, rows.end * pitch,
+                      Terms<T>{grad.data + channel * grad.channel_stride, 0, &one, 1});
+    for (int32_t y = rows.begin; by_lookup && y < rows.end; y += lookup.rows()) {
+      const int32_t valid = std::min(lookup.rows(), rows.end - y);
+      for (int32_t g = 0; g < lookup.groups(); ++g) {
+        const ColumnGroup& group = lookup.group(g);
+        V::store_partial(spread + y * length + group.first,
+                         lookup.reduce(group, bins + y * pitch + group.begin), valid * group.count);
       }
     }
+    for (int32_t y = rows.begin; !by_lookup && y < rows.end; ++y) {
+      for (int32_t x = 0; x < length; ++x) {
+        const Tap& tap = columns.taps[x];
+        pool_wide_bin<V>(Terms<acc>{bins + y * pitch + tap.first, 0, &one, 1}, columns.weights + tap.offset,
+                         tap.count, spread + y * length + x);
+      }
+    }
+    acc* out_plane = grad_feature.data + channel * grad_feature.channel_stride + columns.output_begin;
     for (int32_t y = 0; y < rows.outputs; ++y) {
-      const Tap& row_tap = rows.taps[y];
+      const Tap& tap = rows.taps[y];
       combine<V, true>(out_plane + (rows.output_begin + y) * grad_feature.row_stride, length,
-                       Terms<acc>{scratch + (row_tap.first - rows.begin) * length, length,
-                                  rows.weights + row_tap.offset, row_tap.count});
+                       Terms<acc>{spread + tap.first * length, length, rows.weights + tap.offset, tap.count});
     }
   }
 }

@@ -12,6 +12,9 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
+// gcc 12 takes the deliberately undefined operands inside its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
@@ -26,6 +29,19 @@ struct F32 {
   static Register broadcast(float value) { return _mm256_set1_ps(value); }
   static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+
+  // Values to be looked up by their position, anywhere in memory.
+  static constexpr int32_t kWindow = 1 << 20;
+  struct Window {
+    explicit Window(const float* from) : values(from) {}
+    Register look_up(const int32_t* positions) const {
+      return _mm256_i32gather_ps(values, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(positions)), 4);
+    }
+    const float* values;
+  };
+  static Register keep_where(const int32_t* mask, Register value) {
+    return _mm256_and_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(mask)), value);
+  }
 
   static __m256i mask(int lanes) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -86,6 +102,19 @@ struct F64 {
   static Register broadcast(double value) { return _mm256_set1_pd(value); }
   static Register add(Register a, Register b) { return _mm256_add_pd(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
+  static constexpr int32_t kWindow = 1 << 20;
+  struct Window {
+    explicit Window(const double* from) : values(from) {}
+    Register look_up(const int32_t* positions) const {
+      return _mm256_i32gather_pd(values, _mm_loadu_si128(reinterpret_cast<const __m128i*>(positions)), 8);
+    }
+    const double* values;
+  };
+  static Register keep_where(const int32_t* mask, Register value) {
+    const __m256i wide = _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(mask)));
+    return _mm256_and_pd(_mm256_castsi256_pd(wide), value);
+  }
+
   static __m256i mask(int lanes) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(lanes), _mm256_setr_epi64x(0, 1, 2, 3));
   }
@@ -107,6 +136,7 @@ struct F64 {
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
+#pragma GCC diagnostic pop
 #pragma GCC pop_options
 #endif
 

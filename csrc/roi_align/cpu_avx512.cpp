@@ -31,6 +31,19 @@ struct F32 {
   static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
 
+  // Values to be looked up by their position.
+  static constexpr int32_t kWindow = 32;
+  struct Window {
+    explicit Window(const float* from) : low(_mm512_loadu_ps(from)), high(_mm512_loadu_ps(from + 16)) {}
+    Register look_up(const int32_t* positions) const {
+      return _mm512_permutex2var_ps(low, _mm512_loadu_si512(positions), high);
+    }
+    Register low, high;
+  };
+  static Register keep_where(const int32_t* mask, Register value) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(mask), _mm512_castps_si512(value)));
+  }
+
   static __mmask16 mask(int lanes) { return __mmask16((1u << lanes) - 1); }
   static Register from_bf16(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -88,6 +101,21 @@ struct F64 {
   static Register broadcast(double value) { return _mm512_set1_pd(value); }
   static Register add(Register a, Register b) { return _mm512_add_pd(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
+  static constexpr int32_t kWindow = 16;
+  struct Window {
+    explicit Window(const double* from) : low(_mm512_loadu_pd(from)), high(_mm512_loadu_pd(from + 8)) {}
+    Register look_up(const int32_t* positions) const {
+      return _mm512_permutex2var_pd(low, widen(positions), high);
+    }
+    Register low, high;
+  };
+  static __m512i widen(const int32_t* from) {
+    return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Register keep_where(const int32_t* mask, Register value) {
+    return _mm512_castsi512_pd(_mm512_and_si512(widen(mask), _mm512_castpd_si512(value)));
+  }
+
   static __mmask8 mask(int lanes) { return __mmask8((1u << lanes) - 1); }
   static Register load(const double* from) { return _mm512_loadu_pd(from); }
   static Register load_partial(const double* from, int lanes) {

@@ -4,6 +4,7 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace mrcnn_ext {
@@ -50,13 +51,34 @@ struct Image {
   int64_t channels;
 };
 
+// A run of bins that NCHW kernels reduce together; see ColumnLookup.
+struct ColumnGroup {
+  int32_t first;  // bins [first, first + count)
+  int32_t count;
+  int32_t begin;  // cells [begin, end)
+  int32_t end;
+  int32_t terms;
+  int32_t table;
+  bool has_empty;
+};
+
+// Working memory of one kernel call.
+template <typename acc>
+struct Scratch {
+  acc* values;
+  acc* weights;
+  int32_t* indices;
+  ColumnGroup* groups;
+};
+
 template <typename T>
 using PoolFunction = void (*)(const Image<const T>& feature, const Band<acc_t<T>>& rows,
-                              const Band<acc_t<T>>& columns, const Image<T>& output, acc_t<T>* scratch);
+                              const Band<acc_t<T>>& columns, const Image<T>& output,
+                              const Scratch<acc_t<T>>& scratch);
 template <typename T>
 using ScatterFunction = void (*)(const Image<const T>& grad, const Band<acc_t<T>>& rows,
                                  const Band<acc_t<T>>& columns, const Image<acc_t<T>>& grad_feature,
-                                 acc_t<T>* scratch);
+                                 const Scratch<acc_t<T>>& scratch);
 
 // A bilinear sample on one axis: two neighbouring cells and their weights.
 template <typename acc>
@@ -102,6 +124,7 @@ struct Kernels {
   ScatterFunction<T> scatter;
   PoolMaxFunction<T> pool_max;
   ScatterMaxFunction<T> scatter_max;
+  void (*round)(const acc_t<T>* sums, int64_t length, T* rounded);
 };
 
 template <typename T>
@@ -117,16 +140,23 @@ struct KernelSet {
   LayoutKernels<c10::Half> f16;
 };
 
-// Elements of scratch any kernel may use for these bands.
+// Channels that the NHWC kernels take at a time.
 constexpr int64_t kChannelTile = 128;
+// Vectors are at most this long, and so are windows of lookups.
 constexpr int64_t kScratchPadding = 64;
 
 template <typename acc>
-int64_t scratch_size(const Band<acc>& rows, const Band<acc>& columns) {
-  const int64_t nhwc = int64_t(rows.widest) * columns.outputs * kChannelTile;
-  const int64_t nchw_pool = int64_t(rows.outputs) * (columns.end - columns.begin + kScratchPadding);
-  const int64_t nchw_scatter = int64_t(rows.end - rows.begin) * (columns.outputs + kScratchPadding);
-  return (nhwc > nchw_pool + nchw_scatter ? nhwc : nchw_pool + nchw_scatter) + kScratchPadding;
+int64_t scratch_values(const Band<acc>& rows, const Band<acc>& columns, int64_t pooled_width) {
+  const int64_t ring = int64_t(rows.widest) * columns.outputs * kChannelTile;
+  const int64_t forward = 2 * (columns.end - columns.begin) * int64_t(kScratchPadding);
+  const int64_t backward = int64_t(rows.end) * (columns.outputs + pooled_width);
+  return std::max({ring, forward, backward}) + 4 * kScratchPadding;
+}
+
+// A lane has a cell and a weight for at most 10 terms, and a mask.
+template <typename acc>
+int64_t lookup_table_size(const Band<acc>& columns) {
+  return 11 * 16 * int64_t(columns.outputs);
 }
 
 const KernelSet& plain_kernels();

@@ -5,10 +5,16 @@
 #include "cpu_max_impl.h"
 
 template <typename T>
+void round_sums(const acc_t<T>* sums, int64_t length, T* rounded) {
+  const acc_t<T> one = 1;
+  combine<typename VectorOf<acc_t<T>>::type, false>(rounded, length, Terms<acc_t<T>>{sums, 0, &one, 1});
+}
+
+template <typename T>
 LayoutKernels<T> kernels_of() {
   return {{banded_product_nhwc<false, T, T>, banded_product_nhwc<true, T, acc_t<T>>, pool_max<true, T>,
-           scatter_max<true, T>},
-          {pool_nchw<T>, scatter_nchw<T>, pool_max<false, T>, scatter_max<false, T>}};
+           scatter_max<true, T>, round_sums<T>},
+          {pool_nchw<T>, scatter_nchw<T>, pool_max<false, T>, scatter_max<false, T>, round_sums<T>}};
 }
 
 inline KernelSet all_kernels() {

@@ -18,6 +18,22 @@ struct PlainVector {
   static Register add(Register a, Register b) { return a + b; }
   static Register fma(Register a, Register b, Register c) { return a * b + c; }
 
+  // Values to be looked up by their position, anywhere in memory.
+  static constexpr int32_t kWindow = 1 << 20;
+  struct Window {
+    explicit Window(const acc* from) : values(from) {}
+    Register look_up(const int32_t* positions) const {
+      Register value;
+      for (int i = 0; i < kLanes; ++i) value[i] = values[positions[i]];
+      return value;
+    }
+    const acc* values;
+  };
+  static Register keep_where(const int32_t* mask, Register value) {
+    for (int i = 0; i < kLanes; ++i) value[i] = mask[i] ? value[i] : acc(0);
+    return value;
+  }
+
   template <typename T>
   static Register load_partial(const T* from, int lanes) {
     Register value{};
