@@ -139,7 +139,7 @@ def _place(preset, camera, light, road, rng, actors) -> _Actor | None:
     weights = np.array([preset.weights.get(kind, 0.0) for kind in ACTORS], dtype=np.float64)
     kind = ACTORS[int(rng.choice(len(ACTORS), p=weights / weights.sum()))]
     for attempt in range(16):
-        yaw = _sample_yaw(kind, rng)
+        yaw = _sample_yaw(kind, preset.facing, rng)
         length, width, height = _ACTOR_SIZES[kind]
         across = length * abs(np.cos(yaw)) + width * abs(np.sin(yaw))
         along = length * abs(np.sin(yaw)) + width * abs(np.cos(yaw))
@@ -163,9 +163,9 @@ def _place(preset, camera, light, road, rng, actors) -> _Actor | None:
     return None
 
 
-def _sample_yaw(kind: str, rng: np.random.Generator) -> float:
+def _sample_yaw(kind: str, facing: float, rng: np.random.Generator) -> float:
     if kind == "person":
-        return float(rng.uniform(-np.pi, np.pi))
+        return float(-np.pi / 2 + np.radians(rng.uniform(-facing, facing)))
     # Across the view, along it, or at an angle.
     base = float(rng.choice((0.0, np.pi, -np.pi / 2, np.pi / 2), p=(0.3, 0.3, 0.22, 0.18)))
     spread = 0.5 if rng.random() < 0.5 else 0.12

@@ -104,6 +104,7 @@ class ScenePreset:
         empty: fraction of images without any instance.
         crowd: fraction of the other images that hold a crowd.
         night, dusk: fraction of the images of that light; the rest is day.
+        facing: greatest angle in degrees between where people on foot look and the camera; 180 is any.
         furniture: greatest number of trees, lamps, signs, bins, which hide what is behind them.
         noise: greatest standard deviation of the sensor noise, in grey levels.
         blur: greatest standard deviation of the lens blur, in pixels.
@@ -123,6 +124,7 @@ class ScenePreset:
     crowd: float = 0.1
     night: float = 0.15
     dusk: float = 0.15
+    facing: float = 180.0
     furniture: int = 8
     noise: float = 7.0
     blur: float = 0.8
@@ -193,6 +195,7 @@ PRESETS = {
         crowd=0.05,
         night=0.0,
         dusk=0.1,
+        facing=40.0,
         furniture=2,
         noise=3.0,
         blur=0.4,
