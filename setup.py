@@ -30,11 +30,17 @@ def extension():
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        print(f"mrcnn_ext: torch is not importable while building: no compiled operators; {HOW_TO_COMPILE}", file=sys.stderr)
+        print(
+            f"mrcnn_ext: torch is not importable while building: no compiled operators; {HOW_TO_COMPILE}",
+            file=sys.stderr,
+        )
         return {}
     compiler = cpp_extension.get_cxx_compiler()
     if shutil.which(compiler) is None:
-        print(f"mrcnn_ext: no C++ compiler ({compiler}): no compiled operators; {HOW_TO_COMPILE}", file=sys.stderr)
+        print(
+            f"mrcnn_ext: no C++ compiler ({compiler}): no compiled operators; {HOW_TO_COMPILE}",
+            file=sys.stderr,
+        )
         return {}
 
     with_cuda = os.environ.get("FORCE_CUDA") == "1" or (torch.cuda.is_available() and cpp_extension.CUDA_HOME)
@@ -45,7 +51,9 @@ def extension():
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     flags = {"cxx": ["-O3"], "nvcc": ["-O3"]}
     return {
-        "ext_modules": [make("mrcnn_ext._C", sources, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags)],
+        "ext_modules": [
+            make("mrcnn_ext._C", sources, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags)
+        ],
         "cmdclass": {"build_ext": cpp_extension.BuildExtension},
     }
 

@@ -4,12 +4,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from mrcnn_ext.engine.optim import clipped_sgd
 from mrcnn_ext.modeling import TimmBackbone
 
 from .common.data.coco_keypoint import dataloader
 from .common.models.mask_keypoint_rcnn_fpn import model
-from .common.optim import SGD as optimizer
+from .common.optim import AdamW as optimizer
 from .common.train import train
 
 # From scratch the input must be normalised, or training diverges.
@@ -31,11 +30,14 @@ model.roi_heads.box_head.update(input_shape=ShapeSpec(channels=64, height=7, wid
 model.roi_heads.box_predictor.update(input_shape=ShapeSpec(channels=256), smooth_l1_beta=0.0)
 model.roi_heads.mask_head.update(input_shape=ShapeSpec(channels=64, height=14, width=14), conv_dims=[64] * 4)
 model.roi_heads.keypoint_head.update(
-    input_shape=ShapeSpec(channels=64, height=14, width=14), conv_dims=[64] * 4
+    input_shape=ShapeSpec(channels=64, height=14, width=14),
+    conv_dims=[64] * 4,
+    conv_norm="BN",
+    loss_weight=0.7,
 )
 
 dataloader.train.dataset.update(names="scenes_easy_train", min_keypoints=0)
-dataloader.train.total_batch_size = 8
+dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
 dataloader.train.mapper.update(use_instance_mask=True, instance_mask_format="bitmask")
 dataloader.train.mapper.augmentations[0].update(short_edge_length=(160,), sample_style="choice", max_size=320)
@@ -43,14 +45,14 @@ dataloader.test.dataset.names = "scenes_easy_val"
 dataloader.test.num_workers = 1
 dataloader.test.mapper.augmentations[0].update(short_edge_length=160, max_size=320)
 
-optimizer.update(_target_=clipped_sgd, lr=0.02, clip_type="norm", clip_value=1.0)
+optimizer.update(lr=0.0015, weight_decay=0.05)
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
     warmup_factor=0.001,
-    warmup_length=100 / 800,
+    warmup_length=80 / 900,
     warmup_method="linear",
 )
 
-train.update(device="cpu", init_checkpoint="", max_iter=800, output_dir="output/quickstart", seed=0)
-train.checkpointer.period = 400
+train.update(device="cpu", init_checkpoint="", max_iter=900, output_dir="output/quickstart", seed=0)
+train.checkpointer.period = train.eval_period = 450
 train.val_loss.max_images = 32

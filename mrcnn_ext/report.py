@@ -57,7 +57,9 @@ def plot_metrics(metrics_file, output_file, title: str = "") -> None:
         if not points:
             continue
         if name in ("total_loss", "val/total_loss"):
-            losses.plot(*zip(*points, strict=True), label=name, color="black", marker="o" if "val" in name else "")
+            losses.plot(
+                *zip(*points, strict=True), label=name, color="black", marker="o" if "val" in name else ""
+            )
         elif name.startswith("loss_"):
             losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
         elif name.endswith(("/AP", "/AP50")):

@@ -19,7 +19,9 @@ def _count_tests(path):
 def pytest_terminal_summary(terminalreporter):
     if find_spec("detectron2") is not None:
         return
-    skipped = {path: _count_tests(path) for path in sorted(TESTS.rglob("test_*.py")) if _needs_detectron2(path)}
+    skipped = {
+        path: _count_tests(path) for path in sorted(TESTS.rglob("test_*.py")) if _needs_detectron2(path)
+    }
     terminalreporter.section("detectron2 IS NOT INSTALLED", sep="!", red=True, bold=True)
     terminalreporter.line(
         f"SKIPPED {sum(skipped.values())} test functions in {len(skipped)} files that need detectron2 "

@@ -1,3 +1,5 @@
 from mrcnn_ext.model_zoo import detectron2_zoo
 
-SGD = detectron2_zoo.get_config("common/optim.py").SGD
+_optim = detectron2_zoo.get_config("common/optim.py")
+SGD = _optim.SGD
+AdamW = _optim.AdamW

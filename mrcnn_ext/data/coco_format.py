@@ -35,7 +35,9 @@ def register_coco_format(name: str, json_file: str, image_root: str) -> None:
         raise FileNotFoundError(f"dataset {name!r}: there is no annotation file {json_file}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"dataset {name!r}: {json_file} is not a COCO annotation file: {error!r}") from error
-    keypoints = {tuple(category["keypoints"]): category for category in categories if category.get("keypoints")}
+    keypoints = {
+        tuple(category["keypoints"]): category for category in categories if category.get("keypoints")
+    }
     if len(keypoints) > 1:
         raise ValueError(f"dataset {name!r}: the categories of {json_file} must share one list of keypoints")
     metadata = {}

@@ -1,10 +1,42 @@
-"""Optimisers for LazyConfigs."""
+"""Optimisers that detectron2 does not build: AdamW from yaml, clipped SGD in a LazyConfig."""
 
 import torch
 from detectron2.config import get_cfg
-from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
-__all__ = ["clipped_sgd"]
+from .errors import UserError
+
+__all__ = ["build_optimizer", "clipped_sgd"]
+
+
+def build_optimizer(cfg, model):
+    """The optimiser of a yaml config.
+
+    Args:
+        cfg (CfgNode): ``SOLVER.OPTIMIZER``, "SGD" (detectron2's own) or "AdamW", with the rates, decays and clipping
+            of ``SOLVER``.
+        model (nn.Module): whose parameters it steps.
+
+    Returns:
+        torch.optim.Optimizer:
+
+    Raises:
+        UserError: another ``SOLVER.OPTIMIZER``.
+    """
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
+    if cfg.SOLVER.OPTIMIZER != "AdamW":
+        raise UserError(f"SOLVER.OPTIMIZER must be 'SGD' or 'AdamW', got {cfg.SOLVER.OPTIMIZER!r}")
+    params = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    make = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    return make(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
 def clipped_sgd(

@@ -24,7 +24,9 @@ STOCK_PARTS = {
 }
 
 
-def train_and_evaluate(config_file: str, output_dir, *, opts: dict | None = None, stock: bool = False) -> dict:
+def train_and_evaluate(
+    config_file: str, output_dir, *, opts: dict | None = None, stock: bool = False
+) -> dict:
     """Trains the model of a yaml config from its start and evaluates it on DATASETS.TEST.
 
     Args:

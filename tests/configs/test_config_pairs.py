@@ -7,12 +7,13 @@ pytest.importorskip("detectron2")
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_lr_scheduler
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 
 from mrcnn_ext import model_zoo
+from mrcnn_ext.engine.optim import build_optimizer
 
 NAMES = sorted({name.rpartition(".")[0] for name in model_zoo.list_configs()})
 

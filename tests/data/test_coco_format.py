@@ -8,7 +8,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mrcnn_ext.data import register_coco_format
 
-PEOPLE = {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
+PEOPLE = {
+    "id": 1,
+    "name": "person",
+    "keypoints": ["nose", "left_eye", "right_eye"],
+    "skeleton": [[1, 2], [1, 3]],
+}
 
 
 @pytest.fixture
@@ -35,7 +40,10 @@ def test_keypoints_come_from_the_categories(write):
     metadata = MetadataCatalog.get("people")
     assert metadata.keypoint_names == ["nose", "left_eye", "right_eye"]
     assert metadata.keypoint_flip_map == [("left_eye", "right_eye")]
-    assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [("nose", "left_eye"), ("nose", "right_eye")]
+    assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [
+        ("nose", "left_eye"),
+        ("nose", "right_eye"),
+    ]
     assert metadata.evaluator_type == "coco" and metadata.image_root == "images"
 
 
