@@ -20,7 +20,7 @@ examples:
       the full difficulty, 512x1024, 400 training and 100 validation images
   python datasets/make_scenes.py datasets/scenes_easy --preset easy --train 600 --val 100 --workers 2
       small images with few large objects, for a first training on a CPU
-  python datasets/make_scenes.py /tmp/look --preset easy --train 24 --val 0 --contact-sheet look.png
+  python datasets/make_scenes.py look --preset easy --train 24 --val 0 --contact-sheet look.png
       a few images and a picture of their annotations
 
 The datasets are registered with detectron2 as scenes_{train,val}, scenes_person_{train,val} and
