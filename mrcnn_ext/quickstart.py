@@ -3,8 +3,12 @@
 import argparse
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
+from tqdm import tqdm
+
+from .config_files import get_config_file
 from .data.scenes import write_dataset
 from .report import metrics_table, plot_metrics, prediction_sheet
 
@@ -21,34 +25,58 @@ def main(argv=None) -> None:
     print(
         f"scenes: {args.num_train} to learn from and {args.num_val} others to be judged on, preset 'easy', in {data}"
     )
-    write_dataset(data, "easy", args.num_train, args.num_val, args.seed, workers=os.cpu_count() or 1)
+    workers = os.cpu_count() or 1
+    write_dataset(data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress)
 
+    host = args.host or _available_host()
+    runs = {f"mrcnn_ext in {host}": _HOSTS[host](args, data, args.output)}
+    if args.compare_stock:
+        runs["stock detectron2"] = _in_detectron2(args, data, args.output / "stock", stock=True)
+    ours, *stock = runs.values()
+    summary = {"host": host, "preset": "easy", **ours, "stock": stock[0] if stock else None}
+    (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_metrics(
+        args.output / "metrics.json", args.output / "training.png", f"quickstart in {host}, easy scenes"
+    )
+    annotations = data / "annotations" / "instances_val.json"
+    prediction_sheet(annotations, ours["predictions"], data, args.output / "predictions.png")
+    print(f"\non {args.num_val} unseen scenes of the preset 'easy':\n\n{metrics_table(runs)}\n")
+    print(f"in {args.output}: model_final.pth, metrics.json, summary.json,")
+    print("    training.png (losses and AP), predictions.png (ground truth, and right of it the predictions)")
+
+
+def _progress(items, total, split):
+    return tqdm(items, desc=split, total=total, unit="scene")
+
+
+def _available_host() -> str:
+    if find_spec("detectron2") is not None:
+        return "detectron2"
+    print(
+        "\n*** detectron2 is not installed: the same backbone, pooler and heads run inside torchvision's Mask R-CNN "
+        "instead, with torchvision's RPN, losses and training. For the detectron2 host: "
+        "make setup DETECTRON2=<pip requirement, URL or path> ***\n"
+    )
+    return "torchvision"
+
+
+def _in_detectron2(args, data, output, stock: bool = False) -> dict:
     from .engine.quickstart import train_and_evaluate
-    from .model_zoo import get_config_file
 
     opts = {"SEED": args.seed}
     if args.iterations:
         opts["SOLVER.MAX_ITER"] = args.iterations
-    config = get_config_file("quickstart.yaml")
-    ours = train_and_evaluate(config, args.output, opts=opts)
-    runs = {"mrcnn_ext": ours}
-    if args.compare_stock:
-        runs["stock detectron2"] = train_and_evaluate(config, args.output / "stock", opts=opts, stock=True)
+    return train_and_evaluate(get_config_file("quickstart.yaml"), output, opts=opts, stock=stock)
 
-    predictions = ours.pop("predictions")
-    summary = {"host": "detectron2", "preset": "easy", **ours, "stock": None}
-    if args.compare_stock:
-        runs["stock detectron2"].pop("predictions")
-        summary["stock"] = runs["stock detectron2"]
-    (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot_metrics(
-        args.output / "metrics.json", args.output / "training.png", "mrcnn_ext quickstart, easy scenes"
-    )
-    annotations = data / "annotations" / "instances_val.json"
-    prediction_sheet(annotations, predictions, data, args.output / "predictions.png")
-    print(f"\non {args.num_val} unseen scenes of the preset 'easy':\n\n{metrics_table(runs)}\n")
-    print(f"in {args.output}: model_final.pth, metrics.json, summary.json,")
-    print("    training.png (losses and AP), predictions.png (ground truth, and right of it the predictions)")
+
+def _in_torchvision(args, data, output) -> dict:
+    from .hosts.torchvision.quickstart import train_and_evaluate
+
+    config = get_config_file("quickstart.yaml")
+    return train_and_evaluate(config, data, output, budget_iterations=args.iterations, seed=args.seed)
+
+
+_HOSTS = {"detectron2": _in_detectron2, "torchvision": _in_torchvision}
 
 
 def _parse(argv):
@@ -65,4 +93,10 @@ def _parse(argv):
     parser.add_argument("--num-val", type=int, default=80, help="scenes to evaluate on")
     parser.add_argument("--iterations", type=int, help="instead of the config's SOLVER.MAX_ITER")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the training")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--host", choices=list(_HOSTS), help="whose detector holds our parts; detectron2 if installed"
+    )
+    args = parser.parse_args(argv)
+    if args.compare_stock and find_spec("detectron2") is None:
+        parser.error("--compare-stock needs detectron2, which is not installed")
+    return args

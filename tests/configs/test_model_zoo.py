@@ -9,7 +9,7 @@ pytest.importorskip("detectron2")
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from mrcnn_ext import model_zoo
+from mrcnn_ext import config_files, model_zoo
 
 
 def test_configs_come_in_pairs():
@@ -51,6 +51,6 @@ def test_get_builds_the_model(name):
 def test_configs_are_found_beside_the_package_and_inside_it(tmp_path):
     package = tmp_path / "mrcnn_ext"
     (tmp_path / "configs").mkdir()
-    assert model_zoo._find_configs(package) == tmp_path / "configs"
+    assert config_files._find_configs(package) == tmp_path / "configs"
     (package / "configs").mkdir(parents=True)
-    assert model_zoo._find_configs(package) == package / "configs"
+    assert config_files._find_configs(package) == package / "configs"

@@ -1,0 +1,39 @@
+"""Where the package's configs are on disk. Does not need detectron2."""
+
+import difflib
+from pathlib import Path
+
+__all__ = ["get_config_file", "list_configs"]
+
+
+def _find_configs(package: Path) -> Path:
+    """An installed package has the configs inside it; in a source tree they lie beside it."""
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+_ROOT = _find_configs(Path(__file__).resolve().parent)
+
+
+def list_configs() -> list[str]:
+    """Names of all configs of models, relative to ``configs/``."""
+    files = [*_ROOT.rglob("*.yaml"), *_ROOT.rglob("*.py")]
+    names = sorted(path.relative_to(_ROOT).as_posix() for path in files)
+    return [name for name in names if not name.startswith(("Base-", "common/"))]
+
+
+def get_config_file(config_path: str) -> str:
+    """Path of a config file on disk.
+
+    Args:
+        config_path: its name relative to ``configs/``, ending with .yaml or .py.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists those like it.
+    """
+    file = _ROOT / config_path
+    if not file.is_file():
+        names = list_configs()
+        near = difflib.get_close_matches(config_path, names, n=3, cutoff=0.5) or names
+        raise ValueError(f"there is no config {config_path!r}; there is {', '.join(near)}")
+    return str(file)
