@@ -212,16 +212,18 @@ MRCNN_HOST_DEVICE T hat(T t) {
   return height > T(0) ? height : T(0);
 }
 
+// In double whatever T: far from the origin an edge rounded to float would leave a bin of a tiny box no
+// width, or several times its own.
 template <typename T>
-MRCNN_HOST_DEVICE T bin_edge(const Axis<T>& axis, int64_t bin) {
-  return axis.start + mul_rounded(T(bin), axis.bin_size);
+MRCNN_HOST_DEVICE double bin_edge(const Axis<T>& axis, int64_t bin) {
+  return double(axis.start) + double(bin) * double(axis.bin_size);
 }
 
 // The cells [from, to) as a Support, for edges that may lie anywhere.
-template <typename T>
-MRCNN_HOST_DEVICE Support clipped_support(const Axis<T>& axis, T from, T to) {
-  const int64_t first = int64_t(clamp_to(from, T(0), T(axis.size)));
-  const int64_t end = int64_t(clamp_to(to, T(0), T(axis.size)));
+template <typename T, typename Edge>
+MRCNN_HOST_DEVICE Support clipped_support(const Axis<T>& axis, Edge from, Edge to) {
+  const int64_t first = int64_t(clamp_to(from, Edge(0), Edge(axis.size)));
+  const int64_t end = int64_t(clamp_to(to, Edge(0), Edge(axis.size)));
   return {first, end > first ? end - first : 0};
 }
 
@@ -238,7 +240,7 @@ template <typename T>
 MRCNN_HOST_DEVICE Support bin_support(RoIMode mode, const Axis<T>& axis, int64_t bin) {
   if (axis.samples == 0) return {0, 0};
   if (mode == RoIMode::kExact) {
-    return clipped_support(axis, std::floor(bin_edge(axis, bin)), std::ceil(bin_edge(axis, bin + 1)) + T(1));
+    return clipped_support(axis, std::floor(bin_edge(axis, bin)), std::ceil(bin_edge(axis, bin + 1)) + 1.0);
   }
   const SampleRange range = samples_inside(axis, bin);
   if (range.begin == range.end) return {0, 0};
@@ -254,11 +256,11 @@ template <typename T>
 MRCNN_HOST_DEVICE void bin_weights(RoIMode mode, const Axis<T>& axis, int64_t bin, Support support,
                                    T* weights) {
   if (mode == RoIMode::kExact) {
-    const T from = bin_edge(axis, bin);
-    const T to = bin_edge(axis, bin + 1);
+    const double from = bin_edge(axis, bin);
+    const double to = bin_edge(axis, bin + 1);
     for (int64_t i = 0; i < support.count; ++i) {
-      const T cell = T(support.first + i);
-      weights[i] = hat_integral(from - cell, to - cell) / axis.bin_size;
+      const double cell = double(support.first + i);
+      weights[i] = T(hat_integral(from - cell, to - cell) / double(axis.bin_size));
     }
     return;
   }
@@ -273,23 +275,43 @@ MRCNN_HOST_DEVICE void bin_weights(RoIMode mode, const Axis<T>& axis, int64_t bi
   for (int64_t i = 0; i < support.count; ++i) weights[i] /= T(axis.samples);
 }
 
+// One weight of bin_weights, for any cell.
+template <typename T>
+MRCNN_HOST_DEVICE T bin_weight(RoIMode mode, const Axis<T>& axis, int64_t bin, int64_t cell) {
+  if (axis.samples == 0) return T(0);
+  if (mode == RoIMode::kExact) {
+    const double from = bin_edge(axis, bin) - double(cell);
+    const double to = bin_edge(axis, bin + 1) - double(cell);
+    return T(hat_integral(from, to) / double(axis.bin_size));
+  }
+  T weight = T(0);
+  const SampleRange range = samples_inside(axis, bin);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    const Sample<T> sample = make_sample(axis, sample_position(axis, bin, i));
+    if (sample.low == cell) weight += sample.low_weight;
+    if (sample.high == cell) weight += sample.high_weight;
+  }
+  return weight / T(axis.samples);
+}
+
 // d(bin_weights)/d(lo) or /d(hi), the two coordinates of the box, for "exact". With the bin [a, b],
 //   dw/da = (w - hat(a - cell)) / (b - a) and dw/db = (hat(b - cell) - w) / (b - a);
 // a and b are the mixtures (1 - bin / bins) lo + (bin / bins) hi, times the scale.
 template <typename T>
 MRCNN_HOST_DEVICE void bin_weight_gradients(const Axis<T>& axis, int64_t bin, int64_t bins, T scale,
                                             bool of_hi, Support support, T* gradients) {
-  const T from = bin_edge(axis, bin);
-  const T to = bin_edge(axis, bin + 1);
-  const T from_share = T(bin) / T(bins);
-  const T to_share = T(bin + 1) / T(bins);
+  const double from = bin_edge(axis, bin);
+  const double to = bin_edge(axis, bin + 1);
+  const double bin_size = double(axis.bin_size);
+  const double from_share = double(bin) / double(bins);
+  const double to_share = double(bin + 1) / double(bins);
   for (int64_t i = 0; i < support.count; ++i) {
-    const T cell = T(support.first + i);
-    const T weight = hat_integral(from - cell, to - cell) / axis.bin_size;
-    const T d_from = (weight - hat(from - cell)) / axis.bin_size;
-    const T d_to = (hat(to - cell) - weight) / axis.bin_size;
-    gradients[i] = scale * (of_hi ? d_from * from_share + d_to * to_share
-                                  : d_from * (T(1) - from_share) + d_to * (T(1) - to_share));
+    const double cell = double(support.first + i);
+    const double weight = hat_integral(from - cell, to - cell) / bin_size;
+    const double d_from = (weight - hat(from - cell)) / bin_size;
+    const double d_to = (hat(to - cell) - weight) / bin_size;
+    gradients[i] = T(double(scale) * (of_hi ? d_from * from_share + d_to * to_share
+                                            : d_from * (1.0 - from_share) + d_to * (1.0 - to_share)));
   }
 }
 
