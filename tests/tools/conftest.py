@@ -140,8 +140,11 @@ def environment(datasets):
 
 
 @pytest.fixture(scope="session")
-def start(environment):
-    """Starts a tool: start("train_net", *args); ``torchrun=N`` has torchrun start N processes."""
+def start(environment, tmp_path_factory):
+    """Starts a tool: start("train_net", *args); ``torchrun=N`` has torchrun start N processes.
+
+    The output goes to a file, the ``log`` of the process: nobody reads a pipe while the tool runs.
+    """
 
     def start_tool(name, *args, torchrun=0):
         launcher = (
@@ -150,9 +153,11 @@ def start(environment):
             else []
         )
         command = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+        log = tmp_path_factory.mktemp("log") / "log.txt"
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process.log = log
+        return process
 
     return start_tool
 
@@ -164,9 +169,10 @@ def run(start):
     def run_tool(name, *args, code=0, **kwargs):
         process = start(name, *args, **kwargs)
         try:
-            output, _ = process.communicate(timeout=600)
+            process.wait(timeout=600)
         finally:
             process.kill()
+        output = process.log.read_text()
         assert process.returncode == code, output
         return output
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import signal
 import socket
 import time
 from pathlib import Path
@@ -55,8 +53,7 @@ def test_evaluation_is_the_same_in_one_process_and_in_several(
         shared = ["--num-gpus", 0, "--num-machines", 2, "--dist-url", url]
         other = start(*args, *shared, "--machine-rank", 1, *opts)
         output = run(*args, *shared, "--machine-rank", 0, *opts)
-        other.communicate(timeout=600)
-        assert other.returncode == 0
+        assert other.wait(timeout=600) == 0, other.log.read_text()
     else:
         flags = ["--num-gpus", 0, "--num-processes", 2] if how == "two processes" else []
         output = run(*args, *flags, *opts)
@@ -108,10 +105,10 @@ def test_killed_training_resumes(start, run, configs, tmp_path, read_metrics):
     process = start("train_net", "--config-file", configs.yaml, *options, "SOLVER.MAX_ITER", 100000)
     deadline = time.monotonic() + 600
     while len(list(tmp_path.glob("model_*.pth"))) < 4:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline, process.log.read_text()
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
 
     last = tmp_path / (tmp_path / "last_checkpoint").read_text()
     finished = torch.load(last)["iteration"]
