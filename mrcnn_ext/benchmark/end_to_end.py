@@ -92,9 +92,7 @@ def report(device: str, threads: int, budget: float, image: tuple[int, int] = IM
     if boxes["stock"].shape != boxes["ours"].shape or not torch.allclose(*boxes.values(), atol=0.1):
         raise AssertionError("the two poolers lead to different detections: there is nothing to compare")
 
-    lines = [
-        f"{'Mask R-CNN R-50-FPN, ' + device:34}{'stock ms':>10}{'ours ms':>10}{'ratio':>8}   in poolers"
-    ]
+    lines = [f"{'Mask R-CNN R-50-FPN, ' + device:34}{'stock ms':>10}{'ours ms':>10}{'ratio':>8}   in poolers"]
     for what, step in (("inference", infer), (f"training step, {len(picture['instances'])} objects", train)):
         before = {name: (lambda make=make: _set_poolers(model, make)) for name, make in makers.items()}
         seconds = race({name: step for name in makers}, torch.device(device), 8 * budget, (2, 20), before)
