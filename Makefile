@@ -8,7 +8,7 @@ quickstart: setup
 	$(PY) tools/quickstart.py $(ARGS)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 setup:
 	@tools/setup.sh
