@@ -23,7 +23,7 @@ model.backbone.norm = "BN"
 
 model.proposal_generator.update(batch_size_per_image=128, pre_nms_topk=(400, 400), post_nms_topk=(200, 200))
 model.proposal_generator.head.in_channels = 64
-model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
+model.proposal_generator.anchor_generator.sizes = [[24], [40], [64], [100], [150]]
 
 model.roi_heads.update(num_classes=8, batch_size_per_image=64)
 model.roi_heads.box_head.update(input_shape=ShapeSpec(channels=64, height=7, width=7), fc_dims=[256, 256])
