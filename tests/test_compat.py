@@ -1,4 +1,4 @@
-"""Repairs of detectron2's imports: each in a fresh process, since modules are repaired as they are imported."""
+"""Repairs of detectron2's imports: in fresh processes, since modules are repaired as they are imported."""
 
 import json
 import multiprocessing
