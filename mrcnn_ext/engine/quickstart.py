@@ -4,6 +4,7 @@ from pathlib import Path
 
 from detectron2.engine import default_setup
 
+from .checks import check_config
 from .launch import argument_parser
 from .setup import load_config
 from .trainer import Trainer
@@ -42,6 +43,7 @@ def train_and_evaluate(
     opts = {**(opts or {}), "OUTPUT_DIR": str(output_dir)} | (STOCK_PARTS if stock else {})
     cfg = load_config(config_file, [part for pair in opts.items() for part in pair])
     cfg.freeze()
+    check_config(cfg)
     default_setup(cfg, argument_parser().parse_args([]))
     # Written anew: JSONWriter appends.
     Path(output_dir, "metrics.json").unlink(missing_ok=True)

@@ -66,7 +66,8 @@ def train_and_evaluate(
         batch_size=solver["IMS_PER_BATCH"],
         base_lr=solver["BASE_LR"],
         warmup_iterations=solver["WARMUP_ITERS"],
-        clip_norm=solver["CLIP_GRADIENTS"]["CLIP_VALUE"],
+        weight_decay=solver["WEIGHT_DECAY"],
+        loss_weights={"loss_keypoint": config["MODEL"]["ROI_KEYPOINT_HEAD"]["LOSS_WEIGHT"]},
         num_workers=config["DATALOADER"]["NUM_WORKERS"],
     )
 
@@ -113,13 +114,16 @@ def build_model(config: dict) -> MaskRCNN:
         freeze_at=settings["BACKBONE"]["FREEZE_AT"],
         model_args=settings["TIMM"]["ARGS"],
     )
-    backbone = FPNBackbone(body, channels, {"": None, "BN": nn.BatchNorm2d}[fpn["NORM"]])
+    norms = {"": None, "BN": nn.BatchNorm2d}
+    backbone = FPNBackbone(body, channels, norms[fpn["NORM"]])
     return mask_keypoint_rcnn(
         backbone,
         rois["NUM_CLASSES"] + 1,
         mask_head=FCNMaskNetwork(channels, rois["NUM_CLASSES"], [mask["CONV_DIM"]] * (mask["NUM_CONV"] + 1)),
         # A tuple is a string in plain yaml.
-        keypoint_head=HeatmapKeypointNetwork(channels, 17, ast.literal_eval(keypoint["CONV_DIMS"])),
+        keypoint_head=HeatmapKeypointNetwork(
+            channels, 17, ast.literal_eval(keypoint["CONV_DIMS"]), norms[keypoint["NORM"]]
+        ),
         box_head=TwoMLPHead(channels * 7 * 7, fc_dim),
         box_predictor=FastRCNNPredictor(fc_dim, rois["NUM_CLASSES"] + 1),
         box_batch_size_per_image=rois["BATCH_SIZE_PER_IMAGE"],

@@ -23,14 +23,14 @@ def train(
     *,
     iterations: int,
     batch_size: int = 8,
-    base_lr: float = 0.02,
+    base_lr: float = 1e-3,
     warmup_iterations: int = 100,
-    weight_decay: float = 1e-4,
-    clip_norm: float = 1.0,
+    weight_decay: float = 0.05,
+    loss_weights: dict[str, float] | None = None,
     num_workers: int = 1,
     log_period: int = 20,
 ) -> float:
-    """SGD with momentum 0.9, a linear warm-up and a cosine down to zero.
+    """AdamW with a linear warm-up and a cosine down to zero.
 
     Writes to ``output_dir``: ``metrics.json``, a line of JSON every ``log_period`` iterations (iteration, lr,
     total_loss and each loss, averaged over the period), and ``model_final.pth``, a state_dict. Random numbers
@@ -42,7 +42,7 @@ def train(
         iterations: optimiser steps, of ``batch_size`` images each.
         base_lr: the learning rate after the warm-up.
         weight_decay: of all parameters but those of normalisations.
-        clip_norm: greatest norm of the gradient of each parameter; a greater one is scaled down.
+        loss_weights: factors of the model's losses, by their names; 1 for those left out.
         num_workers: processes that load images; 0 for none.
 
     Returns:
@@ -55,13 +55,14 @@ def train(
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate)
     norms, others = split_normalization_params(model)
     groups = [{"params": norms, "weight_decay": 0.0}, {"params": others, "weight_decay": weight_decay}]
-    optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=0.9)
+    optimizer = torch.optim.AdamW(groups, lr=base_lr)
 
     def factor(iteration):
         warmup = min(1.0, 0.001 + iteration / max(warmup_iterations, 1))
         return warmup * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    weights = loss_weights or {}
     device = next(model.parameters()).device
     os.makedirs(output_dir, exist_ok=True)
     model.train()
@@ -72,14 +73,13 @@ def train(
             images = [image.to(device) for image in images]
             targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
             losses = model(images, targets)
+            losses = {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}
             total = sum(losses.values())
             if not torch.isfinite(total):
                 shown = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
                 raise FloatingPointError(f"the loss is {total.item()} at iteration {iteration} ({shown})")
             optimizer.zero_grad()
             total.backward()
-            for parameter in (*norms, *others):
-                nn.utils.clip_grad_norm_(parameter, clip_norm)
             optimizer.step()
             lr = schedule.get_last_lr()[0]
             schedule.step()
