@@ -1,6 +1,4 @@
-// The vector kernels, written against the register types F32 and F64 of the including file. Every instruction
-// set includes this inside its own namespace, so that no symbol is shared between differently compiled
-// copies. No include guard: each file includes it once.
+// The kernels of the average modes, part of cpu_kernels_impl.h.
 
 template <typename acc>
 struct VectorOf;
@@ -22,13 +20,24 @@ struct Terms {
   int32_t count;
 };
 
-// sum[v] += the terms at offset + v * lanes, for kVectors registers side by side.
-template <int kVectors, typename V, typename T>
+// sum[v] += the terms at offset + v * lanes, for kVectors registers side by side. kPaired: two registers hold
+// their values in the order in which V::load_pair unpacks half types fastest, and only V::store_pair restores
+// it.
+template <int kVectors, typename V, bool kPaired, typename T>
 inline void add_terms(const Terms<T>& terms, int64_t offset, typename V::Register* sum) {
   const T* input = terms.input + offset;
   for (int32_t k = 0; k < terms.count; ++k, input += terms.stride) {
     const auto weight = V::broadcast(terms.weights[k]);
-    for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(weight, V::load(input + v * V::kLanes), sum[v]);
+    if constexpr (kPaired) {
+      for (int v = 0; v < kVectors; v += 2) {
+        typename V::Register first, second;
+        V::load_pair(input + v * V::kLanes, first, second);
+        sum[v] = V::fma(weight, first, sum[v]);
+        sum[v + 1] = V::fma(weight, second, sum[v + 1]);
+      }
+    } else {
+      for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(weight, V::load(input + v * V::kLanes), sum[v]);
+    }
   }
 }
 
@@ -40,25 +49,35 @@ inline void add_terms_partial(const Terms<T>& terms, int64_t offset, int lanes, 
   }
 }
 
-template <int kVectors, typename V, bool kAccumulate, typename Out, typename... Runs>
+template <int kVectors, typename V, bool kAccumulate, bool kPaired, typename Out, typename... Runs>
 inline void combine_vectors(Out* output, int64_t offset, const Runs&... runs) {
   typename V::Register sum[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     sum[v] = kAccumulate ? V::load(output + offset + v * V::kLanes) : V::zero();
   }
-  (add_terms<kVectors, V>(runs, offset, sum), ...);
-  for (int v = 0; v < kVectors; ++v) V::store(output + offset + v * V::kLanes, sum[v]);
+  (add_terms<kVectors, V, kPaired>(runs, offset, sum), ...);
+  if constexpr (kPaired) {
+    for (int v = 0; v < kVectors; v += 2) V::store_pair(output + offset + v * V::kLanes, sum[v], sum[v + 1]);
+  } else {
+    for (int v = 0; v < kVectors; ++v) V::store(output + offset + v * V::kLanes, sum[v]);
+  }
 }
 
 // output[0, length) (+)= the sum of all terms of all runs
-template <typename V, bool kAccumulate, typename Out, typename... Runs>
+template <typename V, bool kAccumulate, bool kPaired = false, typename Out, typename... Runs>
 inline void combine(Out* output, int64_t length, const Runs&... runs) {
-  constexpr int kVectors = 4;
+  constexpr int kWide = 8;
   int64_t i = 0;
-  for (; i + kVectors * V::kLanes <= length; i += kVectors * V::kLanes) {
-    combine_vectors<kVectors, V, kAccumulate>(output, i, runs...);
+  for (; i + kWide * V::kLanes <= length; i += kWide * V::kLanes) {
+    combine_vectors<kWide, V, kAccumulate, kPaired>(output, i, runs...);
   }
-  for (; i + V::kLanes <= length; i += V::kLanes) combine_vectors<1, V, kAccumulate>(output, i, runs...);
+  for (; i + 2 * V::kLanes <= length; i += 2 * V::kLanes) {
+    combine_vectors<2, V, kAccumulate, kPaired>(output, i, runs...);
+  }
+  if (i + V::kLanes <= length) {
+    combine_vectors<1, V, kAccumulate, false>(output, i, runs...);
+    i += V::kLanes;
+  }
   if (i < length) {
     const int lanes = int(length - i);
     auto sum = kAccumulate ? V::load_partial(output + i, lanes) : V::zero();
@@ -76,6 +95,8 @@ void banded_product_nhwc(const Image<const T>& input, const Band<acc_t<T>>& rows
                          const Scratch<acc_t<T>>& memory) {
   using acc = acc_t<T>;
   using V = typename VectorOf<acc>::type;
+  // The ring is read by the step that stores, so it may hold pairs unless that step adds to what is there.
+  constexpr bool kPaired = !kAccumulate;
   const int32_t ring_size = std::max(rows.widest, 1);
   acc* scratch = memory.values;
   for (int64_t channel = 0; channel < input.channels; channel += kChannelTile) {
@@ -93,9 +114,9 @@ void banded_product_nhwc(const Image<const T>& input, const Band<acc_t<T>>& rows
         const T* in_row = input.data + row * input.row_stride + channel;
         for (int32_t x = 0; x < columns.outputs; ++x) {
           const Tap& tap = columns.taps[x];
-          combine<V, false>(reduced + x * tile, tile,
-                            Terms<T>{in_row + tap.first * input.column_stride, input.column_stride,
-                                     columns.weights + tap.offset, tap.count});
+          combine<V, false, kPaired>(reduced + x * tile, tile,
+                                     Terms<T>{in_row + tap.first * input.column_stride, input.column_stride,
+                                              columns.weights + tap.offset, tap.count});
         }
       }
       reduced_begin = row_tap.first;
@@ -107,7 +128,7 @@ void banded_product_nhwc(const Image<const T>& input, const Band<acc_t<T>>& rows
       Out* out_row = output.data + (rows.output_begin + y) * output.row_stride +
                      columns.output_begin * output.column_stride + channel;
       for (int32_t x = 0; x < columns.outputs; ++x) {
-        combine<V, kAccumulate>(
+        combine<V, kAccumulate, kPaired>(
             out_row + x * output.column_stride, tile,
             Terms<acc>{scratch + slot * ring_stride + x * tile, ring_stride, weights, until_wrap},
             Terms<acc>{scratch + x * tile, ring_stride, weights + until_wrap, row_tap.count - until_wrap});
@@ -128,8 +149,7 @@ class ColumnLookup {
   ColumnLookup(const Band<acc>& columns, int32_t pitch, const Scratch<acc>& scratch)
       : columns_(columns), pitch_(pitch), scratch_(scratch) {
     const int32_t length = columns.end - columns.begin;
-    rows_ = std::max(1, V::kLanes / std::max(1, columns.outputs));
-    while (rows_ > 1 && (rows_ - 1) * pitch + length > V::kWindow) --rows_;
+    rows_ = 2 * columns.outputs <= V::kLanes && pitch + length <= V::kWindow ? 2 : 1;
     for (int32_t bin = 0; bin < columns.outputs;) bin += add_group(bin);
   }
 
@@ -138,8 +158,7 @@ class ColumnLookup {
   const ColumnGroup& group(int32_t index) const { return scratch_.groups[index]; }
 
   // Results of a group from its window; lane (row * group.count + bin).
-  typename V::Register reduce(const ColumnGroup& group, const acc* window) const {
-    const typename V::Window values(window);
+  typename V::Register reduce(const ColumnGroup& group, const typename V::Window& values) const {
     const acc* weights = scratch_.weights + int64_t(group.table) * V::kLanes;
     const int32_t* cells = scratch_.indices + int64_t(group.table) * V::kLanes;
     auto sum = V::zero();
@@ -223,6 +242,30 @@ Terms<T> row_terms(const Image<const T>& feature, int64_t channel, const Band<ac
           feature.row_stride, rows.weights + tap.offset, tap.count};
 }
 
+// The window that a group's look-ups go to: one combined row, or two, V::kWindow / 2 apart.
+template <typename V, typename TermsOf, typename acc>
+inline typename V::Window combine_window(const ColumnGroup& group, int32_t rows, const TermsOf& terms_of,
+                                         acc* memory) {
+  const int32_t length = group.end - group.begin;
+  if constexpr (V::kRegisterWindow) {
+    // Kept out of memory: these loads would have to wait for the narrower stores before them.
+    auto low = V::zero();
+    auto high = V::zero();
+    add_terms_partial<V>(terms_of(0), 0, std::min(length, V::kLanes), low);
+    if (rows > 1) {
+      add_terms_partial<V>(terms_of(1), 0, length, high);
+    } else if (length > V::kLanes) {
+      add_terms_partial<V>(terms_of(0), V::kLanes, length - V::kLanes, high);
+    }
+    return typename V::Window(low, high);
+  } else {
+    for (int32_t row = 0; row < rows; ++row) {
+      combine<V, false>(memory + row * (V::kWindow / 2), length, terms_of(row));
+    }
+    return typename V::Window(memory);
+  }
+}
+
 // NCHW forward: rows are combined first, as contiguous vectors over the x the RoI needs, then reduced along
 // x.
 template <typename T>
@@ -246,63 +289,67 @@ void pool_nchw(const Image<const T>& feature, const Band<acc_t<T>>& rows, const 
     }
     return;
   }
-  const int32_t pitch = std::min(V::kWindow / 2, columns.end - columns.begin);
-  const ColumnLookup<V, acc> lookup(columns, pitch, scratch);
+  const ColumnLookup<V, acc> lookup(columns, V::kWindow / 2, scratch);
   for (int64_t channel = 0; channel < feature.channels; ++channel) {
     T* out_plane = output.data + channel * output.channel_stride;
     for (int32_t y = 0; y < rows.outputs; y += lookup.rows()) {
       const int32_t valid = std::min(lookup.rows(), rows.outputs - y);
       for (int32_t g = 0; g < lookup.groups(); ++g) {
         const ColumnGroup& group = lookup.group(g);
-        for (int32_t row = 0; row < valid; ++row) {
+        const auto terms_of = [&](int32_t row) {
           Terms<T> terms = row_terms(feature, channel, rows, y + row);
           terms.input += group.begin;
-          combine<V, false>(scratch.values + row * pitch, group.end - group.begin, terms);
-        }
-        V::store_partial(out_plane + y * output.row_stride + group.first,
-                         lookup.reduce(group, scratch.values), valid * group.count);
+          return terms;
+        };
+        const auto reduced = lookup.reduce(group, combine_window<V>(group, valid, terms_of, scratch.values));
+        V::store_partial(out_plane + y * output.row_stride + group.first, reduced, valid * group.count);
       }
     }
   }
 }
 
 // NCHW backward: the few gradients of a bin row are spread along x, then added to rows as contiguous vectors.
+// Spread rows are a whole number of vectors, so that every load meets one store.
 template <typename T>
 void scatter_nchw(const Image<const T>& grad, const Band<acc_t<T>>& rows, const Band<acc_t<T>>& columns,
                   const Image<acc_t<T>>& grad_feature, const Scratch<acc_t<T>>& scratch) {
   using acc = acc_t<T>;
   using V = typename VectorOf<acc>::type;
-  const int64_t pitch = grad.row_stride;
-  const int64_t length = columns.outputs;
-  if (length == 0) return;
+  const int32_t length = columns.outputs;
+  if (length == 0 || rows.outputs == 0) return;
+  const int64_t pitch = spread_pitch(columns);
   acc* spread = scratch.values;
-  acc* bins = spread + (rows.end * length + kScratchPadding);
-  const acc one = 1;
+  acc* bins = spread + rows.end * pitch;
   const bool by_lookup = columns.widest <= ColumnLookup<V, acc>::kMostTerms;
-  const ColumnLookup<V, acc> lookup(by_lookup ? columns : Band<acc>{}, int32_t(pitch), scratch);
+  const ColumnLookup<V, acc> lookup(by_lookup ? columns : Band<acc>{}, V::kWindow, scratch);
+  const acc one = 1;
   for (int64_t channel = 0; channel < grad.channels; ++channel) {
-    combine<V, false>(bins, rows.end * pitch,
+    combine<V, false>(bins, rows.end * grad.row_stride,
                       Terms<T>{grad.data + channel * grad.channel_stride, 0, &one, 1});
-    for (int32_t y = rows.begin; by_lookup && y < rows.end; y += lookup.rows()) {
-      const int32_t valid = std::min(lookup.rows(), rows.end - y);
+    for (int32_t y = rows.begin; y < rows.end; ++y) {
+      const acc* bin_row = bins + y * grad.row_stride;
       for (int32_t g = 0; g < lookup.groups(); ++g) {
         const ColumnGroup& group = lookup.group(g);
-        V::store_partial(spread + y * length + group.first,
-                         lookup.reduce(group, bins + y * pitch + group.begin), valid * group.count);
+        V::store(spread + y * pitch + group.first,
+                 lookup.reduce(group, typename V::Window(bin_row + group.begin)));
       }
-    }
-    for (int32_t y = rows.begin; !by_lookup && y < rows.end; ++y) {
-      for (int32_t x = 0; x < length; ++x) {
+      for (int32_t x = 0; !by_lookup && x < length; ++x) {
         const Tap& tap = columns.taps[x];
-        pool_wide_bin<V>(Terms<acc>{bins + y * pitch + tap.first, 0, &one, 1}, columns.weights + tap.offset,
-                         tap.count, spread + y * length + x);
+        pool_wide_bin<V>(Terms<acc>{bin_row + tap.first, 0, &one, 1}, columns.weights + tap.offset, tap.count,
+                         spread + y * pitch + x);
       }
     }
     acc* out_plane = grad_feature.data + channel * grad_feature.channel_stride + columns.output_begin;
     for (int32_t y = 0; y < rows.outputs; ++y) {
       const Tap& tap = rows.taps[y];
-      combine<V, true>(out_plane + (rows.output_begin + y) * grad_feature.row_stride, length,
-                       Terms<acc>{spread + tap.first * length, length, rows.weights + tap.offset, tap.count});
+      const Terms<acc> terms{spread + tap.first * pitch, pitch, rows.weights + tap.offset, tap.count};
+      acc* out_row = out_plane + (rows.output_begin + y) * grad_feature.row_stride;
+      for (int32_t x = 0; x < length; x += V::kLanes) {
+        const int lanes = std::min(V::kLanes, length - x);
+        auto sum = V::load_partial(out_row + x, lanes);
+        add_terms<1, V, false>(terms, x, &sum);
+        V::store_partial(out_row + x, sum, lanes);
+      }
     }
   }
 }

@@ -15,6 +15,7 @@
 // gcc 12 takes the deliberately undefined operands inside its own intrinsics for a mistake.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
@@ -30,8 +31,9 @@ struct F32 {
   static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
 
-  // Values to be looked up by their position, anywhere in memory.
-  static constexpr int32_t kWindow = 1 << 20;
+  // Values to be looked up by their position, in memory.
+  static constexpr int32_t kWindow = 64;
+  static constexpr bool kRegisterWindow = false;
   struct Window {
     explicit Window(const float* from) : values(from) {}
     Register look_up(const int32_t* positions) const {
@@ -49,14 +51,17 @@ struct F32 {
   static Register from_bf16(__m128i bits) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
-  // Rounds to nearest even; a NaN stays a (quiet) NaN.
-  static __m128i to_bf16(Register value) {
+  // Rounds to nearest even, in the upper halves; a NaN stays a (quiet) NaN.
+  static __m256i round_to_bf16(Register value) {
     const __m256i bits = _mm256_castps_si256(value);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan), 16);
-    return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);
+  }
+  static __m128i to_bf16(Register value) {
+    const __m256i bits = _mm256_srli_epi32(round_to_bf16(value), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
   }
   static Register widen(const c10::BFloat16*, __m128i bits) { return from_bf16(bits); }
   static Register widen(const c10::Half*, __m128i bits) { return _mm256_cvtph_ps(bits); }
@@ -70,6 +75,28 @@ struct F32 {
   static void store(float* to, Register value) { _mm256_storeu_ps(to, value); }
   static void store_partial(float* to, Register value, int lanes) {
     _mm256_maskstore_ps(to, mask(lanes), value);
+  }
+
+  // bf16 in pairs: the even values first, which one shift makes floats of, then the odd ones, already in
+  // place.
+  static void load_pair(const c10::BFloat16* from, Register& even, Register& odd) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(int(0xffff0000))));
+  }
+  static void store_pair(c10::BFloat16* to, Register even, Register odd) {
+    const __m256i low = _mm256_srli_epi32(round_to_bf16(even), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_blend_epi16(low, round_to_bf16(odd), 0xaa));
+  }
+  template <typename T>
+  static void load_pair(const T* from, Register& first, Register& second) {
+    first = load(from);
+    second = load(from + kLanes);
+  }
+  template <typename T>
+  static void store_pair(T* to, Register first, Register second) {
+    store(to, first);
+    store(to + kLanes, second);
   }
 
   template <typename T>
@@ -102,7 +129,8 @@ struct F64 {
   static Register broadcast(double value) { return _mm256_set1_pd(value); }
   static Register add(Register a, Register b) { return _mm256_add_pd(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
-  static constexpr int32_t kWindow = 1 << 20;
+  static constexpr int32_t kWindow = 64;
+  static constexpr bool kRegisterWindow = false;
   struct Window {
     explicit Window(const double* from) : values(from) {}
     Register look_up(const int32_t* positions) const {
@@ -121,6 +149,14 @@ struct F64 {
   static Register load(const double* from) { return _mm256_loadu_pd(from); }
   static Register load_partial(const double* from, int lanes) {
     return _mm256_maskload_pd(from, mask(lanes));
+  }
+  static void load_pair(const double* from, Register& first, Register& second) {
+    first = load(from);
+    second = load(from + kLanes);
+  }
+  static void store_pair(double* to, Register first, Register second) {
+    store(to, first);
+    store(to + kLanes, second);
   }
   static void store(double* to, Register value) { _mm256_storeu_pd(to, value); }
   static void store_partial(double* to, Register value, int lanes) {

@@ -16,6 +16,7 @@
 // gcc 12 takes the deliberately undefined operands inside its own AVX-512 intrinsics for a mistake.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 #endif
 
@@ -32,8 +33,10 @@ struct F32 {
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
 
   // Values to be looked up by their position.
-  static constexpr int32_t kWindow = 32;
+  static constexpr int32_t kWindow = 2 * kLanes;
+  static constexpr bool kRegisterWindow = true;
   struct Window {
+    Window(Register low, Register high) : low(low), high(high) {}
     explicit Window(const float* from) : low(_mm512_loadu_ps(from)), high(_mm512_loadu_ps(from + 16)) {}
     Register look_up(const int32_t* positions) const {
       return _mm512_permutex2var_ps(low, _mm512_loadu_si512(positions), high);
@@ -48,14 +51,16 @@ struct F32 {
   static Register from_bf16(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
-  // Rounds to nearest even; a NaN stays a (quiet) NaN.
-  static __m256i to_bf16(Register value) {
+  // Rounds to nearest even, in the upper halves; a NaN stays a (quiet) NaN.
+  static __m512i round_to_bf16(Register value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000)), 16));
+    return _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
+  }
+  static __m256i to_bf16(Register value) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_bf16(value), 16));
   }
 
   static Register load(const float* from) { return _mm512_loadu_ps(from); }
@@ -65,6 +70,28 @@ struct F32 {
   static Register load(const c10::Half* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
+  // bf16 in pairs: the even values first, which one shift makes floats of, then the odd ones, already in
+  // place.
+  static void load_pair(const c10::BFloat16* from, Register& even, Register& odd) {
+    const __m512i bits = _mm512_loadu_si512(from);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000))));
+  }
+  static void store_pair(c10::BFloat16* to, Register even, Register odd) {
+    const __m512i low = _mm512_srli_epi32(round_to_bf16(even), 16);
+    _mm512_storeu_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaau, low, round_to_bf16(odd)));
+  }
+  template <typename T>
+  static void load_pair(const T* from, Register& first, Register& second) {
+    first = load(from);
+    second = load(from + kLanes);
+  }
+  template <typename T>
+  static void store_pair(T* to, Register first, Register second) {
+    store(to, first);
+    store(to + kLanes, second);
+  }
+
   static Register load_partial(const float* from, int lanes) {
     return _mm512_maskz_loadu_ps(mask(lanes), from);
   }
@@ -101,8 +128,10 @@ struct F64 {
   static Register broadcast(double value) { return _mm512_set1_pd(value); }
   static Register add(Register a, Register b) { return _mm512_add_pd(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
-  static constexpr int32_t kWindow = 16;
+  static constexpr int32_t kWindow = 2 * kLanes;
+  static constexpr bool kRegisterWindow = true;
   struct Window {
+    Window(Register low, Register high) : low(low), high(high) {}
     explicit Window(const double* from) : low(_mm512_loadu_pd(from)), high(_mm512_loadu_pd(from + 8)) {}
     Register look_up(const int32_t* positions) const {
       return _mm512_permutex2var_pd(low, widen(positions), high);
@@ -120,6 +149,14 @@ struct F64 {
   static Register load(const double* from) { return _mm512_loadu_pd(from); }
   static Register load_partial(const double* from, int lanes) {
     return _mm512_maskz_loadu_pd(mask(lanes), from);
+  }
+  static void load_pair(const double* from, Register& first, Register& second) {
+    first = load(from);
+    second = load(from + kLanes);
+  }
+  static void store_pair(double* to, Register first, Register second) {
+    store(to, first);
+    store(to + kLanes, second);
   }
   static void store(double* to, Register value) { _mm512_storeu_pd(to, value); }
   static void store_partial(double* to, Register value, int lanes) {

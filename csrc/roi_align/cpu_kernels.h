@@ -145,11 +145,17 @@ constexpr int64_t kChannelTile = 128;
 // Vectors are at most this long, and so are windows of lookups.
 constexpr int64_t kScratchPadding = 64;
 
+// Row length of the spread gradients of the NCHW backward: whole vectors, and room for one beyond the end.
+template <typename acc>
+int64_t spread_pitch(const Band<acc>& columns) {
+  return (columns.outputs + 31) / 16 * 16;
+}
+
 template <typename acc>
 int64_t scratch_values(const Band<acc>& rows, const Band<acc>& columns, int64_t pooled_width) {
   const int64_t ring = int64_t(rows.widest) * columns.outputs * kChannelTile;
   const int64_t forward = 2 * (columns.end - columns.begin) * int64_t(kScratchPadding);
-  const int64_t backward = int64_t(rows.end) * (columns.outputs + pooled_width);
+  const int64_t backward = int64_t(rows.end) * (spread_pitch(columns) + pooled_width);
   return std::max({ring, forward, backward}) + 4 * kScratchPadding;
 }
 

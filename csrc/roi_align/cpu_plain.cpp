@@ -18,8 +18,9 @@ struct PlainVector {
   static Register add(Register a, Register b) { return a + b; }
   static Register fma(Register a, Register b, Register c) { return a * b + c; }
 
-  // Values to be looked up by their position, anywhere in memory.
-  static constexpr int32_t kWindow = 1 << 20;
+  // Values to be looked up by their position, in memory.
+  static constexpr int32_t kWindow = 64;
+  static constexpr bool kRegisterWindow = false;
   struct Window {
     explicit Window(const acc* from) : values(from) {}
     Register look_up(const int32_t* positions) const {
@@ -48,6 +49,17 @@ struct PlainVector {
     Register value;
     std::memcpy(&value, from, sizeof(value));
     return value;
+  }
+
+  template <typename T>
+  static void load_pair(const T* from, Register& first, Register& second) {
+    first = load(from);
+    second = load(from + kLanes);
+  }
+  template <typename T>
+  static void store_pair(T* to, Register first, Register second) {
+    store(to, first);
+    store(to + kLanes, second);
   }
 
   template <typename T>
