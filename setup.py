@@ -49,7 +49,8 @@ def extension():
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0+PTX")
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
-    flags = {"cxx": ["-O3"], "nvcc": ["-O3"]}
+    # No contraction: which of two tied samples wins must not depend on the instruction set.
+    flags = {"cxx": ["-O3", "-ffp-contract=off"], "nvcc": ["-O3"]}
     return {
         "ext_modules": [
             make("mrcnn_ext._C", sources, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags)
