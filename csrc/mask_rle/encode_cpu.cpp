@@ -130,11 +130,11 @@ inline __attribute__((always_inline)) std::string encode(const Instance& in) {
     for (int64_t x = 0; x < in.mask_width; ++x) {
       const float value = in.mask[y * in.mask_width + x];
       padded[(x + 2) * stride + y + 2] = value;
-      largest = std::max(largest, std::abs(value));
+      largest = std::isfinite(value) ? std::max(largest, std::abs(value)) : std::nanf("");
     }
   }
   // Many times what rounding can move a pixel by; never zero, so that at a threshold of zero each pixel is
-  // computed.
+  // computed, and NaN, so that each is too, where the mask has values that are not finite.
   const float margin = largest * 4e-6f + std::numeric_limits<float>::min();
 
   std::vector<float> blended(stride);

@@ -32,9 +32,9 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor, method: str = "stock") -> 
 
     Returns:
         (R, K, 4): x, y in pixels of the image (the centre of the first pixel is at 0.5), logit, score.
-        The logit is that of the resized map at x, y for "stock", that of the refined cell otherwise. The score
-        is ``exp(logit)`` over the sum of ``exp(maps)`` over the H x W cells, detectron2's measure for COCO.
-        Float64 for float64 maps, else float32.
+        The logit is that of the resized map at x, y for "stock", that of the refined cell otherwise. The
+        score is ``exp(logit)`` over the sum of ``exp(maps)`` over the H x W cells, detectron2's measure for
+        COCO. Float64 for float64 maps, else float32.
 
     Raises:
         TypeError: maps or rois are not floating point tensors.
@@ -65,8 +65,8 @@ def _check(maps: Tensor, rois: Tensor, method: str) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {value.dtype}")
-    if maps.dim() != 4 or 0 in maps.shape[2:]:
-        raise ValueError(f"maps must have shape (R, K, H, W) with H, W >= 1, got {tuple(maps.shape)}")
+    if maps.dim() != 4 or 0 in maps.shape[1:]:
+        raise ValueError(f"maps must have shape (R, K, H, W) with K, H, W >= 1, got {tuple(maps.shape)}")
     if rois.dim() != 2 or rois.shape[1] != 4 or rois.shape[0] != maps.shape[0]:
         expected = f"(R, 4) with maps' R = {maps.shape[0]}"
         raise ValueError(f"rois must have shape {expected}, got {tuple(rois.shape)}")
@@ -83,10 +83,11 @@ def _resized_argmax(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if _extension.is_available() and _extension.backend() == "compiled":
             place, value = torch.ops.mrcnn_ext.resized_heatmap_argmax(maps, pixels.long())
             return place.to(maps.dtype), value
-        _extension.warn_fallback("cpu", "Keypoint decoding")
+        if not _extension.is_forced():
+            _extension.warn_fallback("cpu", "Keypoint decoding")
     if exporting or torch.compiler.is_compiling():
         return _search(maps, pixels)
-    boxes = max(1, _SAMPLES_AT_A_TIME // max(1, _SAMPLES_PER_CELL**2 * maps[:1].numel()))
+    boxes = max(1, _SAMPLES_AT_A_TIME // (_SAMPLES_PER_CELL**2 * maps.shape[1:].numel()))
     chunks = [_search(m, p) for m, p in zip(maps.split(boxes), pixels.split(boxes), strict=True)]
     return torch.cat([place for place, _ in chunks]), torch.cat([value for _, value in chunks])
 
@@ -101,16 +102,19 @@ if _extension.is_available():
 
 # --- the search in PyTorch ---------------------------------------------------------------------------------
 #
-# The resized map holds values of one function, the bicubic interpolant, at a grid of pixels. The search looks
-# at about three pixels per cell and axis first, keeps the best few peaks, and narrows a window around each
-# until it has seen every pixel there. Lists and leading dimensions of two hold y, then x.
+# The resized map holds values of one function, the bicubic interpolant, at a grid of pixels. The search samples
+# it three times per cell and axis (at every pixel where there are no more), keeps the peaks which promise most,
+# and narrows a window around each until it has seen every pixel there. Lists and leading dimensions of two hold
+# y, then x.
 
 _SAMPLES_PER_CELL = 3
 _SAMPLES_AT_A_TIME = 2**24
 _BLOCK = 3  # samples; of so many squared one at most becomes a candidate
-_REACH = 2.0  # half the width of a window, in distances between the pixels seen before
-_TAPS = 6  # cells which the bicubic kernel touches in a window of the first round
-_ROUNDS = ((16, 9), (4, 17), (1, 17))  # candidates; pixels seen per axis, all in the end up to 96 per cell
+_CANDIDATES = 48  # by their samples
+_REACH = 2.0  # how far a window reaches, in distances between the places seen before
+_LIMIT = 3.0  # how far windows may move, in distances between samples: a cell
+_TAPS = 7  # cells which the bicubic kernel touches within that limit
+_ROUNDS = ((12, 9), (4, 17), (1, 17), (1, 17))  # candidates; places seen per axis
 
 
 def _search(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,25 +122,31 @@ def _search(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     cells = torch.tensor(sides, dtype=maps.dtype, device=maps.device).view(2, 1, 1, 1)
     pixels = pixels.T[:, :, None, None]  # (2, R, 1, 1)
     scale = cells / pixels
-    spacing = pixels / (_SAMPLES_PER_CELL * cells)
-    padded = F.pad(maps, (2, 4, 2, 4), mode="replicate")  # by the kernel's reach, and a window's taps
+    spacing = (pixels / (_SAMPLES_PER_CELL * cells)).clamp(min=1)
+    padded = F.pad(maps, (2, 5, 2, 5), mode="replicate")  # by the kernel's reach, and a window's taps
 
     samples, kernels = [], []
     for axis, side in enumerate(sides):
-        pixel = torch.arange(_SAMPLES_PER_CELL * side, dtype=maps.dtype, device=maps.device)
-        pixel = (pixel * spacing[axis].clamp(min=1)).floor().minimum(pixels[axis] - 1)  # (R, 1, samples)
+        steps = torch.arange(_SAMPLES_PER_CELL * side, dtype=maps.dtype, device=maps.device)
+        pixel = ((steps + 0.5) * spacing[axis] - 0.5).minimum(pixels[axis] - 1)  # (R, 1, samples)
         samples.append(pixel)
         kernels.append(_cubic_kernel(scale[axis] * (pixel + 0.5) + 1.5, padded.shape[2 + axis]))
     values = kernels[0] @ (padded @ kernels[1].mT)
 
     peaks, index = F.max_pool2d(values, _BLOCK, _BLOCK, ceil_mode=True, return_indices=True)
     peaks, index = peaks.flatten(2), index.flatten(2)
-    index = index.gather(2, peaks.topk(min(_ROUNDS[0][0], peaks.shape[2]), dim=2).indices)
+    index = index.gather(2, peaks.topk(min(_CANDIDATES, peaks.shape[2]), dim=2).indices)
+    # The interpolant rises between samples, but only along axes on which there are pixels between samples.
+    _, promise = _parabola(values, index, along=spacing > 1)
+    index = index.gather(2, promise.topk(min(_ROUNDS[0][0], promise.shape[2]), dim=2).indices)
     centre = _take(samples, index, values.shape[3])  # (2, R, K, candidates)
 
-    reach = torch.where(spacing > 1, _REACH * spacing, 0)  # none where no pixel was left out
-    low = (centre - reach).round().clamp(min=0)
-    high = (centre + reach).round().minimum(pixels - 1)
+    # Where all pixels are samples a window is for those which gain from one along the other axis.
+    neighbours = (pixels / cells).floor().clamp(max=_REACH)
+    reach = torch.where(spacing > 1, _REACH * spacing, neighbours)
+    limit = torch.where(spacing > 1, _LIMIT * spacing, neighbours)
+    low = (centre - limit).round().clamp(min=0)
+    high = (centre + limit).round().minimum(pixels - 1)
     origin = (scale * (low + 0.5) + 1.5).floor() - 1
     row, column = (origin[..., None].long() + torch.arange(_TAPS, device=maps.device)).unbind(0)
     cell = row[..., :, None] * padded.shape[3] + column[..., None, :]
@@ -177,6 +187,35 @@ def _take(pixels, index: Tensor, width: int) -> Tensor:
 
 # --- second-order expansion --------------------------------------------------------------------------------
 
+
+def _parabola(surface: Tensor, index: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    """Expands (R, K, H, W) to the second order around flat places (R, K, C), along axes (2, ...) only.
+
+    Returns:
+        Offsets (2, R, K, C), y before x, of at most one place, to the maximum of the expansion, zero where there
+        is none; and its height (R, K, C) there, -inf where a neighbour is larger than the place itself.
+    """
+    W = surface.shape[3]
+    around = F.pad(surface, (1, 1, 1, 1), mode="replicate").flatten(2)
+
+    def at(dy: int, dx: int) -> Tensor:
+        return around.gather(2, (index // W + dy + 1) * (W + 2) + index % W + dx + 1)
+
+    middle, north, south, west, east = at(0, 0), at(-1, 0), at(1, 0), at(0, -1), at(0, 1)
+    corners = at(-1, -1), at(-1, 1), at(1, -1), at(1, 1)
+    gy, gx = torch.where(along, torch.stack([south - north, east - west]) / 2, 0)
+    hyy, hxx = torch.where(along, torch.stack([south + north, east + west]) - 2 * middle, -1)
+    hxy = torch.where(along.all(dim=0), (corners[0] - corners[1] - corners[2] + corners[3]) / 4, 0)
+    determinant = hyy * hxx - hxy * hxy
+    maximum = (hyy < 0) & (determinant > 0)
+    determinant = torch.where(maximum, determinant, 1)
+    offset = torch.stack([hxy * gx - hxx * gy, hxy * gy - hyy * gx]) / determinant
+    offset = torch.where(maximum, offset.clamp(-1, 1), 0)
+    height = middle + (gy * offset[0] + gx * offset[1]) / 2
+    highest = torch.stack([north, south, west, east, *corners]).amax(dim=0)
+    return offset, torch.where(middle >= highest, height, -torch.inf)
+
+
 _SIGMA = 2  # cells, of the Gaussian
 _TINY = 1e-10  # smaller probabilities count as this
 
@@ -185,25 +224,13 @@ def _taylor_maximum(maps: Tensor, smooth: bool) -> tuple[Tensor, Tensor]:
     """Place of the maximum in cells (R, K, 2), y before x, and the logit of the cell it refines (R, K)."""
     H, W = maps.shape[2:]
     surface = _smoothed_log_probability(maps) if smooth else maps
-    index = surface.flatten(2).argmax(dim=2)
-    y, x = index // W, index % W
-
-    around = F.pad(surface, (1, 1, 1, 1), mode="replicate").flatten(2)
-
-    def at(dy: int, dx: int) -> Tensor:
-        return around.gather(2, ((y + dy + 1) * (W + 2) + x + dx + 1)[..., None])[..., 0]
-
-    gy, gx = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
-    hyy, hxx = at(1, 0) - 2 * at(0, 0) + at(-1, 0), at(0, 1) - 2 * at(0, 0) + at(0, -1)
-    hxy = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1)) / 4
-    determinant = hyy * hxx - hxy * hxy
-    inside = (y > 0) & (y < H - 1) & (x > 0) & (x < W - 1)
-    usable = inside & (hyy < 0) & (determinant > 0)  # a maximum, and not a ridge
-    determinant = torch.where(usable, determinant, 1)
-    dy, dx = (hxy * gx - hxx * gy) / determinant, (hxy * gy - hyy * gx) / determinant
-    offset = torch.where(usable[..., None], torch.stack([dy, dx], dim=2).clamp(-1, 1), 0)
-    place = torch.stack([y, x], dim=2) + offset
-    return place, maps.flatten(2).gather(2, index[..., None])[..., 0]
+    index = surface.flatten(2).argmax(dim=2, keepdim=True)
+    cell = torch.stack([index // W, index % W])
+    last = torch.tensor([H - 1, W - 1], device=maps.device).view(2, 1, 1, 1)
+    inside = ((cell > 0) & (cell < last)).all(dim=0)
+    offset, _ = _parabola(surface, index, along=inside.expand(2, -1, -1, -1))
+    place = (cell + offset)[..., 0].permute(1, 2, 0)
+    return place, maps.flatten(2).gather(2, index)[..., 0]
 
 
 def _smoothed_log_probability(maps: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def masks_to_rle(
         text, offsets = characters.numpy().tobytes(), offsets.tolist()
         counts = [text[begin:end] for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
     else:
-        _extension.warn_fallback("cpu", "Mask encoding")
+        if not _extension.is_forced():
+            _extension.warn_fallback("cpu", "Mask encoding")
         instances = zip(masks, boxes, strict=True)
         counts = [_encode(mask, box, height, width, threshold) for mask, box in instances]
     return [{"size": [height, width], "counts": text} for text in counts]
