@@ -38,14 +38,14 @@ model.roi_heads.keypoint_head.update(
 
 dataloader.train.dataset.update(names="scenes_easy_train", min_keypoints=0)
 dataloader.train.total_batch_size = 4
-dataloader.train.num_workers = 1
+dataloader.train.num_workers = 0
 dataloader.train.mapper.update(use_instance_mask=True, instance_mask_format="bitmask")
 dataloader.train.mapper.augmentations[0].update(short_edge_length=(160,), sample_style="choice", max_size=320)
 dataloader.test.dataset.names = "scenes_easy_val"
-dataloader.test.num_workers = 1
+dataloader.test.num_workers = 0
 dataloader.test.mapper.augmentations[0].update(short_edge_length=160, max_size=320)
 
-optimizer.update(lr=0.0015, weight_decay=0.05)
+optimizer.update(lr=0.0015, weight_decay=0.05, fused=True)
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
     warmup_factor=0.001,
@@ -54,5 +54,6 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.update(device="cpu", init_checkpoint="", max_iter=900, output_dir="output/quickstart", seed=0)
+train.channels_last = train.amp.enabled = True
 train.checkpointer.period = train.eval_period = 450
 train.val_loss.max_images = 32

@@ -143,6 +143,20 @@ def _ddp_without_device_ids_on_cpu(defaults):
 
 
 @contextlib.contextmanager
+def _keypoint_loss_of_any_layout(keypoint_head):
+    """``keypoint_rcnn_loss`` views the heatmaps as rows, which channels-last ones are not, and sums their few
+    thousand cells in the dtype of autocast."""
+    yield
+    keypoint_rcnn_loss = keypoint_head.keypoint_rcnn_loss
+
+    @functools.wraps(keypoint_rcnn_loss)
+    def loss_in_rows(pred_keypoint_logits, *args, **kwargs):
+        return keypoint_rcnn_loss(pred_keypoint_logits.float().contiguous(), *args, **kwargs)
+
+    keypoint_head.keypoint_rcnn_loss = loss_in_rows
+
+
+@contextlib.contextmanager
 def _numpy_with_in1d(module):
     """cityscapesscripts calls ``np.in1d``, gone from numpy 2.4: its own ``np`` has it again."""
     yield
@@ -183,6 +197,7 @@ def _to_python(value):
 
 _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
+    "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
     "detectron2.engine.defaults": _ddp_without_device_ids_on_cpu,
     "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling": _instance_evaluation,
     "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling": _numpy_with_in1d,

@@ -56,5 +56,8 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Load whatever fits of MODEL.WEIGHTS. Otherwise a file of another architecture is an error.
     cfg.MODEL.setdefault("ALLOW_PARTIAL_WEIGHTS", False)
 
+    # Convolutions run channels-last, which is faster on most processors, on GPUs in half precision above all.
+    cfg.MODEL.setdefault("CHANNELS_LAST", False)
+
     # "SGD", which is detectron2's, or "AdamW"; both take their rates and decays from SOLVER.
     cfg.SOLVER.setdefault("OPTIMIZER", "SGD")

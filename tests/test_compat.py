@@ -187,3 +187,21 @@ def test_repair_is_dropped_where_pkg_resources_is_installed(monkeypatch, tmp_pat
     monkeypatch.delitem(sys.modules, "pkg_resources", raising=False)
     with compat._provide_pkg_resources(type(sys)("model_zoo")):
         assert "pkg_resources" not in sys.modules
+
+
+def test_keypoint_loss_takes_any_layout_and_sums_in_float32():
+    code = f"""{APPLY}
+import torch
+from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_loss
+from detectron2.structures import Boxes, Instances, Keypoints
+torch.manual_seed(0)
+instances = Instances((64, 64))
+instances.proposal_boxes = Boxes(torch.tensor([[4.0, 4, 60, 60], [8, 0, 40, 50]]))
+instances.gt_keypoints = Keypoints(torch.cat([torch.rand(2, 17, 2) * 40 + 8, torch.full((2, 17, 1), 2.0)], 2))
+logits = torch.randn(2, 17, 56, 56).bfloat16()
+losses = [keypoint_rcnn_loss(x, [instances], normalizer=34.0) for x in
+          (logits.float(), logits, logits.contiguous(memory_format=torch.channels_last))]
+print(json.dumps([[float(x) for x in losses], str(losses[1].dtype)]))
+"""
+    (plain, narrow, last), dtype = run(code)
+    assert narrow == plain and last == plain and dtype == "torch.float32"

@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 
+import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
@@ -18,7 +19,7 @@ from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .setup import start
-from .trainer import CPUAutocastTrainer, thin_out
+from .trainer import CPUAutocastTrainer, cpu_has_bf16, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
 
@@ -149,7 +150,7 @@ def do_train(args, cfg):
         args (argparse.Namespace): ``resume``.
         cfg (DictConfig): ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
-            ``max_images``), ``train.allow_partial_weights``.
+            ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
@@ -158,12 +159,14 @@ def do_train(args, cfg):
     model = instantiate(cfg.model)
     logging.getLogger("detectron2").info(f"Model:\n{model}")
     model.to(train.device)
+    if train.get("channels_last", False):
+        model.to(memory_format=torch.channels_last)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
 
     model = create_ddp_model(model, **train.ddp)
-    if not train.amp.enabled:
+    if not train.amp.enabled or (train.device == "cpu" and not cpu_has_bf16()):
         trainer_class = SimpleTrainer
     else:
         trainer_class = CPUAutocastTrainer if train.device == "cpu" else AMPTrainer

@@ -36,7 +36,7 @@ def build_optimizer(cfg, model):
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
     make = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return make(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    return make(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
 
 
 def clipped_sgd(

@@ -7,22 +7,10 @@ from detectron2.engine import default_setup
 from .checks import check_config
 from .launch import argument_parser
 from .setup import load_config
+from .stock_parts import STOCK_PARTS
 from .trainer import Trainer
 
 __all__ = ["train_and_evaluate"]
-
-# detectron2's own parts in place of each of ours, of the same sizes.
-STOCK_PARTS = {
-    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
-    "MODEL.ROI_KEYPOINT_HEAD.NAME": "KRCNNConvDeconvUpsampleHead",
-}
 
 
 def train_and_evaluate(

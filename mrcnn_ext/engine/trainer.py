@@ -1,6 +1,8 @@
 """The trainer for yaml configs."""
 
+import logging
 import os
+import platform
 import weakref
 
 import torch
@@ -30,7 +32,7 @@ class Trainer(DefaultTrainer):
 
     Adds to :class:`detectron2.engine.DefaultTrainer`: the evaluator of each test dataset by its metadata;
     ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model; a readable progress line;
-    bf16 autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
+    channels-last models (``MODEL.CHANNELS_LAST``); bf16 autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
     """
 
     def __init__(self, cfg):
@@ -46,13 +48,14 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.AMP.ENABLED = False
             cfg.freeze()
         super().__init__(cfg)
-        if cpu_autocast:
+        if cpu_autocast and cpu_has_bf16():
             self._trainer = CPUAutocastTrainer(self.model, self.data_loader, self.optimizer)
 
     @classmethod
     def build_model(cls, cfg):
         with naming_unknown_objects(cfg):
-            return super().build_model(cfg)
+            model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -98,6 +101,20 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 by itself; where it does not, autocast would slow training down.
+
+    Says so if not.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    flags = torch.cpu.get_capabilities()
+    if flags.get("avx512_bf16") or flags.get("amx_bf16"):
+        return True
+    logging.getLogger(__name__).warning("This processor has no bf16 instructions: training in float32")
+    return False
 
 
 class CPUAutocastTrainer(SimpleTrainer):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from .conv import ConvNormReLU, msra_fill
 
@@ -45,3 +45,9 @@ class HeatmapKeypointNetwork(nn.Sequential):
         for layer in self.children():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 msra_fill(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        # Heatmaps are read one by one, whatever layout the convolutions preferred.
+        return x.contiguous()

@@ -68,6 +68,7 @@ def train_and_evaluate(
         warmup_iterations=solver["WARMUP_ITERS"],
         weight_decay=solver["WEIGHT_DECAY"],
         loss_weights={"loss_keypoint": config["MODEL"]["ROI_KEYPOINT_HEAD"]["LOSS_WEIGHT"]},
+        channels_last=config["MODEL"]["CHANNELS_LAST"],
         num_workers=config["DATALOADER"]["NUM_WORKERS"],
     )
 
