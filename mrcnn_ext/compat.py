@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import types
+import warnings
 
 import numpy as np
 
@@ -128,6 +129,15 @@ def _resource_filename(package, path):
 
 
 @contextlib.contextmanager
+def _quiet_scripting(module):
+    """These script what they define as they are imported, and PyTorch warns each time that it is deprecated, which
+    nobody who imports detectron2 can change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _ddp_without_device_ids_on_cpu(defaults):
     """``create_ddp_model`` gives DistributedDataParallel a CUDA device, which it refuses for a CPU model."""
     yield
@@ -198,6 +208,8 @@ def _to_python(value):
 _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
     "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
+    "fvcore.nn.focal_loss": _quiet_scripting,
+    "detectron2.modeling.box_regression": _quiet_scripting,
     "detectron2.engine.defaults": _ddp_without_device_ids_on_cpu,
     "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling": _instance_evaluation,
     "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling": _numpy_with_in1d,

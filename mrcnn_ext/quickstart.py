@@ -26,7 +26,8 @@ def main(argv=None) -> None:
         f"scenes: {args.num_train} to learn from and {args.num_val} others to be judged on, preset 'easy', in {data}"
     )
     workers = os.cpu_count() or 1
-    write_dataset(data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress)
+    # The scenes of another seed or number, from an earlier run, make room.
+    write_dataset(data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress, force=True)
 
     host = args.host or _available_host()
     runs = {f"mrcnn_ext in {host}": _HOSTS[host](args, data, args.output)}

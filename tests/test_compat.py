@@ -205,3 +205,14 @@ print(json.dumps([[float(x) for x in losses], str(losses[1].dtype)]))
 """
     (plain, narrow, last), dtype = run(code)
     assert narrow == plain and last == plain and dtype == "torch.float32"
+
+
+def test_importing_detectron2s_models_warns_of_no_scripting():
+    code = f"""{APPLY}
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import detectron2.modeling
+print(json.dumps([str(w.message) for w in caught if "torch.jit" in str(w.message)]))
+"""
+    assert run(code) == []
