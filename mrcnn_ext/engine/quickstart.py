@@ -1,12 +1,11 @@
 """The quickstart's training and evaluation, by detectron2."""
 
+import logging
 from pathlib import Path
-
-from detectron2.engine import default_setup
 
 from .checks import check_config
 from .launch import argument_parser
-from .setup import load_config
+from .setup import load_config, start
 from .stock_parts import STOCK_PARTS
 from .trainer import Trainer
 
@@ -32,7 +31,10 @@ def train_and_evaluate(
     cfg = load_config(config_file, [part for pair in opts.items() for part in pair])
     cfg.freeze()
     check_config(cfg)
-    default_setup(cfg, argument_parser().parse_args([]))
+    for name in ("detectron2", "fvcore", "mrcnn_ext"):
+        # detectron2 adds a console handler for every output folder: an earlier run's would print all twice.
+        logging.getLogger(name).handlers.clear()
+    start(cfg, argument_parser().parse_args([]), str(output_dir))
     # Written anew: JSONWriter appends.
     Path(output_dir, "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
