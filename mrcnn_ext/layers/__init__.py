@@ -3,6 +3,7 @@
 from .keypoint_decoding import heatmaps_to_keypoints
 from .keypoint_networks import HeatmapKeypointNetwork
 from .mask_networks import FCNMaskNetwork
+from .mask_pasting import paste_masks
 from .mask_rle import masks_to_rle
 from .roi_align import roi_align, roi_align_pyramid
 from .timm_features import TimmFeatures
@@ -13,6 +14,7 @@ __all__ = [
     "TimmFeatures",
     "heatmaps_to_keypoints",
     "masks_to_rle",
+    "paste_masks",
     "roi_align",
     "roi_align_pyramid",
 ]

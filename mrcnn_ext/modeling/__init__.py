@@ -7,6 +7,7 @@ from .backbone import (
     build_timm_retinanet_fpn_backbone,
 )
 from .keypoint_head import HeatmapKeypointHead
+from .lazy_masks import LazyMasks
 from .mask_head import FCNMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
@@ -18,6 +19,7 @@ __all__ = [
     "FusedROIPooler",
     "FusedRes5ROIHeads",
     "HeatmapKeypointHead",
+    "LazyMasks",
     "TimmBackbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
