@@ -2,6 +2,6 @@
 
 from .build import build_evaluator
 from .cityscapes_evaluation import CityscapesInstanceEvaluator
-from .coco_evaluation import COCOEvaluator
+from .coco_evaluation import COCOEvaluator, instances_to_coco_json
 
-__all__ = ["COCOEvaluator", "CityscapesInstanceEvaluator", "build_evaluator"]
+__all__ = ["COCOEvaluator", "CityscapesInstanceEvaluator", "build_evaluator", "instances_to_coco_json"]

@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator
+from mrcnn_ext.modeling.lazy_masks import LazyMasks
 
 CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 LABEL_IDS = [24, 25, 26, 27, 28, 31, 32, 33]
@@ -113,6 +114,21 @@ def test_known_answers(dataset, tmp_path, monkeypatch, shift, num_classes, ap, a
     results = evaluate(dataset, Oracle(shift, num_classes))
     assert results == pytest.approx({"AP": ap, "AP50": ap50})
     assert list(tmp_path.iterdir()) == [], "evaluation leaves no files"
+
+
+def test_lazy_masks_score_as_their_bitmaps(dataset):
+    class LazyModel(Oracle):
+        def predict(self, file_name):
+            instances = super().predict(file_name)
+            image = int(os.path.basename(file_name).split("_")[1])
+            corners = torch.tensor(
+                [(x + self.shift, y, x + self.shift + w, y + h) for x, y, w, h in BOXES[image]]
+            )
+            full = torch.ones(8, 1, 28, 28)
+            instances.pred_masks = LazyMasks(full, corners.float(), instances.image_size)
+            return instances
+
+    assert evaluate(dataset, LazyModel(5)) == pytest.approx({"AP": 50, "AP50": 100})
 
 
 def test_detectron2s_own_evaluator_works_too(dataset, tmp_path, monkeypatch):

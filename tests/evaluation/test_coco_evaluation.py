@@ -1,6 +1,9 @@
 """COCO metrics: known answers, and what detectron2's own evaluator gets wrong."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,10 +13,13 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator as StockEvaluator
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, build_evaluator
+from mrcnn_ext.layers import _extension
+from mrcnn_ext.modeling.lazy_masks import LazyMasks
 
 HEIGHT, WIDTH = 80, 100
 BOXES = [[10, 10, 50, 60], [55, 5, 95, 75]]
@@ -108,6 +114,82 @@ def test_predictions_are_left_as_they_are(make_dataset):
     first = evaluate(evaluator, output)
     assert torch.equal(output["instances"].pred_keypoints, before)
     assert evaluate(evaluator, output)["keypoints"]["AP"] == first["keypoints"]["AP"]
+
+
+@pytest.mark.parametrize(
+    "fields", [("pred_masks", "pred_keypoints"), ("pred_masks",), ("pred_keypoints",), ()]
+)
+def test_results_file_is_detectron2s_byte_for_byte(make_dataset, tmp_path, fields):
+    dataset = make_dataset()
+
+    def results_file(make):
+        output = predict()
+        for field in {"pred_masks", "pred_keypoints"} - set(fields):
+            output["instances"].remove(field)
+        folder = tmp_path / make.__module__
+        evaluate(make(dataset, ("bbox",), output_dir=str(folder)), output)
+        return (folder / "coco_instances_results.json").read_bytes()
+
+    assert results_file(COCOEvaluator) == results_file(StockEvaluator)
+
+
+def test_lazy_masks_are_never_pasted_and_score_the_same(make_dataset, tmp_path, monkeypatch):
+    dataset, masks = make_dataset(), torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    files, scores = [], []
+    for kind in (lambda lazy: lazy.tensor, lambda lazy: lazy):
+        output = predict()
+        boxes = output["instances"].pred_boxes.tensor
+        output["instances"].pred_masks = kind(LazyMasks(masks, boxes, (HEIGHT, WIDTH), 0.3))
+        # The second time nothing may paste.
+        folder = tmp_path / str(len(files))
+        scores.append(evaluate(COCOEvaluator(dataset, ALL_TASKS, output_dir=str(folder)), output))
+        files.append((folder / "coco_instances_results.json").read_bytes())
+        monkeypatch.setattr(LazyMasks, "__getitem__", None)
+    assert files[0] == files[1]
+    assert dict(scores[1]["segm"]) == pytest.approx(dict(scores[0]["segm"]), nan_ok=True)
+    assert 0 < scores[0]["segm"]["AP50"] <= 100
+
+
+MEMORY = """
+import json, resource, sys, torch
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
+from mrcnn_ext.evaluation import COCOEvaluator
+from mrcnn_ext.modeling.lazy_masks import LazyMasks
+
+folder, size, count = sys.argv[1], (4000, 6000), 1000
+images = [dict(id=1, file_name="1.jpg", height=size[0], width=size[1])]
+with open(f"{folder}/images.json", "w") as file:
+    json.dump(dict(images=images, categories=[dict(id=1, name="person")]), file)
+register_coco_instances("large", {}, f"{folder}/images.json", folder)
+evaluator = COCOEvaluator("large", ("bbox", "segm"), output_dir=folder)
+masks = torch.nn.functional.avg_pool2d(torch.randn(count, 1, 28, 28), 5, 1, 2).mul(6).sigmoid()
+corner = torch.rand(count, 2) * torch.tensor([3000, 2000])
+boxes = torch.cat([corner, corner + 200 + torch.rand(count, 2) * torch.tensor([2800, 1800])], dim=1)
+instances = Instances(size, pred_boxes=Boxes(boxes), scores=torch.rand(count))
+instances.pred_classes = torch.zeros(count, dtype=torch.int64)
+instances.pred_masks = LazyMasks(masks, boxes, size)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+evaluator.reset()
+evaluator.process([{"image_id": 1}], [{"instances": instances}])
+evaluator.evaluate()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not _extension.is_available(), reason="the compiled operators are not built")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux only")
+def test_memory_of_a_thousand_instances_on_a_large_image(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "coco_instances_results.json").stat().st_size > 1e6
+    assert int(result.stdout.split()[-1]) < 500 * 1000  # kilobytes; the bitmaps alone would be 24 GB
 
 
 def test_every_task_is_there_when_nothing_is_predicted(make_dataset):
