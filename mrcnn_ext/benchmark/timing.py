@@ -31,7 +31,19 @@ def race(
     rounds: tuple[int, int] = (3, 50),
     before: dict[str, Callable] | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each function. They take turns, so that a slow phase of the machine hits all alike.
+    """Median seconds of each function; see `race_times`."""
+    times = race_times(functions, device, budget, rounds, before)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def race_times(
+    functions: dict[str, Callable],
+    device: torch.device,
+    budget: float = 2.0,
+    rounds: tuple[int, int] = (3, 50),
+    before: dict[str, Callable] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each run of each function. They take turns, so that a slow phase of the machine hits all alike.
 
     Args:
         functions: by name; called without arguments.
@@ -54,4 +66,4 @@ def race(
         for name, function in functions.items():
             before.get(name, _nothing)()
             times[name].append(_seconds(function, device))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
