@@ -4,7 +4,8 @@
 // Between four neighbouring cells the interpolant is a bicubic polynomial, which nowhere exceeds the largest
 // of its Bernstein coefficients. Those of a whole square of cells need only the values and their central
 // differences, so most squares are out at once; in the few others the search halves the range of pixels,
-// bounds each half by its own coefficients, and computes pixels only where they may be the largest.
+// bounds each half by its own coefficients, and computes pixels only where they may be the largest. A box of
+// fewer pixels than squares is resized after all.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -23,6 +24,8 @@ namespace {
 
 constexpr int64_t kMargin = 2;       // cells around a heatmap, copies of its border
 constexpr int64_t kSmallRange = 16;  // pixels: as soon computed as bounded
+constexpr int64_t kFewPixels = 2;    // times these are at most the cells: as soon computed as bounded
+constexpr int64_t kLanes = 16;       // of a maximum: enough for any vector register
 
 // One axis of a resized heatmap. Square s lies between the padded cells s + 1 and s + 2.
 template <typename T>
@@ -86,6 +89,25 @@ Basis<T> bernstein_basis(T from, T to) {
   return basis;
 }
 
+// Written so that compilers find the vector instruction; NaN is never larger.
+template <typename T>
+T larger(T a, T b) {
+  return a > b ? a : b;
+}
+
+// The largest f(value) of `count` values, at least `floor`.
+template <typename T, typename F>
+T largest(const T* values, int64_t count, T floor, F f) {
+  std::array<T, kLanes> lanes;
+  lanes.fill(floor);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = larger(f(values[i + lane]), lanes[lane]);
+  }
+  for (; i < count; ++i) lanes[0] = larger(f(values[i]), lanes[0]);
+  return *std::max_element(lanes.begin(), lanes.end());
+}
+
 struct Range {
   int64_t begin;
   int64_t end;
@@ -100,17 +122,22 @@ class Search {
         width_(width),
         stride_(width + 2 * kMargin),
         padded_((height + 2 * kMargin) * stride_),
-        bounds_((height + 2) * (width + 2)) {}
+        bounds_((height + 2) * (width + 2)),
+        row_(width + 2) {}
 
   void run(const T* heatmap, const Axis<T>& ys, const Axis<T>& xs) {
     ys_ = &ys;
     xs_ = &xs;
-    load(heatmap);
-    best_ = -std::numeric_limits<T>::infinity();
+    best_ = kLowest;
     y_ = x_ = 0;
+    load(heatmap);
+    const int64_t pixels = ys.pixels(height_).second * xs.pixels(width_).second;
+    if (kFewPixels * pixels <= height_ * width_) return visit_all();
+    bound_cells(heatmap);
     // A first good pixel, then every square that may have a better one, the most promising first.
-    const int64_t top = std::max_element(bounds_.begin(), bounds_.end()) - bounds_.begin();
     const int64_t bound_stride = width_ + 2;
+    const T top_bound = largest(bounds_.data(), bounds_.size(), kLowest, [](T v) { return v; });
+    const int64_t top = std::find(bounds_.begin(), bounds_.end(), top_bound) - bounds_.begin();
     const int64_t top_y = top / bound_stride, top_x = top % bound_stride;
     for (int64_t y = std::max<int64_t>(top_y - 1, 0); y <= std::min(top_y, height_); ++y) {
       for (int64_t x = std::max<int64_t>(top_x - 1, 0); x <= std::min(top_x, width_); ++x)
@@ -120,9 +147,12 @@ class Search {
     for (int64_t y = 0; y <= height_; ++y) {
       const T* north = bounds_.data() + y * bound_stride;
       const T* south = north + bound_stride;
+      for (int64_t x = 0; x < bound_stride; ++x) row_[x] = larger(north[x], south[x]);
+      const T limit = best_ + tolerance_;
+      if (!(largest(row_.data(), bound_stride, kLowest, [](T v) { return v; }) > limit)) continue;
       for (int64_t x = 0; x <= width_; ++x) {
-        const T bound = std::max(std::max(north[x], north[x + 1]), std::max(south[x], south[x + 1]));
-        if (bound > best_ + tolerance_) squares_.push_back({bound, y * (width_ + 1) + x});
+        const T bound = larger(row_[x], row_[x + 1]);
+        if (bound > limit) squares_.push_back({bound, y * (width_ + 1) + x});
       }
     }
     std::sort(squares_.begin(), squares_.end(),
@@ -146,21 +176,56 @@ class Search {
       std::fill(to, to + kMargin, from[0]);
       std::fill(to + kMargin + width_, to + stride_, from[width_ - 1]);
     }
-    T largest = 0;
+  }
+
+  void bound_cells(const T* heatmap) {
     for (int64_t y = 0; y < height_ + 2; ++y) {
       const T* cell = padded_.data() + (y + 1) * stride_ + 1;
+      const T* north = cell - stride_;
+      const T* south = cell + stride_;
       T* bound = bounds_.data() + y * (width_ + 2);
-      for (int64_t x = 0; x < width_ + 2; ++x, ++cell) {
-        const T dx = (cell[1] - cell[-1]) / 4;
-        const T dy = (cell[stride_] - cell[-stride_]) / 4;
-        const T dxy = (cell[stride_ + 1] - cell[stride_ - 1] - cell[1 - stride_] + cell[-1 - stride_]) / 16;
+      for (int64_t x = 0; x < width_ + 2; ++x) {
+        const T dx = (cell[x + 1] - cell[x - 1]) / 4;
+        const T dy = (south[x] - north[x]) / 4;
+        const T dxy = (south[x + 1] - north[x + 1] - south[x - 1] + north[x - 1]) / 16;
         // The largest of cell + a dx + b dy + a b dxy for a, b in [-1, 1]: every coefficient which this cell
         // gives to the squares around it.
-        bound[x] = *cell + std::max(std::abs(dx + dy) + dxy, std::abs(dx - dy) - dxy);
-        largest = std::max(largest, std::abs(*cell));
+        bound[x] = cell[x] + larger(std::abs(dx + dy) + dxy, std::abs(dx - dy) - dxy);
       }
     }
-    tolerance_ = 8 * std::numeric_limits<T>::epsilon() * largest;
+    const T magnitude = largest(heatmap, height_ * width_, T(0), [](T v) { return std::abs(v); });
+    tolerance_ = 8 * std::numeric_limits<T>::epsilon() * magnitude;
+  }
+
+  // Every pixel, row by row: where there are few it is sooner done than bounding the squares.
+  void visit_all() {
+    const int64_t pixels = xs_->pixels(width_).second;
+    columns_.resize(pixels);
+    for (int64_t square = 0; square <= width_; ++square) {
+      const auto [left, right] = xs_->pixels(square);
+      for (int64_t x = left; x < right; ++x) columns_[x] = {square, cubic_weights(xs_->fraction(x, square))};
+    }
+    across_.resize(4 * pixels);  // the four rows around a square, resized
+    values_.resize(pixels);
+    for (int64_t square = 0; square <= height_; ++square) {
+      const auto [top, bottom] = ys_->pixels(square);
+      if (top == bottom) continue;
+      for (int i = 0; i < 4; ++i) {
+        const T* row = padded_.data() + (square + i) * stride_;
+        for (int64_t x = 0; x < pixels; ++x)
+          across_[i * pixels + x] = weighted(columns_[x].second, row + columns_[x].first, 1);
+      }
+      for (int64_t y = top; y < bottom; ++y) {
+        const std::array<T, 4> weights = cubic_weights(ys_->fraction(y, square));
+        for (int64_t x = 0; x < pixels; ++x) values_[x] = weighted(weights, across_.data() + x, pixels);
+        const T value = largest(values_.data(), pixels, kLowest, [](T v) { return v; });
+        if (value > best_) {
+          best_ = value;
+          y_ = y;
+          x_ = std::find(values_.begin(), values_.end(), value) - values_.begin();
+        }
+      }
+    }
   }
 
   void search_square(int64_t y, int64_t x) {
@@ -218,10 +283,15 @@ class Search {
     return largest;
   }
 
+  static constexpr T kLowest = -std::numeric_limits<T>::infinity();
+
   const int64_t height_, width_, stride_;
   std::vector<T> padded_;  // (height + 4, width + 4)
   std::vector<T> bounds_;  // (height + 2, width + 2): by cell, of the four squares around it
+  std::vector<T> row_;     // (width + 2): of two rows of bounds
   std::vector<std::pair<T, int64_t>> squares_;
+  std::vector<std::pair<int64_t, std::array<T, 4>>> columns_;  // square and weights of every pixel of a row
+  std::vector<T> across_, values_;
   const Axis<T>* ys_ = nullptr;
   const Axis<T>* xs_ = nullptr;
   int64_t square_y_ = 0, square_x_ = 0;
