@@ -41,6 +41,7 @@ def dataset(tmp_path_factory):
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         instance_ids = np.full((HEIGHT, WIDTH), 7, np.uint16)
+        instance_ids[::5] = 3  # void
         objects = []
         for label_id, name, (x, y, w, h) in zip(LABEL_IDS, CLASSES, boxes, strict=True):
             instance_ids[y : y + h, x : x + w] = label_id * 1000
@@ -129,6 +130,43 @@ def test_lazy_masks_score_as_their_bitmaps(dataset):
             return instances
 
     assert evaluate(dataset, LazyModel(5)) == pytest.approx({"AP": 50, "AP50": 100})
+
+
+def test_matches_are_those_of_cityscapesscripts(dataset, monkeypatch):
+    """Noisy masks, some empty, over void too: everything the scripts keep of a match, but for the file's name."""
+    from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts
+
+    class Noisy(Oracle):
+        def predict(self, file_name):
+            random = torch.Generator().manual_seed(len(file_name))
+            instances = Instances((HEIGHT, WIDTH))
+            noise = torch.rand(40, 1, 8, 10, generator=random)
+            noise = torch.nn.functional.interpolate(noise, (HEIGHT, WIDTH), mode="bilinear")[:, 0]
+            instances.pred_masks = noise > torch.linspace(0.4, 1, 40)[:, None, None]
+            instances.pred_classes = torch.randint(8, (40,), generator=random)
+            instances.scores = torch.rand(40, generator=random)
+            return instances
+
+    kept = []
+    evaluate_matches = scripts.evaluateMatches
+
+    def keep(matches, args):
+        for match in matches.values():
+            for group in match["prediction"].values():
+                for prediction in group:
+                    del prediction["imgName"]
+            for group in match["groundTruth"].values():
+                for prediction in (p for instance in group for p in instance["matchedPred"]):
+                    del prediction["imgName"]
+        kept.append(matches)
+        return evaluate_matches(matches, args)
+
+    monkeypatch.setattr(scripts, "evaluateMatches", keep)
+    ours = evaluate(dataset, Noisy())
+    assert ours == evaluate(dataset, Noisy(), StockEvaluator(dataset))
+    assert kept[0] == kept[1]
+    (image, *_) = kept[0].values()
+    assert any(p["matchedGt"] and p["voidIntersection"] for p in image["prediction"]["person"])
 
 
 def test_detectron2s_own_evaluator_works_too(dataset, tmp_path, monkeypatch):
