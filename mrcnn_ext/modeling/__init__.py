@@ -1,5 +1,6 @@
 """What is registered with detectron2. Thin: networks and operators are those of `mrcnn_ext.layers`."""
 
+from .acceleration import Acceleration, accelerate
 from .backbone import (
     TimmBackbone,
     build_timm_backbone,
@@ -13,6 +14,7 @@ from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
 
 __all__ = [
+    "Acceleration",
     "FCNMaskHead",
     "FusedCascadeROIHeads",
     "FusedROIHeads",
@@ -21,6 +23,7 @@ __all__ = [
     "HeatmapKeypointHead",
     "LazyMasks",
     "TimmBackbone",
+    "accelerate",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",

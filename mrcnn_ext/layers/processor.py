@@ -1,0 +1,15 @@
+"""What the processor can do."""
+
+import platform
+
+import torch
+
+__all__ = ["cpu_has_bf16"]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 by itself; where it does not, bf16 is slower than float32."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

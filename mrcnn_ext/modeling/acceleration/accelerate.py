@@ -1,0 +1,253 @@
+"""One line that makes a detector of detectron2 faster."""
+
+import copy as copy_module
+from dataclasses import dataclass, field
+
+import torch
+from detectron2.layers import DeformConv, ModulatedDeformConv, ROIAlign
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from torch import nn
+from torchvision.ops import DeformConv2d, RoIPool
+
+from ...layers.processor import cpu_has_bf16
+from ..poolers import FusedROIPooler
+from .class_swap import defines, restore, swap
+from .detections import FastDetections, FastProposals
+from .fused_layers import onednn_fuses
+from .mixed_precision import AutocastForward, AutocastLayers, Float32Inputs
+from .networks import fuse_network
+from .outputs import FastKeypoints, FastOutputs
+
+__all__ = ["Acceleration", "accelerate"]
+
+
+@dataclass
+class Acceleration:
+    """What `accelerate` did: one line per step, ``print`` shows them.
+
+    Attributes:
+        form: "inference" or "training".
+        bf16: whether the networks compute in bf16.
+        steps: what each step did, or why it did nothing.
+    """
+
+    form: str
+    bf16: bool = False
+    steps: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.steps))
+        lines = [f"  {name:{width}}  {what}" for name, what in self.steps.items()]
+        return "\n".join([f"Accelerated for {self.form}:", *lines])
+
+
+def accelerate(
+    model: GeneralizedRCNN,
+    *,
+    copy: bool = True,
+    training: bool | None = None,
+    pooler: bool = True,
+    channels_last: bool = True,
+    convolutions: bool = True,
+    bf16: bool | str = "auto",
+    detections: bool = True,
+    keypoints: bool = True,
+    masks: bool | str = True,
+) -> GeneralizedRCNN:
+    """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 faster, its answers the same.
+
+    Parameters keep their names and values, so checkpoints load as before, also afterwards: what was made of
+    the parameters is made anew when they change (other than through ``.data``, which nobody can notice). At
+    inference no gradients are made, and forward hooks of layers within fused networks are not called.
+    What the steps did is told by ``model.acceleration``. A model that was accelerated before is accelerated as
+    is asked for now, except that a replaced pooler stays and a channels-last model stays so.
+
+    Args:
+        model: any GeneralizedRCNN: stock, from the zoo or of parts of this package.
+        copy: work on a copy and leave ``model`` as it is.
+        training: prepare for training: fused pooler and channels-last, nothing else (bf16 in training is the
+            trainer's ``SOLVER.AMP.ENABLED``). None: whatever mode ``model`` is in.
+        pooler: RoIs are pooled from all levels in one call, by `FusedROIPooler`.
+        channels_last: convolutions run channels-last.
+        convolutions: batch normalisation, ReLU and residual additions become part of the convolutions, in the
+            networks of detectron2 and of this package; others run as they are.
+        bf16: networks compute in bf16; coordinates and scores stay in float32. "auto" where the processor or
+            GPU multiplies bf16 by itself. Networks not covered by ``convolutions`` use autocast.
+        detections: proposals and detections that cannot be among the answers are dropped before they cost.
+        keypoints: heatmaps are decoded all at once, by `mrcnn_ext.layers.heatmaps_to_keypoints`.
+        masks: True pastes each mask within its box; "lazy" gives ``pred_masks`` as `LazyMasks`, which are
+            pasted when looked at; False is detectron2's pasting.
+
+    Returns:
+        The accelerated model, in evaluation mode unless for training.
+
+    Raises:
+        TypeError: ``model`` is no GeneralizedRCNN.
+        ValueError: ``bf16`` or ``masks`` is not one of the values above.
+    """
+    if not isinstance(model, GeneralizedRCNN):
+        raise TypeError(
+            "accelerate takes detectron2's GeneralizedRCNN (Faster, Mask, Keypoint, Cascade R-CNN), got "
+            f"{type(model).__name__}"
+        )
+    if bf16 not in (True, False, "auto"):
+        raise ValueError(f'bf16 must be True, False or "auto", got {bf16!r}')
+    if masks not in (True, False, "lazy"):
+        raise ValueError(f'masks must be True, False or "lazy", got {masks!r}')
+    training = model.training if training is None else training
+    model = copy_module.deepcopy(model) if copy else model
+    for module in model.modules():
+        restore(module)
+    model.train(training)
+    report = Acceleration("training" if training else "inference")
+    report.steps["pooler"] = _replace_poolers(model) if pooler else "off"
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    report.steps["channels_last"] = "on" if channels_last else "off"
+    if not training:
+        report.bf16, why = _choose_bf16(bf16, model.device)
+        _replace_networks(model, convolutions, report)
+        report.steps["bf16"] = (
+            f"on: {why}{report.steps.pop('not fused', '')}" if report.bf16 else f"off: {why}"
+        )
+        report.steps["detections"] = _replace_detections(model) if detections else "off"
+        report.steps["keypoints"] = _replace_keypoints(model) if keypoints else "off"
+        report.steps["masks"] = _replace_outputs(model, masks) if masks else "off"
+    model.acceleration = report
+    return model
+
+
+def _replace_poolers(model):
+    replaced, left = 0, []
+    for name, module in list(model.named_modules()):
+        if type(module) is not ROIPooler:
+            continue
+        fused = _fused_pooler(module)
+        if fused is None:
+            left.append(name)
+        else:
+            model.set_submodule(name, fused)
+            replaced += 1
+    return f"{replaced} replaced" + (f"; left alone: {', '.join(left)}" if left else "")
+
+
+def _fused_pooler(pooler: ROIPooler) -> FusedROIPooler | None:
+    levels = list(pooler.level_poolers)
+    if all(type(level) is ROIAlign for level in levels):
+        kind, sampling_ratio = ("ROIAlignV2" if levels[0].aligned else "ROIAlign"), levels[0].sampling_ratio
+    elif all(type(level) is RoIPool for level in levels):
+        kind, sampling_ratio = "ROIPool", 0
+    else:  # rotated boxes, or somebody else's
+        return None
+    scales = [level.spatial_scale for level in levels]
+    canonical = (pooler.canonical_box_size, pooler.canonical_level)
+    return FusedROIPooler(tuple(pooler.output_size), scales, sampling_ratio, kind, *canonical)
+
+
+def _choose_bf16(bf16, device) -> tuple[bool, str]:
+    if bf16 != "auto":
+        return bf16, "asked for"
+    if device.type == "cuda":
+        has_it = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has_it = device.type == "cpu" and cpu_has_bf16()
+    return has_it, f"this {device.type} device has {'' if has_it else 'no '}bf16 instructions"
+
+
+def _replace_networks(model, convolutions, report):
+    """Fuses the networks that are known, runs the others in autocast if in bf16, and says which."""
+    dtype = torch.bfloat16 if report.bf16 else torch.float32
+    onednn = convolutions and model.device.type == "cpu" and onednn_fuses(dtype)
+    fused, autocast, float32 = [], [], []
+    for name, network, is_head in _networks(model):
+        if convolutions and fuse_network(network, dtype, onednn):
+            fused.append(name)
+        elif report.bf16:
+            (autocast if _set_autocast(network, is_head) else float32).append(name)
+    if report.bf16:
+        for _, predictor in _box_predictors(model):
+            swap(predictor, Float32Inputs)
+    how = " by oneDNN" if onednn else ""
+    report.steps["convolutions"] = (f"fused{how}: {', '.join(fused) or 'none'}") if convolutions else "off"
+    if autocast:
+        report.steps["not fused"] = f"; by autocast: {', '.join(autocast)}"
+    if float32:
+        report.steps["not fused"] = f"{report.steps.get('not fused', '')}; in float32: {', '.join(float32)}"
+
+
+def _networks(model):
+    """Name, network, and whether its results are read as numbers rather than as features."""
+    yield "backbone", model.backbone, False
+    if isinstance(model.backbone, FPN):
+        yield "backbone.bottom_up", model.backbone.bottom_up, False
+    if hasattr(model.proposal_generator, "rpn_head"):
+        yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head, True
+    predictors = {id(predictor) for _, predictor in _box_predictors(model)}
+    for name, child in model.roi_heads.named_children():
+        parts = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+        for index, part in parts:
+            has_parameters = next(part.parameters(), None) is not None
+            if has_parameters and id(part) not in predictors:
+                yield f"roi_heads.{name}" + (f".{index}" if index else ""), part, name != "res5"
+
+
+def _box_predictors(model):
+    for name, child in model.roi_heads.named_children():
+        if name == "box_predictor":
+            parts = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+            for index, part in parts:
+                yield f"roi_heads.{name}" + (f".{index}" if index else ""), part
+
+
+def _set_autocast(network, is_head) -> bool:
+    """Gives a network bf16 autocast, or float32 inputs where autocast is not possible."""
+    if any(
+        isinstance(module, (DeformConv, ModulatedDeformConv, DeformConv2d)) for module in network.modules()
+    ):
+        swap(network, Float32Inputs)
+        return False
+    if isinstance(network, (BaseMaskRCNNHead, BaseKeypointRCNNHead)):
+        swap(network, AutocastLayers)
+        return True
+    swap(network, AutocastForward, float32=is_head)
+    return True
+
+
+def _replace_detections(model):
+    done = []
+    if defines(model.proposal_generator, RPN, "forward", "predict_proposals", "_decode_proposals"):
+        swap(model.proposal_generator, FastProposals)
+        done.append("proposals")
+    for _, predictor in _box_predictors(model):
+        # Cascade heads call no predictor's inference.
+        if defines(predictor, FastRCNNOutputLayers, "inference") and "detections" not in done:
+            done.append("detections")
+    for _, predictor in _box_predictors(model):
+        if defines(predictor, FastRCNNOutputLayers, "inference"):
+            swap(predictor, FastDetections)
+    return ", ".join(done) or "nothing known here"
+
+
+def _replace_keypoints(model):
+    head = getattr(model.roi_heads, "keypoint_head", None)
+    if head is None:
+        return "no keypoint head"
+    if not defines(head, BaseKeypointRCNNHead, "forward"):
+        return f"left alone: {type(head).__name__} decodes its own"
+    swap(head, FastKeypoints)
+    return "decoded at once"
+
+
+def _replace_outputs(model, masks):
+    if not defines(model, GeneralizedRCNN, "inference", "_postprocess"):
+        if masks == "lazy":
+            raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
+        return f"left alone: {type(model).__name__} has post-processing of its own"
+    swap(model, FastOutputs, lazy=masks == "lazy")
+    return "pasted when looked at" if masks == "lazy" else "pasted within their boxes"

@@ -1,0 +1,185 @@
+"""Convolutions and linear layers with what surrounds them made part of them, at inference only.
+
+Batch normalisation is folded into a copy of the weight, ReLU and the addition of a second input happen as the
+result is written. The parameters themselves are left alone: the copy is made anew when they have changed.
+"""
+
+import logging
+import operator
+from collections.abc import Callable
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["FusedConv", "FusedConvTranspose", "FusedLinear", "foldable", "onednn_fuses", "weights_for"]
+
+# Exactly these classes: a subclass may do more than normalise (timm's also apply the activation).
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, NaiveSyncBatchNorm)
+
+
+def foldable(norm: nn.Module | None) -> bool:
+    """Whether at inference the normalisation is an affine map of each channel."""
+    return type(norm) in _BATCH_NORMS and norm.running_mean is not None
+
+
+def onednn_fuses(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has oneDNN's convolutions with fused epilogues on this CPU; says so if not."""
+    names = ("_convolution_pointwise", "_convolution_pointwise_")
+    if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    logging.getLogger(__name__).warning(
+        "This PyTorch has no oneDNN convolutions with fused ReLU and addition: they are passes of their own. "
+        "Builds from pytorch.org for x86-64 and arm64 have them"
+    )
+    return False
+
+
+class _Prepared:
+    """What was made of some tensors, as long as they have not changed. Copies and pickles are empty."""
+
+    def __init__(self):
+        self._sources, self._stamp, self._value = (), None, None
+
+    def get(self, sources: tuple[Tensor, ...], setting, make: Callable):
+        stamp = (setting, [(source.data_ptr(), source._version) for source in sources])
+        same = len(sources) == len(self._sources) and all(map(operator.is_, sources, self._sources))
+        if not same or stamp != self._stamp:
+            with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+                self._value = make()
+            self._sources, self._stamp = sources, stamp
+        return self._value
+
+    def __reduce__(self):
+        return _Prepared, ()
+
+
+def weights_for(module: nn.Module, sources: tuple[Tensor | None, ...], setting, make: Callable):
+    """``make()``, kept with a swapped module until one of ``sources`` or ``setting`` is another."""
+    prepared = module._swapped.setdefault("prepared", _Prepared())
+    return prepared.get(tuple(source for source in sources if source is not None), setting, make)
+
+
+class FusedConv:
+    """Mixin for a Conv2d, with or without a ``norm`` and a ReLU of its own.
+
+    Attributes to swap it in with: ``dtype``, of the weight and the output; ``relu``, whether the stock forward
+    ends with a ReLU; ``onednn``, whether to use oneDNN's fused convolutions on the CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.run(x, relu=self._swapped["relu"])
+
+    def run(self, x: Tensor, relu: bool = False, add: Tensor | None = None) -> Tensor:
+        """The convolution and its normalisation of x, plus ``add`` (overwritten), then a ReLU if asked for."""
+        dtype, norm = self._swapped["dtype"], getattr(self, "norm", None)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(dtype)
+            if norm is None or foldable(norm):
+                return self._convolve(x, *self._weights(norm, x), relu, add)
+            x = norm(self._convolve(x, *self._weights(None, x)).float()).to(dtype)
+            return _finish(x, relu, add)
+
+    def _convolve(self, x, weight, bias, relu=False, add=None):
+        if not weight.is_mkldnn:
+            x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            return _finish(x, relu, add)
+        x = x.contiguous(memory_format=torch.channels_last)
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        if add is None:
+            unary = "relu" if relu else "none"
+            return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, unary, [], "")
+        add = add.contiguous(memory_format=torch.channels_last)
+        unary = "relu" if relu else None
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            add, x, weight, bias, *geometry, "add", 1.0, unary, [], ""
+        )
+
+    def _weights(self, norm, x):
+        if x.numel() == 0:  # oneDNN's packed weights take no empty batch
+            return self._make(norm, False)
+        pack = self._swapped["onednn"] and x.device.type == "cpu" and not isinstance(self.padding, str)
+        sources = (self.weight, self.bias)
+        if norm is not None:
+            sources += (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return weights_for(self, sources, pack, lambda: self._make(norm, pack))
+
+    @torch.no_grad()
+    def _make(self, norm, pack):
+        dtype, weight, bias = self._swapped["dtype"], self.weight, self.bias
+        if norm is not None:
+            scale = (norm.running_var + norm.eps).rsqrt()
+            scale = scale if norm.weight is None else scale * norm.weight
+            shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
+            bias = shift if norm.bias is None else shift + norm.bias
+            weight = weight * scale.view(-1, 1, 1, 1)
+        weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        if pack:
+            weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
+                weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups
+            )
+        return weight, _to(bias, dtype)
+
+
+class FusedConvTranspose:
+    """Mixin for a ConvTranspose2d; a ReLU may follow. Attribute: ``dtype``, of the weight and the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.run(x)
+
+    def run(self, x: Tensor, relu: bool = False) -> Tensor:
+        weight, bias = _cast(self)
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.conv_transpose2d(
+                x.to(weight.dtype),
+                weight,
+                bias,
+                self.stride,
+                self.padding,
+                self.output_padding,
+                self.groups,
+                self.dilation,
+            )
+        return _finish(x, relu)
+
+
+class FusedLinear:
+    """Mixin for a Linear; a ReLU may follow. Attribute: ``dtype``, of the weight and the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.run(x)
+
+    def run(self, x: Tensor, relu: bool = False) -> Tensor:
+        weight, bias = _cast(self)
+        with torch.autocast(x.device.type, enabled=False):
+            return _finish(F.linear(x.to(weight.dtype), weight, bias), relu)
+
+    def run_on_map(self, x: Tensor, relu: bool = False) -> Tensor:
+        """As `run` of ``x.flatten(1)``, which a channels-last (N, C, H, W) map does not have without a copy:
+        the columns of the weight are put in the order of the map's memory instead."""
+        dtype, shape = self._swapped["dtype"], x.shape[1:]
+
+        def make():
+            weight = self.weight.detach().view(-1, *shape).permute(0, 2, 3, 1).flatten(1)
+            return weight.to(dtype).contiguous(), _to(self.bias, dtype)
+
+        weight, bias = weights_for(self, (self.weight, self.bias), shape, make)
+        with torch.autocast(x.device.type, enabled=False):
+            return _finish(F.linear(x.permute(0, 2, 3, 1).flatten(1).to(dtype), weight, bias), relu)
+
+
+def _finish(x, relu, add=None):
+    x = x if add is None else x.add_(add)
+    return x.relu_() if relu else x
+
+
+def _cast(layer):
+    def make():
+        return tuple(_to(value, layer._swapped["dtype"]) for value in (layer.weight, layer.bias))
+
+    return weights_for(layer, (layer.weight, layer.bias), None, make)
+
+
+def _to(value, dtype):
+    return None if value is None else value.detach().to(dtype)

@@ -1,0 +1,244 @@
+"""The stock networks over fused layers: what their forward does, with fewer passes over memory."""
+
+import torch
+from detectron2.layers import Conv2d, cat
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...layers.conv import ConvNormReLU
+from ..keypoint_head import HeatmapKeypointHead
+from ..mask_head import FCNMaskHead
+from .class_swap import defines, swap
+from .fused_layers import FusedConv, FusedConvTranspose, FusedLinear, weights_for
+
+__all__ = ["fuse_network"]
+
+
+def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool) -> bool:
+    """Makes the layers of a network fused ones that compute in ``dtype``, if it is one of those known here.
+
+    Args:
+        network: a backbone without what feeds it, or a head.
+        dtype: of the layers; heads give float32 in the end.
+        onednn: whether to use oneDNN's fused convolutions on the CPU.
+
+    Returns:
+        Whether it is known; otherwise it is left as it was.
+    """
+    if not _known(network):
+        return False
+    others = set(network.bottom_up.modules()) if isinstance(network, FPN) else ()
+    for module in [module for module in network.modules() if module not in others]:
+        if _is_conv(module):
+            swap(module, FusedConv, dtype=dtype, relu=_ends_with_relu(module), onednn=onednn)
+        elif defines(module, nn.ConvTranspose2d, "forward"):
+            swap(module, FusedConvTranspose, dtype=dtype)
+        elif defines(module, nn.Linear, "forward"):
+            swap(module, FusedLinear, dtype=dtype)
+        else:
+            for owners, method, mixin in _MIXINS:
+                if any(defines(module, owner, method) for owner in owners):
+                    swap(module, mixin)
+    for stage in network.stages if isinstance(network, ResNet) else [network]:
+        # Of a stage only the last output is read by others, so each further block may write over its input.
+        for block in list(stage.children())[1:]:
+            if isinstance(block, _FusedBlock):
+                block._swapped["owns_input"] = True
+    return True
+
+
+def _known(network):
+    if isinstance(network, ResNet):
+        blocks = [block for stage in network.stages for block in stage]
+        return (
+            defines(network, ResNet, "forward")
+            and _all_convs(network.stem, BasicStem)
+            and all(_all_convs(block, BasicBlock) or _all_convs(block, BottleneckBlock) for block in blocks)
+        )
+    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
+        return len(network) > 0 and all(_all_convs(block, BottleneckBlock) for block in network)
+    if isinstance(network, FPN):  # its bottom-up network is another
+        return defines(network, FPN, "forward") and all(
+            map(_is_conv, [*network.lateral_convs, *network.output_convs])
+        )
+    heads = (StandardRPNHead, FastRCNNConvFCHead)
+    return any(defines(network, head, "forward") for head in heads) or any(
+        defines(network, head, "layers")
+        for head in (MaskRCNNConvUpsampleHead, KRCNNConvDeconvUpsampleHead, FCNMaskHead, HeatmapKeypointHead)
+    )
+
+
+def _all_convs(block, owner):
+    return defines(block, owner, "forward") and all(
+        _is_conv(child) for child in block.children() if child is not None
+    )
+
+
+def _is_conv(module):
+    if defines(module, Conv2d, "forward"):
+        return module.activation is None or _is_relu(module.activation)
+    return defines(module, ConvNormReLU, "forward") or defines(module, nn.Conv2d, "forward")
+
+
+def _is_relu(activation):
+    return type(activation) is nn.ReLU or activation in (F.relu, F.relu_, torch.relu, torch.relu_)
+
+
+def _ends_with_relu(conv):
+    return isinstance(conv, ConvNormReLU) or getattr(conv, "activation", None) is not None
+
+
+# --- backbone ----------------------------------------------------------------------------------------------
+
+
+class _FusedStem:
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.max_pool2d(self.conv1.run(x, relu=True), kernel_size=3, stride=2, padding=1)
+
+
+class _FusedBlock:
+    """A basic or a bottleneck block: ReLUs and the residual addition within the convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        *first, last = [self.conv1, self.conv2] + ([self.conv3] if hasattr(self, "conv3") else [])
+        # The sum is written over the shortcut: over x itself only where nobody else reads it.
+        shortcut = self.shortcut.run(x) if self.shortcut is not None else self._own(x)
+        for conv in first:
+            x = conv.run(x, relu=True)
+        return last.run(x, relu=True, add=shortcut)
+
+    def _own(self, x):
+        x = x.to(self.conv1._swapped["dtype"])
+        return x if self._swapped.get("owns_input") else x.clone()
+
+
+class _FusedFPN:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if self.training:
+            return super().forward(x)
+        bottom_up = self.bottom_up(x)
+        merged, results = None, []
+        for name, lateral, output in zip(
+            self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True
+        ):
+            if merged is None:
+                merged = lateral(bottom_up[name])
+            else:
+                above = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                merged = lateral.run(bottom_up[name], add=above)
+                if self._fuse_type == "avg":
+                    merged = merged / 2
+            results.insert(0, output(merged))
+        if self.top_block is not None:
+            name = self.top_block.in_feature
+            source = bottom_up[name] if name in bottom_up else results[self._out_features.index(name)]
+            results.extend(self.top_block(source))
+        return dict(zip(self._out_features, results, strict=True))
+
+
+# --- heads -------------------------------------------------------------------------------------------------
+
+
+class _FusedRPNHead:
+    """Objectness and deltas by one convolution; both in float32."""
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        if self.training:
+            return super().forward(features)
+        logits, deltas = [], []
+        for x in features:
+            x = self.conv(x)
+            both = self._predict(x)
+            logits.append(both[:, : self.objectness_logits.out_channels])
+            deltas.append(both[:, self.objectness_logits.out_channels :])
+        return logits, deltas
+
+    def _predict(self, x):
+        convs = (self.objectness_logits, self.anchor_deltas)
+
+        def make():
+            return tuple(
+                cat([getattr(conv, name).detach().to(x.dtype) for conv in convs])
+                for name in ("weight", "bias")
+            )
+
+        sources = tuple(getattr(conv, name) for conv in convs for name in ("weight", "bias"))
+        weight, bias = weights_for(self, sources, x.dtype, make)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, weight, bias).float()
+
+
+class _FusedLayers:
+    """A sequence of layers, each ReLU within the layer before it; the result in float32."""
+
+    def run_layers(self, x: Tensor) -> Tensor:
+        layers, index = list(self), 0
+        while index < len(layers):
+            layer, index = layers[index], index + 1
+            if isinstance(layer, nn.Flatten) and index < len(layers) and _is_rows_of(layers[index], x):
+                x, index = self._linear_on_map(layers, index, x)
+            elif isinstance(layer, (FusedConv, FusedConvTranspose, FusedLinear)):
+                relu = index < len(layers) and type(layers[index]) is nn.ReLU
+                own = isinstance(layer, FusedConv) and layer._swapped["relu"]
+                x = layer.run(x, relu=relu or own)
+                index += relu
+            else:
+                x = layer(x if isinstance(layer, (nn.Flatten, nn.ReLU)) else x.float())
+        return x.float()
+
+    @staticmethod
+    def _linear_on_map(layers, index, x):
+        relu = index + 1 < len(layers) and type(layers[index + 1]) is nn.ReLU
+        return layers[index].run_on_map(x, relu), index + 1 + relu
+
+
+def _is_rows_of(layer, x):
+    return isinstance(layer, FusedLinear) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _FusedBoxHead(_FusedLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.run_layers(x)
+
+
+class _FusedMaskHead(_FusedLayers):
+    def layers(self, x: Tensor) -> Tensor:
+        return super().layers(x) if self.training else self.run_layers(x)
+
+
+class _FusedKeypointHead(_FusedLayers):
+    def layers(self, x: Tensor) -> Tensor:
+        # Heatmaps are read one by one, whatever layout the convolutions preferred.
+        return super().layers(x) if self.training else self.run_layers(x).contiguous()
+
+
+class _FusedStockKeypointHead(_FusedLayers):
+    def layers(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().layers(x)
+        x = self.run_layers(x)
+        return F.interpolate(x, scale_factor=self.up_scale, mode="bilinear", align_corners=False).contiguous()
+
+
+# method defined by one of these classes -> what takes its place
+_MIXINS = (
+    ((BasicStem,), "forward", _FusedStem),
+    ((BasicBlock, BottleneckBlock), "forward", _FusedBlock),
+    ((FPN,), "forward", _FusedFPN),
+    ((StandardRPNHead,), "forward", _FusedRPNHead),
+    ((FastRCNNConvFCHead,), "forward", _FusedBoxHead),
+    ((MaskRCNNConvUpsampleHead, FCNMaskHead), "layers", _FusedMaskHead),
+    ((HeatmapKeypointHead,), "layers", _FusedKeypointHead),
+    ((KRCNNConvDeconvUpsampleHead,), "layers", _FusedStockKeypointHead),
+)
