@@ -1,0 +1,395 @@
+"""A detector as detectron2 runs it beside itself accelerated, with the same weights in the same process."""
+
+import copy
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json as stock_instances_to_coco_json
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config_files import get_config_file
+from ..engine.setup import load_config
+from ..evaluation.coco_evaluation import instances_to_coco_json
+from ..model_zoo import detectron2_zoo
+from ..modeling import accelerate
+from .agreement import agreement
+from .memory import peak_memory
+from .roi_align import random_boxes
+from .stages import STAGES, breakdown
+from .timing import race_times
+
+ZOO = (
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml",
+)
+# Our components in a config -> detectron2's which take the same weights.
+_STOCK_ROI_HEADS = {
+    "FusedROIHeads": "StandardROIHeads",
+    "FusedCascadeROIHeads": "CascadeROIHeads",
+    "FusedRes5ROIHeads": "Res5ROIHeads",
+}
+
+
+# To detections; to records of COCO's results, masks encoded; one step from images to new weights.
+TASKS = ("inference", "evaluation", "training")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    task: str = "inference"
+    height: int = 800
+    width: int = 1216
+    batch: int = 1
+    instances: int = 100
+
+    def __str__(self) -> str:
+        what = f"{self.instances} {'objects' if self.task == 'training' else 'detections'}"
+        return f"{self.task} {self.height} x {self.width}, batch {self.batch}, {what}"
+
+
+class Subject:
+    """The model of a config twice: stock, and accelerated."""
+
+    def __init__(
+        self,
+        config: str,
+        weights: str = "",
+        device: str = "cpu",
+        opts=(),
+        dataset: str = "",
+        min_score: float = 0.0,
+        bf16: bool | str = "auto",
+    ):
+        """
+        Args:
+            config: a yaml file, or the name of one in our zoo or in detectron2's.
+            weights: a checkpoint; without one they are random, and batch normalisation gets statistics of a
+                random picture, without which features would explode.
+            opts: KEY VALUE pairs that go over the config.
+            dataset: a registered one whose images are taken instead of random pictures.
+            min_score: of the detections that the model gives. 0 stands for one that lets some ten times as many
+                candidates into non-maximum suppression as detections are wanted.
+            bf16: as `accelerate` takes it; of training too.
+        """
+        self.name = os.path.splitext(os.path.basename(config))[0]
+        self.device = torch.device(device)
+        self.min_score = min_score
+        self.dataset = dataset
+        self.cfg = _stock_config(config, opts)
+        self.cfg.MODEL.DEVICE, self.cfg.MODEL.WEIGHTS = device, weights
+        torch.manual_seed(0)
+        self.stock = build_model(self.cfg).eval()
+        if weights:
+            DetectionCheckpointer(self.stock).load(weights)
+        else:
+            _calibrate(self.stock, self.inputs(Case(height=320, width=480)))
+        self.bf16 = bf16
+
+    def accelerated(self, **options) -> nn.Module:
+        """A copy of stock by `accelerate`, with these options over the subject's."""
+        return accelerate(self.stock, **{"training": False, "bf16": self.bf16, **options})
+
+    def inputs(self, case: Case) -> list[dict]:
+        """A batch of images, uint8, as detectron2's mapper gives them."""
+        size = (case.height, case.width)
+        if self.dataset:
+            records = DatasetCatalog.get(self.dataset)
+            chosen = [records[i * len(records) // case.batch] for i in range(case.batch)]
+            pictures = [read_image(record["file_name"], self.cfg.INPUT.FORMAT) for record in chosen]
+            pictures = [_resized(torch.from_numpy(picture.copy()), size) for picture in pictures]
+        else:
+            pictures = [_random_picture(size, seed) for seed in range(case.batch)]
+        return [
+            {"image": picture, "height": size[0], "width": size[1], "image_id": i}
+            for i, picture in enumerate(pictures)
+        ]
+
+    def training_inputs(self, case: Case) -> list[dict]:
+        """The same with random objects."""
+        batch = self.inputs(case)
+        for seed, item in enumerate(batch):
+            item["instances"] = _random_objects(self.cfg, case, seed)
+        return batch
+
+
+def _stock_config(config: str, opts):
+    if os.path.isfile(config):
+        file = config
+    elif config in ZOO or config.endswith(("_1x.yaml", "_3x.yaml")):
+        file = detectron2_zoo.get_config_file(config)
+    else:
+        file = get_config_file(config)
+    cfg = load_config(file, opts)
+    heads = cfg.MODEL.ROI_HEADS
+    heads.NAME = _STOCK_ROI_HEADS.get(heads.NAME, heads.NAME)
+    return cfg
+
+
+def _random_picture(size: tuple[int, int], seed: int) -> Tensor:
+    """(3, *size) uint8: random colours that change over 32 pixels, and finer noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, -(-size[0] // 32), -(-size[1] // 32), generator=generator)
+    picture = F.interpolate(coarse, size, mode="bilinear")[0] + 0.1 * torch.randn(
+        3, *size, generator=generator
+    )
+    return picture.clamp(0, 1).mul(255).byte()
+
+
+def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W, 3) -> (3, *size) uint8."""
+    picture = F.interpolate(picture.permute(2, 0, 1)[None].float(), size, mode="bilinear", antialias=True)
+    return picture[0].round().byte()
+
+
+def _random_objects(cfg, case: Case, seed: int) -> Instances:
+    generator = torch.Generator().manual_seed(seed)
+    size = (case.height, case.width)
+    boxes = random_boxes(case.instances, size, generator)[:, 1:]
+    objects = Instances(size, gt_boxes=Boxes(boxes))
+    objects.gt_classes = torch.randint(
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES, (case.instances,), generator=generator
+    )
+    if cfg.MODEL.MASK_ON:
+        y, x = torch.arange(size[0])[:, None] + 0.5, torch.arange(size[1]) + 0.5
+        x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+        ellipses = ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 <= 1
+        objects.gt_masks = BitMasks(ellipses)
+    if cfg.MODEL.KEYPOINT_ON:
+        number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        place = torch.rand(case.instances, number, 2, generator=generator)
+        place = boxes[:, None, :2] + place * (boxes[:, None, 2:] - boxes[:, None, :2])
+        objects.gt_keypoints = Keypoints(torch.cat([place, torch.full_like(place[..., :1], 2)], dim=2))
+    return objects
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module, inputs: list[dict]) -> None:
+    """Gives the batch normalisations the mean and variance of what they get for the inputs."""
+
+    def measure(layer, args):
+        (x,) = args
+        layer.running_mean.copy_(x.mean(dim=(0, 2, 3)))
+        layer.running_var.copy_(x.var(dim=(0, 2, 3)))
+
+    norms = [m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, nn.BatchNorm2d))]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    model.backbone(model.preprocess_image(inputs).tensor)
+    for hook in hooks:
+        hook.remove()
+
+
+def sweep(tasks, sizes, batches, instances, quick: bool) -> list[Case]:
+    """Cases that vary one thing at a time around the first of each; of training and evaluation only that one."""
+    cases = []
+    for task in tasks:
+        base = Case(task, *sizes[0], batches[0], instances[0])
+        cases.append(base)
+        if quick or task != "inference":
+            continue
+        cases += [replace(base, height=height, width=width) for height, width in sizes[1:]]
+        cases += [replace(base, batch=batch) for batch in batches[1:]]
+        cases += [replace(base, instances=number) for number in instances[1:]]
+    return cases
+
+
+def _limit_detections(model: nn.Module, limit: int, min_score: float) -> None:
+    for module in model.modules():
+        if hasattr(module, "test_topk_per_image"):
+            module.test_topk_per_image, module.test_score_thresh = limit, min_score
+
+
+def _score_for(model: nn.Module, inputs: list[dict], instances: int) -> float:
+    """A score threshold at which random weights give so many detections of an image, if they ever do.
+
+    All scores of a random model are small and alike. Without a threshold each of them would be a candidate, ten
+    or a hundred times more than a trained model has.
+    """
+    predictor = next(m for m in model.roi_heads.modules() if hasattr(m, "test_topk_per_image"))
+    calls, inference = [], predictor.inference
+    predictor.inference = lambda *args: calls.append(args) or inference(*args)
+    _limit_detections(model, instances, 0.0)
+    with torch.no_grad():
+        model(inputs)
+        del predictor.inference
+        if not calls:  # Cascade R-CNN averages its stages' scores elsewhere
+            return 0.0
+        scores = torch.cat([image[:, :-1].flatten() for image in predictor.predict_probs(*calls[0])])
+        scores = scores.sort(descending=True).values
+        candidates = 10 * instances * len(inputs)
+        while candidates < len(scores):
+            _limit_detections(model, instances, float(scores[candidates]))
+            found, _ = predictor.inference(*calls[0])
+            if min(map(len, found)) >= instances:
+                return float(scores[candidates])
+            candidates *= 2
+    return 0.0
+
+
+def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
+    """One row: times, images per second, peak memory and stages of both, and how well the outputs agree.
+
+    Raises:
+        AssertionError: the model accelerated in the arithmetic of stock's, float32, detects something else.
+    """
+    torch.set_num_threads(threads)
+    row = {"model": subject.name, **asdict(case), "device": subject.device.type, "threads": threads}
+    if case.task == "training":
+        functions, models, compared = _training(subject, case)
+    else:
+        functions, models, compared = _inference(subject, case)
+    row |= compared
+    for name, function in functions.items():
+        row[f"{name}_mb"] = peak_memory(function, subject.device) / 1e6
+    times = race_times(functions, subject.device, budget, (3, 50))
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        row[f"{name}_ms"] = 1000 * middle
+        row[f"{name}_p95_ms"] = 1000 * float(torch.tensor(seconds).quantile(0.95))
+        row[f"{name}_images_per_s"] = case.batch / middle
+    row["runs"] = len(times["stock"])
+    row["ratio"] = row["stock_ms"] / row["ours_ms"]
+    if case.task != "training":
+        for name, function in functions.items():
+            parts = breakdown(models[name], function, subject.device)
+            row |= {f"{name}_{stage}_ms": 1000 * parts[stage] for stage in STAGES}
+    return row
+
+
+def _inference(subject: Subject, case: Case):
+    inputs = subject.inputs(case)
+    lazy = case.task == "evaluation"
+    models = {"stock": subject.stock, "ours": subject.accelerated(masks="lazy" if lazy else True)}
+    exact = subject.accelerated(bf16=False)
+    min_score = subject.min_score or _score_for(subject.stock, inputs, case.instances)
+    for model in (*models.values(), exact):
+        _limit_detections(model, case.instances, min_score)
+
+    def run(model) -> list[Instances]:
+        with torch.no_grad():
+            return [output["instances"] for output in model(inputs)]
+
+    def evaluate(model, to_records):
+        return [to_records(instances.to("cpu"), i) for i, instances in enumerate(run(model))]
+
+    stock = run(subject.stock)
+    same = agreement(stock, run(exact))
+    if same["detections"] and not same["matched"] > 0.98:
+        raise AssertionError(
+            f"{subject.name}, {case}: of stock's detections the accelerated model in float32 has "
+            f"{same['matched']:.1%}: there is nothing to compare"
+        )
+    compared = agreement(stock, run(models["ours"])) | {f"fp32_{name}": value for name, value in same.items()}
+    functions: dict[str, Callable] = {name: partial(run, model) for name, model in models.items()}
+    if case.task == "evaluation":
+        functions = {
+            "stock": partial(evaluate, models["stock"], stock_instances_to_coco_json),
+            "ours": partial(evaluate, models["ours"], instances_to_coco_json),
+        }
+    return functions, models, compared
+
+
+def _training(subject: Subject, case: Case):
+    inputs = subject.training_inputs(case)
+    bf16 = subject.accelerated().acceleration.bf16
+    models = {"stock": copy.deepcopy(subject.stock), "ours": subject.accelerated(training=True)}
+    optimisers = {}
+    for name, model in models.items():
+        model.train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimisers[name] = torch.optim.SGD(parameters, lr=0.0)  # every step starts from the same weights
+
+    def step(name: str) -> float:
+        torch.manual_seed(0)  # the same samples of anchors and proposals
+        autocast = torch.autocast(subject.device.type, torch.bfloat16, enabled=bf16 and name == "ours")
+        with EventStorage(), autocast:
+            loss = sum(models[name](inputs).values())
+        optimisers[name].zero_grad()
+        loss.backward()
+        optimisers[name].step()
+        return float(loss.detach())
+
+    losses = {name: step(name) for name in models}
+    compared = {"loss": losses["stock"], "loss_difference": abs(losses["ours"] / losses["stock"] - 1)}
+    return {name: partial(step, name) for name in models}, models, compared
+
+
+def header() -> str:
+    return f"{'case':54}{'stock ms (p95)':>18}{'ours ms (p95)':>18}{'ratio':>7}{'images/s':>14}{'MB':>14}   agreement"
+
+
+def line(row: dict) -> str:
+    """A row of `measure` as text."""
+    case = Case(**{name: row[name] for name in Case.__dataclass_fields__})
+    times = [f"{row[f'{name}_ms']:.0f} ({row[f'{name}_p95_ms']:.0f})" for name in ("stock", "ours")]
+    speed = f"{row['stock_images_per_s']:.2f}, {row['ours_images_per_s']:.2f}"
+    memory = f"{row['stock_mb']:.0f}, {row['ours_mb']:.0f}"
+    return f"{str(case):54}{times[0]:>18}{times[1]:>18}{row['ratio']:7.2f}{speed:>14}{memory:>14}   {_agreement(row)}"
+
+
+def _agreement(row: dict) -> str:
+    if row["task"] == "training":
+        return f"losses within {row['loss_difference']:.2%}"
+    parts = [f"{row['matched']:.1%} of {row['detections']} matched, boxes {row['box_px']:.2g} px"]
+    if row["mask_iou"] == row["mask_iou"]:
+        parts.append(f"mask IoU {row['mask_iou_mean']:.4f}")
+    if row["keypoint_px"] == row["keypoint_px"]:
+        parts.append(f"keypoints {row['keypoint_px_median']:.2g} px")
+    return ", ".join(parts) + f" (float32: {row['fp32_matched']:.1%}, {row['fp32_box_px']:.2g} px)"
+
+
+def stages(row: dict) -> str:
+    """The stages of a row as two lines of text, milliseconds."""
+    lines = []
+    for name in ("stock", "ours"):
+        parts = "  ".join(f"{stage} {row[f'{name}_{stage}_ms']:.0f}" for stage in STAGES)
+        lines.append(f"    {name:6}{parts}")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Stages of every case of inference, stock's above ours, and images per second beside them."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if f"stock_{STAGES[0]}_ms" in row]
+    figure = Figure(figsize=(13, 1.5 + 0.75 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+    places, labels = [], []
+    for i, row in enumerate(rows):
+        for k, name in enumerate(("stock", "ours")):
+            place = -(3 * i + k)
+            places.append(place)
+            case = Case(**{field: row[field] for field in Case.__dataclass_fields__})
+            labels.append(f"{row['model']}\n{case}, stock" if k == 0 else "ours")
+            left = 0.0
+            for colour, stage in enumerate(STAGES):
+                width = row[f"{name}_{stage}_ms"]
+                axes[0].barh(
+                    place, width, left=left, color=f"C{colour}", label=stage if not (i or k) else None
+                )
+                left += width
+            speed = row[f"{name}_images_per_s"]
+            axes[1].barh(place, speed, color="grey" if k == 0 else "C2")
+            text = f" {speed:.2f}" + (f"  ({row['ratio']:.1f} x)" if k else "")
+            axes[1].text(speed, place, text, va="center", fontsize="small")
+    axes[0].set(xlabel="milliseconds a batch", yticks=places, yticklabels=labels)
+    axes[0].tick_params(axis="y", labelsize="x-small")
+    axes[0].legend(fontsize="small")
+    axes[1].set(xlabel="images per second")
+    axes[1].margins(x=0.25)
+    figure.suptitle(f"stock detectron2 and mrcnn_ext, {rows[0]['device']}, {rows[0]['threads']} thread(s)")
+    figure.savefig(path, dpi=110)
