@@ -117,6 +117,7 @@ def test_row_of_inference(subject, task):
     case = benchmark.Case(task, 96, 128, 2, 5)
     row = benchmark.measure(subject, case, 0.0, threads=1)
     assert row["detections"] == 10 and row["fp32_matched"] == 1 and row["fp32_box_px"] < 0.01
+    assert row["same_box_mask_iou_mean"] > 0.8 and row["same_box_keypoint_px"] >= 0
     assert row["ratio"] == pytest.approx(row["stock_ms"] / row["ours_ms"])
     assert row["ours_images_per_s"] == pytest.approx(2000 / row["ours_ms"])
     assert row["stock_p95_ms"] >= row["stock_ms"] and row["ours_backbone_ms"] > 0
