@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 __all__ = ["FusedConv", "FusedConvTranspose", "FusedLinear", "foldable", "onednn_fuses", "weights_for"]
 
+_NAMED = ("same", "valid")
 # Exactly these classes: a subclass may do more than normalise (timm's also apply the activation).
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, NaiveSyncBatchNorm)
 
@@ -77,12 +78,13 @@ class FusedConv:
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(dtype)
             if norm is None or foldable(norm):
-                return self._convolve(x, *self._weights(norm, x), relu, add)
-            x = norm(self._convolve(x, *self._weights(None, x)).float()).to(dtype)
+                return self._convolve(x, *self._weights(norm), relu, add)
+            x = norm(self._convolve(x, *self._weights(None)).float()).to(dtype)
             return _finish(x, relu, add)
 
     def _convolve(self, x, weight, bias, relu=False, add=None):
-        if not weight.is_mkldnn:
+        # oneDNN's fused convolutions take no empty batch and no padding by name.
+        if not self._swapped["onednn"] or x.device.type != "cpu" or x.numel() == 0 or self.padding in _NAMED:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             return _finish(x, relu, add)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -96,17 +98,13 @@ class FusedConv:
             add, x, weight, bias, *geometry, "add", 1.0, unary, [], ""
         )
 
-    def _weights(self, norm, x):
-        if x.numel() == 0:  # oneDNN's packed weights take no empty batch
-            return self._make(norm, False)
-        pack = self._swapped["onednn"] and x.device.type == "cpu" and not isinstance(self.padding, str)
+    def _weights(self, norm):
         sources = (self.weight, self.bias)
         if norm is not None:
             sources += (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return weights_for(self, sources, pack, lambda: self._make(norm, pack))
+        return weights_for(self, sources, None, lambda: self._make(norm))
 
-    @torch.no_grad()
-    def _make(self, norm, pack):
+    def _make(self, norm):
         dtype, weight, bias = self._swapped["dtype"], self.weight, self.bias
         if norm is not None:
             scale = (norm.running_var + norm.eps).rsqrt()
@@ -114,11 +112,9 @@ class FusedConv:
             shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
             bias = shift if norm.bias is None else shift + norm.bias
             weight = weight * scale.view(-1, 1, 1, 1)
+        # Not in oneDNN's blocked layouts: which is best depends on the size of the image, and bringing a wrong one
+        # into it costs more than the convolution.
         weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
-        if pack:
-            weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
-                weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups
-            )
         return weight, _to(bias, dtype)
 
 
