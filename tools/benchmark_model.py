@@ -63,13 +63,12 @@ def main():
         for case in cases:
             rows.append(benchmark.measure(subject, case, args.budget, args.threads))
             print(benchmark.line(rows[-1]), flush=True)
-    print("\nmilliseconds by stage")
-    for row in rows:
-        print(benchmark.stages(row))
+    inference = [row for row in rows if row["task"] != "training"]
+    print("\nmilliseconds by stage", *map(benchmark.stages, inference), sep="\n")
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(rows, args.output / "model.csv")
     benchmark.plot(rows, args.output / "model.png")
-    print(f"wrote model.csv and model.png to {args.output}")
+    print(f"\nwrote model.csv and model.png to {args.output}")
 
 
 if __name__ == "__main__":

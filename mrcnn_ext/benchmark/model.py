@@ -370,11 +370,12 @@ def header() -> str:
 
 def line(row: dict) -> str:
     """A row of `measure` as text."""
-    case = Case(**{name: row[name] for name in Case.__dataclass_fields__})
     times = [f"{row[f'{name}_ms']:.0f} ({row[f'{name}_p95_ms']:.0f})" for name in ("stock", "ours")]
     speed = f"{row['stock_images_per_s']:.2f}, {row['ours_images_per_s']:.2f}"
     memory = f"{row['stock_mb']:.0f}, {row['ours_mb']:.0f}"
-    return f"{str(case):54}{times[0]:>18}{times[1]:>18}{row['ratio']:7.2f}{speed:>14}{memory:>14}   {_agreement(row)}"
+    ratio = f"{row['ratio']:.2f}"
+    cells = f"{str(_case(row)):54}{times[0]:>18}{times[1]:>18}{ratio:>7}{speed:>14}{memory:>14}"
+    return f"{cells}   {_agreement(row)}"
 
 
 def _agreement(row: dict) -> str:
@@ -395,43 +396,47 @@ def _agreement(row: dict) -> str:
 
 
 def stages(row: dict) -> str:
-    """The stages of a row as two lines of text, milliseconds."""
-    lines = []
+    """Where the time of a row went, milliseconds; only of inference and evaluation."""
+    lines = [f"{row['model']}, {_case(row)}"]
     for name in ("stock", "ours"):
         parts = "  ".join(f"{stage} {row[f'{name}_{stage}_ms']:.0f}" for stage in STAGES)
         lines.append(f"    {name:6}{parts}")
     return "\n".join(lines)
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Stages of every case of inference, stock's above ours, and images per second beside them."""
-    from matplotlib.figure import Figure
+def _case(row: dict) -> Case:
+    return Case(**{name: row[name] for name in Case.__dataclass_fields__})
 
-    rows = [row for row in rows if f"stock_{STAGES[0]}_ms" in row]
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Milliseconds of every row, by stage, stock's above ours, and images per second beside them."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     figure = Figure(figsize=(13, 1.5 + 0.75 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+    bars, speeds = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
     places, labels = [], []
     for i, row in enumerate(rows):
         for k, name in enumerate(("stock", "ours")):
             place = -(3 * i + k)
             places.append(place)
-            case = Case(**{field: row[field] for field in Case.__dataclass_fields__})
-            labels.append(f"{row['model']}\n{case}, stock" if k == 0 else "ours")
+            labels.append(f"{row['model']}\n{_case(row)}, stock" if k == 0 else "ours")
             left = 0.0
             for colour, stage in enumerate(STAGES):
-                width = row[f"{name}_{stage}_ms"]
-                axes[0].barh(
-                    place, width, left=left, color=f"C{colour}", label=stage if not (i or k) else None
-                )
+                width = row.get(f"{name}_{stage}_ms", 0.0)
+                bars.barh(place, width, left=left, color=f"C{colour}")
                 left += width
+            if left == 0:  # training
+                bars.barh(place, row[f"{name}_ms"], color="grey")
             speed = row[f"{name}_images_per_s"]
-            axes[1].barh(place, speed, color="grey" if k == 0 else "C2")
+            speeds.barh(place, speed, color="grey" if k == 0 else "C2")
             text = f" {speed:.2f}" + (f"  ({row['ratio']:.1f} x)" if k else "")
-            axes[1].text(speed, place, text, va="center", fontsize="small")
-    axes[0].set(xlabel="milliseconds a batch", yticks=places, yticklabels=labels)
-    axes[0].tick_params(axis="y", labelsize="x-small")
-    axes[0].legend(fontsize="small")
-    axes[1].set(xlabel="images per second")
-    axes[1].margins(x=0.25)
+            speeds.text(speed, place, text, va="center", fontsize="small")
+    bars.set(xlabel="milliseconds a batch", yticks=places, yticklabels=labels)
+    bars.tick_params(axis="y", labelsize="x-small")
+    keys = [Patch(color=f"C{colour}", label=stage) for colour, stage in enumerate(STAGES)]
+    bars.legend(handles=[*keys, Patch(color="grey", label="training step")], fontsize="small")
+    speeds.set(xlabel="images per second")
+    speeds.margins(x=0.25)
     figure.suptitle(f"stock detectron2 and mrcnn_ext, {rows[0]['device']}, {rows[0]['threads']} thread(s)")
     figure.savefig(path, dpi=110)

@@ -121,6 +121,7 @@ def test_row_of_inference(subject, task):
     assert row["ratio"] == pytest.approx(row["stock_ms"] / row["ours_ms"])
     assert row["ours_images_per_s"] == pytest.approx(2000 / row["ours_ms"])
     assert row["stock_p95_ms"] >= row["stock_ms"] and row["ours_backbone_ms"] > 0
+    assert benchmark.stages(row).startswith(f"quickstart, {task} 96 x 128") and "RPN" in benchmark.stages(row)
     assert benchmark.line(row).startswith(f"{task} 96 x 128, batch 2, 5 detections")
 
 

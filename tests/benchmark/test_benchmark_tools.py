@@ -1,0 +1,57 @@
+"""The programs of tools/ run from the command line to their files."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+
+from mrcnn_ext.benchmark import masks
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs a tool with one thread; returns what it printed and its folder of results."""
+    threads = torch.get_num_threads()
+
+    def run(name, *arguments):
+        output = tmp_path / name
+        monkeypatch.setattr("sys.argv", [name, "--budget", "0", "--output", str(output), *arguments])
+        try:
+            runpy.run_path(str(TOOLS / f"{name}.py"), run_name="__main__")
+        except SystemExit as end:
+            assert end.code in (0, 1)  # targets met, or missed
+        return capsys.readouterr().out, output
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_masks(run, monkeypatch):
+    monkeypatch.setattr(masks, "IMAGES", ((96, 128),))
+    printed, output = run("benchmark_masks", "--instances", "3", "--threads", "1")
+    assert "3, 96 x 128, 1" in printed and ">= 8x" in printed
+    assert (output / "masks.csv").is_file()
+
+
+def test_keypoints(run):
+    sizes = ("--instances", "2", "--keypoints", "3", "--heights", "20", "40", "--threads", "1")
+    printed, output = run("benchmark_keypoints", "--device", "cpu", *sizes)
+    assert "2 x 3, 40 px" in printed and ">= 50x" in printed
+    assert (output / "keypoints.csv").is_file()
+
+
+def test_model(run):
+    printed, output = run(
+        "benchmark_model",
+        *"--config quickstart.yaml --device cpu --threads 1 --quick --sizes 64x96 --instances 3 --bf16 off".split(),
+        *"-- MODEL.TIMM.ARGS.channels [8,8,16,16] MODEL.FPN.OUT_CHANNELS 16".split(),
+    )
+    assert "Accelerated for inference" in printed and "100.0% of 3" in printed
+    assert "training 64 x 96" in printed and "losses within" in printed
+    assert (output / "model.csv").is_file() and (output / "model.png").is_file()
