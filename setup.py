@@ -50,10 +50,18 @@ def extension():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0+PTX")
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     # No contraction: which of two tied samples wins must not depend on the instruction set.
-    flags = {"cxx": ["-O3", "-ffp-contract=off"], "nvcc": ["-O3"]}
+    # ATen's parallel loops are templates: without OpenMP here they would run on one thread.
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    flags = {"cxx": ["-O3", "-ffp-contract=off", *openmp], "nvcc": ["-O3"]}
     return {
         "ext_modules": [
-            make("mrcnn_ext._C", sources, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags)
+            make(
+                "mrcnn_ext._C",
+                sources,
+                include_dirs=[str(ROOT / "csrc")],
+                extra_compile_args=flags,
+                extra_link_args=openmp,
+            )
         ],
         "cmdclass": {"build_ext": cpp_extension.BuildExtension},
     }

@@ -20,24 +20,29 @@ struct Terms {
   int32_t count;
 };
 
-// sum[v] += the terms at offset + v * lanes, for kVectors registers side by side. kPaired: two registers hold
+// sum[v] += weight * input, for kVectors registers side by side. kPaired: two registers hold
 // their values in the order in which V::load_pair unpacks half types fastest, and only V::store_pair restores
 // it.
+template <int kVectors, typename V, bool kPaired, typename T>
+inline void multiply_add(typename V::Register weight, const T* input, typename V::Register* sum) {
+  if constexpr (kPaired) {
+    for (int v = 0; v < kVectors; v += 2) {
+      typename V::Register first, second;
+      V::load_pair(input + v * V::kLanes, first, second);
+      sum[v] = V::fma(weight, first, sum[v]);
+      sum[v + 1] = V::fma(weight, second, sum[v + 1]);
+    }
+  } else {
+    for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(weight, V::load(input + v * V::kLanes), sum[v]);
+  }
+}
+
+// sum[v] += the terms at offset + v * lanes.
 template <int kVectors, typename V, bool kPaired, typename T>
 inline void add_terms(const Terms<T>& terms, int64_t offset, typename V::Register* sum) {
   const T* input = terms.input + offset;
   for (int32_t k = 0; k < terms.count; ++k, input += terms.stride) {
-    const auto weight = V::broadcast(terms.weights[k]);
-    if constexpr (kPaired) {
-      for (int v = 0; v < kVectors; v += 2) {
-        typename V::Register first, second;
-        V::load_pair(input + v * V::kLanes, first, second);
-        sum[v] = V::fma(weight, first, sum[v]);
-        sum[v + 1] = V::fma(weight, second, sum[v + 1]);
-      }
-    } else {
-      for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(weight, V::load(input + v * V::kLanes), sum[v]);
-    }
+    multiply_add<kVectors, V, kPaired>(V::broadcast(terms.weights[k]), input, sum);
   }
 }
 
@@ -86,6 +91,75 @@ inline void combine(Out* output, int64_t length, const Runs&... runs) {
   }
 }
 
+constexpr int kCacheLine = 64;  // bytes
+
+// Rows of which only the last `size` are kept.
+template <typename acc>
+struct Ring {
+  acc* data;
+  int64_t stride;
+  int32_t size;
+
+  acc* row(int32_t index) const { return data + index % size * stride; }
+};
+
+// One bin of the rows [begin, end), `terms` being those of row 0. With the number of terms known to the
+// compiler their weights stay in registers, and no branch depends on it. Rows lie pages apart, where no
+// hardware prefetcher looks: the next one is asked for here.
+template <int kTerms, typename V, bool kPaired, typename T>
+inline void reduce_rows_by(const Terms<T>& terms, int64_t row_stride, int32_t begin, int32_t end,
+                           const Ring<acc_t<T>>& ring, int64_t length) {
+  constexpr int kVectors = 4;
+  typename V::Register weights[kTerms];
+  for (int k = 0; k < kTerms; ++k) weights[k] = V::broadcast(terms.weights[k]);
+  for (int32_t row = begin; row < end; ++row) {
+    const T* input = terms.input + row * row_stride;
+    acc_t<T>* output = ring.row(row);
+    int64_t i = 0;
+    for (; i + kVectors * V::kLanes <= length; i += kVectors * V::kLanes) {
+      typename V::Register sum[kVectors];
+      for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
+      for (int k = 0; k < kTerms; ++k) {
+        const T* from = input + i + k * terms.stride;
+        for (int byte = 0; byte < int(kVectors * V::kLanes * sizeof(T)); byte += kCacheLine) {
+          __builtin_prefetch(reinterpret_cast<const char*>(from + row_stride) + byte);
+        }
+        multiply_add<kVectors, V, kPaired>(weights[k], from, sum);
+      }
+      for (int v = 0; v < kVectors; ++v) V::store(output + i + v * V::kLanes, sum[v]);
+    }
+    if (i < length) {
+      combine<V, false, kPaired>(output + i, length - i,
+                                 Terms<T>{input + i, terms.stride, terms.weights, kTerms});
+    }
+  }
+}
+
+template <typename V, bool kPaired, typename T>
+inline void reduce_rows(const Terms<T>& terms, int64_t row_stride, int32_t begin, int32_t end,
+                        const Ring<acc_t<T>>& ring, int64_t length) {
+  switch (terms.count) {
+    case 1:
+      return reduce_rows_by<1, V, kPaired>(terms, row_stride, begin, end, ring, length);
+    case 2:
+      return reduce_rows_by<2, V, kPaired>(terms, row_stride, begin, end, ring, length);
+    case 3:
+      return reduce_rows_by<3, V, kPaired>(terms, row_stride, begin, end, ring, length);
+    case 4:
+      return reduce_rows_by<4, V, kPaired>(terms, row_stride, begin, end, ring, length);
+    case 5:
+      return reduce_rows_by<5, V, kPaired>(terms, row_stride, begin, end, ring, length);
+    case 6:
+      return reduce_rows_by<6, V, kPaired>(terms, row_stride, begin, end, ring, length);
+    default:
+      for (int32_t row = begin; row < end; ++row) {
+        Terms<T> row_terms = terms;
+        row_terms.input += row * row_stride;
+        combine<V, false, kPaired>(ring.row(row), length, row_terms);
+      }
+  }
+}
+
 // NHWC: vectors run over channels. Each input row is reduced along x once, into a ring of as many rows as an
 // output row needs; the rows of the ring are then combined along y. Channels are tiled to keep the ring in
 // the L1 cache.
@@ -109,15 +183,14 @@ void banded_product_nhwc(const Image<const T>& input, const Band<acc_t<T>>& rows
       const int32_t row_end = row_tap.first + row_tap.count;
       // Rows come in ascending order but for inverted boxes, which start over with every bin.
       const bool in_ring = row_tap.first >= reduced_begin && row_tap.first <= reduced_end;
-      for (int32_t row = in_ring ? reduced_end : row_tap.first; row < row_end; ++row) {
-        acc* reduced = scratch + (row % ring_size) * ring_stride;
-        const T* in_row = input.data + row * input.row_stride + channel;
-        for (int32_t x = 0; x < columns.outputs; ++x) {
-          const Tap& tap = columns.taps[x];
-          combine<V, false, kPaired>(reduced + x * tile, tile,
-                                     Terms<T>{in_row + tap.first * input.column_stride, input.column_stride,
-                                              columns.weights + tap.offset, tap.count});
-        }
+      const int32_t row_begin = in_ring ? reduced_end : row_tap.first;
+      for (int32_t x = 0; row_begin < row_end && x < columns.outputs; ++x) {
+        const Tap& tap = columns.taps[x];
+        const T* in_column = input.data + tap.first * input.column_stride + channel;
+        reduce_rows<V, kPaired>(
+            Terms<T>{in_column, input.column_stride, columns.weights + tap.offset, tap.count},
+            input.row_stride, row_begin, row_end, Ring<acc>{scratch + x * tile, ring_stride, ring_size},
+            tile);
       }
       reduced_begin = row_tap.first;
       reduced_end = in_ring ? std::max(reduced_end, row_end) : row_end;

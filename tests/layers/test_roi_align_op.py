@@ -323,3 +323,23 @@ pathlib.Path.glob = lambda self, p: iter([pathlib.Path({str(broken)!r})]) if p =
     result = run_python(code + POOL_TWICE, MRCNN_EXT_BACKEND="")
     assert result.stdout.startswith("torchvision False;"), result.stderr
     assert "does not load" in result.stdout
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads by /proc")
+def test_compiled_operator_uses_atens_threads():
+    # In a process of its own, where nothing has started threads before.
+    code = """
+import os, sys, torch
+from mrcnn_ext.layers import _extension, roi_align
+if _extension.backend() != "compiled":
+    sys.exit("compiled operator missing")
+torch.set_num_threads(4)
+boxes = torch.tensor([[0.0, 1, 1, 20, 20]]).repeat(64, 1)
+before = len(os.listdir("/proc/self/task"))
+roi_align(torch.ones(1, 64, 32, 32), boxes, 7)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    if not _extension.is_available():
+        pytest.skip("no compiled operator")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 3
