@@ -27,7 +27,9 @@ def main(argv=None) -> None:
     )
     workers = os.cpu_count() or 1
     # The scenes of another seed or number, from an earlier run, make room.
-    write_dataset(data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress, force=True)
+    write_dataset(
+        data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress, force=True
+    )
 
     host = args.host or _available_host()
     runs = {f"mrcnn_ext in {host}": _HOSTS[host](args, data, args.output)}
