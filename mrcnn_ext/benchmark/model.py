@@ -92,6 +92,7 @@ class Subject:
             bf16: as `accelerate` takes it; of training too.
         """
         self.name = os.path.splitext(os.path.basename(config))[0]
+        self.weights = os.path.basename(weights)
         self.device = torch.device(device)
         self.min_score = min_score
         self.dataset = dataset
@@ -254,7 +255,8 @@ def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
         AssertionError: the model accelerated in the arithmetic of stock's, float32, detects something else.
     """
     torch.set_num_threads(threads)
-    row = {"model": subject.name, **asdict(case), "device": subject.device.type, "threads": threads}
+    row = {"model": subject.name, "weights": subject.weights or "random", **asdict(case)}
+    row |= {"device": subject.device.type, "threads": threads}
     if case.task == "training":
         functions, models, compared = _training(subject, case)
     else:
