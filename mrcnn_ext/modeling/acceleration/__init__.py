@@ -1,5 +1,5 @@
 """Making a built detector of detectron2 faster, its answers and its parameters unchanged."""
 
-from .accelerate import Acceleration, accelerate
+from .steps import Acceleration, accelerate
 
 __all__ = ["Acceleration", "accelerate"]

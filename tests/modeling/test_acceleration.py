@@ -1,0 +1,338 @@
+"""accelerate: stock answers, stock parameters, and each step by itself."""
+
+import copy
+import io
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+
+from mrcnn_ext.modeling import FusedROIPooler, LazyMasks, accelerate
+from mrcnn_ext.modeling.acceleration import detections, fused_layers, steps
+from mrcnn_ext.modeling.acceleration.class_swap import defines
+
+C4 = (
+    *("MODEL.KEYPOINT_ON", "False", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
+    *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "50"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.NORM", "FrozenBN"),
+    *("MODEL.RESNETS.OUT_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']"),
+    *("MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 32, 64]]"),
+)
+MODELS = {
+    "mask and keypoints": (),
+    "bottlenecks": ("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16")
+    + ("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.STRIDE_IN_1X1", "False"),
+    "norms everywhere": (
+        "MODEL.FPN.NORM",
+        "GN",
+        "MODEL.ROI_MASK_HEAD.NORM",
+        "BN",
+        "MODEL.FPN.FUSE_TYPE",
+        "avg",
+    )
+    + (
+        "MODEL.ROI_BOX_HEAD.NORM",
+        "GN",
+        "MODEL.ROI_BOX_HEAD.NUM_CONV",
+        "1",
+        "MODEL.ROI_BOX_HEAD.CONV_DIM",
+        "32",
+    ),
+    "cascade": (
+        "MODEL.ROI_HEADS.NAME",
+        "CascadeROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        "True",
+    ),
+    "C4": C4,
+    "ours": ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.ROI_HEADS.NAME", "FusedROIHeads")
+    + ("MODEL.ROI_MASK_HEAD.NAME", "FCNMaskHead", "MODEL.ROI_KEYPOINT_HEAD.NAME", "HeatmapKeypointHead"),
+}
+BOXES = ([4, 4, 40, 60], [30, 10, 76, 50])
+STEPS = ("pooler", "channels_last", "convolutions", "detections", "keypoints", "masks")
+
+
+@pytest.fixture
+def make_model(tiny_cfg):
+    """Makes a model of MODELS with random statistics in its normalisations and spread-out scores."""
+
+    def make(name="mask and keypoints", *opts):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg(*MODELS[name], *opts)).eval()
+        for key, value in model.state_dict().items():
+            if key.endswith(("running_mean", "norm.bias")):
+                value.normal_(std=0.1)
+            elif key.endswith(("running_var", "norm.weight")):
+                value.uniform_(0.8, 1.2)
+            elif key.endswith(("cls_score.weight", "bbox_pred.weight", "rpn_head.conv.weight")):
+                value.mul_(5)
+        return model
+
+    return make
+
+
+@torch.no_grad()
+def infer(model, batch):
+    return [output["instances"] for output in model(batch)]
+
+
+def assert_same(results, expected):
+    for result, stock in zip(results, expected, strict=True):
+        assert len(stock) > 0 and result.get_fields().keys() == stock.get_fields().keys()
+        assert torch.equal(result.pred_classes, stock.pred_classes)
+        torch.testing.assert_close(result.pred_boxes.tensor, stock.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(result.scores, stock.scores, rtol=1e-4, atol=1e-4)
+        differing = np.asarray(result.pred_masks) != np.asarray(stock.pred_masks)
+        assert differing.mean() < 1e-3
+        if stock.has("pred_keypoints"):
+            distance = (result.pred_keypoints - stock.pred_keypoints)[..., :2].abs()
+            assert (distance.amax(dim=2) <= 0.5).float().mean() > 0.98
+
+
+def assert_same_state(state, expected):
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_answers_and_parameters_are_stock(make_model, make_batch, name):
+    model, batch = make_model(name), make_batch(BOXES, BOXES[:1], size=(64, 96))
+    state = copy.deepcopy(model.state_dict())
+    fast = accelerate(model, bf16=False)
+    assert_same(infer(fast, batch), infer(model, batch))
+    assert_same_state(fast.state_dict(), state)
+    assert_same_state(model.state_dict(), state)
+    assert not hasattr(model, "acceleration") and not fast.acceleration.bf16
+    assert not any(type(module) is ROIPooler for module in fast.modules())
+    assert all(
+        type(module) is type(stock) or isinstance(module, (type(stock), FusedROIPooler))
+        for (_, module), (_, stock) in zip(fast.named_children(), model.named_children(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bf16_is_close_and_gives_float32(make_model, make_batch, name):
+    model, batch = make_model(name), make_batch(BOXES, size=(64, 96))
+    fast = accelerate(model, bf16=True)
+    assert fast.acceleration.bf16 and fast.acceleration.steps["bf16"].startswith("on: asked for")
+    for result in infer(fast, batch):
+        assert len(result) > 0
+        assert result.scores.dtype == result.pred_boxes.tensor.dtype == torch.float32
+    with torch.no_grad():
+        images = model.preprocess_image(batch)
+        features, stock_features = fast.backbone(images.tensor), model.backbone(images.tensor)
+        for key, value in stock_features.items():
+            assert (features[key].float() - value).std() < 0.03 * value.std()
+        assert any(value.dtype == torch.bfloat16 for value in features.values())
+        known = Instances((64, 96), pred_boxes=batch[0]["instances"].gt_boxes)
+        known.pred_classes = batch[0]["instances"].gt_classes
+        outputs = [
+            m.inference(batch, [copy.deepcopy(known)], do_postprocess=False)[0].get_fields()
+            for m in (fast, model)
+        ]
+    assert outputs[0].keys() == outputs[1].keys() and outputs[0]["pred_masks"].dtype == torch.float32
+    torch.testing.assert_close(outputs[0]["pred_masks"], outputs[1]["pred_masks"], rtol=0, atol=0.02)
+    if "pred_keypoint_heatmaps" in outputs[1]:
+        heatmaps, stock_heatmaps = (output["pred_keypoint_heatmaps"] for output in outputs)
+        assert heatmaps.dtype == torch.float32
+        assert (heatmaps - stock_heatmaps).std() < 0.05 * stock_heatmaps.std()
+
+
+def test_bf16_by_the_processor(make_model, monkeypatch):
+    model = make_model()
+    for has_it in (True, False):
+        monkeypatch.setattr(steps, "cpu_has_bf16", lambda has_it=has_it: has_it)
+        report = accelerate(model).acceleration
+        assert report.bf16 == has_it
+        assert report.steps["bf16"].endswith(
+            f"this cpu device has {'' if has_it else 'no '}bf16 instructions"
+        )
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_can_be_left_out_and_works_alone(make_model, make_batch, step):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    expected = infer(model, batch)
+    without = accelerate(model, bf16=False, **{step: False})
+    assert without.acceleration.steps[step] == "off"
+    assert_same(infer(without, batch), expected)
+    alone = accelerate(model, bf16=False, **{other: False for other in STEPS if other != step})
+    assert [name for name, what in alone.acceleration.steps.items() if not what.startswith("off")] == [step]
+    assert_same(infer(alone, batch), expected)
+
+
+def test_bf16_alone_is_autocast(make_model, make_batch):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    fast = accelerate(model, bf16=True, convolutions=False, keypoints=False)
+    assert "by autocast: backbone" in fast.acceleration.steps["bf16"]
+    (result,) = infer(fast, batch)
+    assert len(result) > 0 and result.scores.dtype == torch.float32
+
+
+def test_without_onednn_it_says_so_and_gives_the_same(make_model, make_batch, monkeypatch, caplog):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        fast = accelerate(model, bf16=False)
+    assert "no oneDNN convolutions" in caplog.text and "oneDNN" not in fast.acceleration.steps["convolutions"]
+    assert_same(infer(fast, batch), infer(model, batch))
+
+
+def test_weights_loaded_afterwards_take_effect(make_model, make_batch):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    fast = accelerate(model, bf16=False)
+    before = infer(fast, batch)
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and not key.endswith("running_var"):
+                value.mul_(1.05)
+    fast.load_state_dict(model.state_dict())
+    assert_same(infer(fast, batch), infer(model, batch))
+    assert not torch.allclose(infer(fast, batch)[0].scores, before[0].scores, atol=1e-3)
+    with torch.no_grad():
+        for m in (fast, model):
+            m.backbone.bottom_up.res2[0].conv1.norm.bias.add_(0.5)
+    assert_same(infer(fast, batch), infer(model, batch))
+
+
+def test_accelerating_twice_is_accelerating_once(make_model, make_batch):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    once = accelerate(model, bf16=True)
+    twice = accelerate(once, bf16=True)
+    assert (
+        twice is not once
+        and twice.acceleration.steps["convolutions"] == once.acceleration.steps["convolutions"]
+    )
+    assert [type(m) for m in twice.modules()] == [type(m) for m in once.modules()]
+    for a, b in zip(infer(once, batch), infer(twice, batch), strict=True):
+        assert torch.equal(a.scores, b.scores)
+    # What is asked for last counts.
+    assert_same(infer(accelerate(once, bf16=False), batch), infer(model, batch))
+    in_place = accelerate(model, bf16=False, copy=False)
+    assert in_place is model and accelerate(model, bf16=False, copy=False) is model
+
+
+def test_it_can_be_copied_pickled_and_trained(make_model, make_batch):
+    batch = make_batch(BOXES, size=(64, 96))
+    fast = accelerate(make_model(), bf16=False)
+    expected = infer(fast, batch)
+    assert_same(infer(copy.deepcopy(fast), batch), expected)
+    assert_same(infer(pickle.loads(pickle.dumps(fast)), batch), expected)
+    saved = io.BytesIO()
+    torch.save(fast.state_dict(), saved)
+
+    stock = make_model().train()
+    losses = []
+    for model in (fast.train(), stock):
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append({key: loss.item() for key, loss in model(batch).items()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
+
+
+def test_for_training_only_pooler_and_layout_change(make_model, make_batch):
+    model = make_model().train()
+    fast = accelerate(model)
+    assert fast.training and str(fast.acceleration).startswith("Accelerated for training:")
+    assert list(fast.acceleration.steps) == ["pooler", "channels_last"]
+    assert type(fast) is type(model) and isinstance(fast.roi_heads.box_pooler, FusedROIPooler)
+    assert fast.backbone.fpn_output2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert accelerate(make_model(), training=True).training
+    assert not accelerate(model, training=False).training
+    with EventStorage():
+        losses = fast(make_batch(BOXES, size=(64, 96)))
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in fast.parameters())
+
+
+def test_lazy_masks_are_those_pasted(make_model, make_batch):
+    batch = make_batch(BOXES, size=(64, 96))
+    batch[0].update(height=100, width=150)  # of the original image
+    model = make_model()
+    lazy, pasted = (infer(accelerate(model, bf16=False, masks=masks), batch)[0] for masks in ("lazy", True))
+    assert isinstance(lazy.pred_masks, LazyMasks) and pasted.pred_masks.shape[1:] == (100, 150)
+    assert torch.equal(lazy.pred_masks.tensor, pasted.pred_masks) and pasted.pred_masks.any()
+
+
+def test_an_image_without_detections(make_model, make_batch):
+    batch = make_batch(BOXES, BOXES, size=(64, 96))
+    for bf16 in (False, True):
+        fast = accelerate(
+            make_model("mask and keypoints", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"), bf16=bf16
+        )
+        for result in infer(fast, batch):
+            assert len(result) == 0 and result.pred_keypoints.shape == (0, 17, 3)
+            assert result.pred_masks.shape == (0, 64, 96)
+
+
+@pytest.mark.parametrize("kind, aligned", [("ROIAlign", False), ("ROIAlignV2", True), ("ROIPool", False)])
+def test_the_pooler_keeps_its_arguments(make_model, kind, aligned):
+    model = make_model()
+    model.roi_heads.box_pooler = ROIPooler((7, 7), [1 / 4, 1 / 8], 2, kind, 100, 3)
+    pooler = accelerate(model, bf16=False).roi_heads.box_pooler
+    assert isinstance(pooler, FusedROIPooler)
+    assert (pooler.pooler_type, pooler.output_size, pooler.scales) == (kind, (7, 7), [1 / 4, 1 / 8])
+    assert (pooler.canonical_box_size, pooler.canonical_level) == (100.0, 3)
+    assert pooler.aligned == aligned and (kind == "ROIPool" or pooler.sampling_ratio == 2)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("topk", [10, 100, -1])
+def test_detections_equal_stock_with_many_boxes(agnostic, topk):
+    fast_rcnn = pytest.importorskip("detectron2.modeling.roi_heads.fast_rcnn")
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(200, 1 if agnostic else 20, 2, generator=generator) * 60
+    sides = 20 + 30 * torch.rand(corners.shape, generator=generator)
+    boxes = torch.cat([corners, corners + sides], dim=2).flatten(1)
+    scores = torch.rand(200, 21, generator=generator)
+    boxes[3, 2] = torch.inf
+    args = (boxes, scores, (90, 80), 0.02, 0.5, topk)
+    expected, expected_rows = fast_rcnn.fast_rcnn_inference_single_image(*args)
+    result, rows = detections._detections(*args)
+    assert torch.equal(result.scores, expected.scores) and torch.equal(rows, expected_rows)
+    assert torch.equal(result.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(result.pred_classes, expected.pred_classes)
+
+
+def test_others_are_refused_by_name(make_model, tiny_cfg):
+    retinanet = build_model(
+        tiny_cfg(
+            *(
+                "MODEL.META_ARCHITECTURE",
+                "RetinaNet",
+                "MODEL.BACKBONE.NAME",
+                "build_retinanet_resnet_fpn_backbone",
+            ),
+            *("MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"),
+        )
+    )
+    with pytest.raises(TypeError, match="GeneralizedRCNN .*, got RetinaNet"):
+        accelerate(retinanet)
+    with pytest.raises(ValueError, match="bf16 must be True, False or \"auto\", got 'yes'"):
+        accelerate(make_model(), bf16="yes")
+    with pytest.raises(ValueError, match="masks must be True, False or \"lazy\", got 'rle'"):
+        accelerate(make_model(), masks="rle")
+
+
+def test_a_subclass_of_a_normalisation_is_not_folded():
+    class Activated(torch.nn.BatchNorm2d):
+        pass
+
+    assert fused_layers.foldable(torch.nn.BatchNorm2d(3)) and not fused_layers.foldable(Activated(3))
+    assert not fused_layers.foldable(torch.nn.BatchNorm2d(3, track_running_stats=False))
+    assert not defines(Activated(3), torch.nn.Conv2d, "forward")
+
+
+def test_the_report_names_every_step(make_model):
+    text = str(accelerate(make_model("ours"), bf16=True).acceleration)
+    assert all(step in text for step in (*STEPS, "bf16"))
+    assert "by autocast: backbone.bottom_up" in text and "roi_heads.mask_head" in text
