@@ -15,5 +15,6 @@ if find_spec("detectron2") is not None:
     compat.apply()
     from . import data, modeling  # noqa: F401  (registration)
     from .config import add_mrcnn_ext_config  # noqa: F401
+    from .modeling import accelerate  # noqa: F401
 
-    __all__ += ["add_mrcnn_ext_config"]
+    __all__ += ["accelerate", "add_mrcnn_ext_config"]

@@ -59,5 +59,8 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Convolutions run channels-last, which is faster on most processors, on GPUs in half precision above all.
     cfg.MODEL.setdefault("CHANNELS_LAST", False)
 
+    # Evaluate an accelerated copy of the model (mrcnn_ext.accelerate), in bf16 where the device has it.
+    cfg.MODEL.setdefault("ACCELERATE", False)
+
     # "SGD", which is detectron2's, or "AdamW"; both take their rates and decays from SOLVER.
     cfg.SOLVER.setdefault("OPTIMIZER", "SGD")

@@ -6,3 +6,4 @@ train.eval_period = 0  # once, after training
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.val_loss = dict(enabled=True, max_images=0)
 train.allow_partial_weights = False
+train.accelerate = False  # evaluate an accelerated copy of the model

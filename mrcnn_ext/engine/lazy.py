@@ -19,7 +19,7 @@ from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .setup import start
-from .trainer import CPUAutocastTrainer, cpu_has_bf16, thin_out
+from .trainer import CPUAutocastTrainer, accelerated, cpu_has_bf16, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
 
@@ -130,11 +130,15 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
+    With ``train.accelerate`` an accelerated copy of it is evaluated.
+
     Returns:
         dict: metrics, in the main process.
     """
     if "evaluator" not in cfg.dataloader:
         return {}
+    if cfg.train.get("accelerate", False):
+        model = accelerated(model)
     results = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )

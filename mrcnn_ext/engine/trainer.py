@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import weakref
 
 import torch
@@ -15,8 +14,11 @@ from detectron2.data import (
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from torch.nn.parallel import DistributedDataParallel
 
 from ..evaluation import build_evaluator
+from ..layers.processor import cpu_has_bf16 as _cpu_has_bf16
+from ..modeling import accelerate
 from .checkpoint import Checkpointer
 from .errors import UserError
 from .events import build_writers
@@ -86,6 +88,13 @@ class Trainer(DefaultTrainer):
         return result
 
     @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated."""
+        if cfg.MODEL.ACCELERATE and not isinstance(model, GeneralizedRCNNWithTTA):
+            model = accelerated(model)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def test_with_augmentation(cls, cfg, model):
         """Evaluate the merged predictions on resized and flipped copies of each image (``TEST.AUG``).
 
@@ -96,6 +105,8 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
             for name in cfg.DATASETS.TEST
         ]
+        if cfg.MODEL.ACCELERATE:
+            model = accelerated(model)
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}
 
@@ -103,15 +114,24 @@ class Trainer(DefaultTrainer):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 by itself; where it does not, autocast would slow training down.
+def accelerated(model):
+    """An accelerated copy of a model for evaluation; says what was done.
 
-    Says so if not.
+    Raises:
+        UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take.
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    flags = torch.cpu.get_capabilities()
-    if flags.get("avx512_bf16") or flags.get("amx_bf16"):
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    try:
+        model = accelerate(model, training=False)
+    except TypeError as error:
+        raise UserError(f"MODEL.ACCELERATE (train.accelerate): {error}") from error
+    logging.getLogger(__name__).info("%s", model.acceleration)
+    return model
+
+
+def cpu_has_bf16() -> bool:
+    """Whether bf16 autocast speeds training up on this processor; says so if not."""
+    if _cpu_has_bf16():
         return True
     logging.getLogger(__name__).warning("This processor has no bf16 instructions: training in float32")
     return False

@@ -1,13 +1,17 @@
 """The trainer's constructor; tests/tools trains with it."""
 
 import pytest
+import torch
 
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
 
+from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer, UserError
-from mrcnn_ext.engine.trainer import thin_out
+from mrcnn_ext.engine.trainer import accelerated, thin_out
 
 
 def test_config_without_our_keys():
@@ -20,3 +24,43 @@ def test_config_without_our_keys():
 )
 def test_validation_images_are_spread_over_the_data(count, expected):
     assert thin_out(list(range(6)), count) == expected
+
+
+@pytest.fixture
+def small_model():
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    cfg.merge_from_list(
+        [
+            *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RPN.IN_FEATURES", "['p5']"),
+            *("MODEL.FPN.IN_FEATURES", "['res5']", "MODEL.RESNETS.OUT_FEATURES", "['res5']"),
+            *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", "['p5']"),
+            *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", "1"),
+            *("MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "7"),
+        ]
+    )
+    return cfg, build_model(cfg)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_an_accelerated_copy_is_evaluated_where_asked_for(small_model, monkeypatch, enabled):
+    cfg, model = small_model
+    cfg.MODEL.ACCELERATE = enabled
+    evaluated = []
+    monkeypatch.setattr(
+        DefaultTrainer, "test", classmethod(lambda cls, cfg, model, _: evaluated.append(model))
+    )
+    Trainer.test(cfg, model.train())
+    Trainer.test_with_augmentation(cfg, model)
+    if enabled:
+        assert evaluated[0] is not model and evaluated[0].acceleration.form == "inference"
+        assert evaluated[1].model.acceleration.form == "inference"
+        assert model.training and not hasattr(model, "acceleration")
+    else:
+        assert evaluated[0] is model and evaluated[1].model is model
+
+
+def test_what_cannot_be_accelerated_is_named():
+    with pytest.raises(UserError, match=r"MODEL.ACCELERATE \(train.accelerate\): .* got Linear"):
+        accelerated(torch.nn.Linear(1, 1))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2")
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
@@ -261,6 +261,14 @@ def test_lazy_masks_are_those_pasted(make_model, make_batch):
     lazy, pasted = (infer(accelerate(model, bf16=False, masks=masks), batch)[0] for masks in ("lazy", True))
     assert isinstance(lazy.pred_masks, LazyMasks) and pasted.pred_masks.shape[1:] == (100, 150)
     assert torch.equal(lazy.pred_masks.tensor, pasted.pred_masks) and pasted.pred_masks.any()
+
+
+def test_test_time_augmentation(make_model, make_batch, tiny_cfg):
+    cfg = tiny_cfg("MODEL.KEYPOINT_ON", "False", "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", "96")
+    model = make_model("mask and keypoints", "MODEL.KEYPOINT_ON", "False")
+    batch = make_batch(BOXES, size=(64, 96))
+    fast, stock = (GeneralizedRCNNWithTTA(cfg, m) for m in (accelerate(model, bf16=False), model))
+    assert_same(infer(fast, batch), infer(stock, batch))
 
 
 def test_an_image_without_detections(make_model, make_batch):
