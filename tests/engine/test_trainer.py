@@ -49,7 +49,7 @@ def test_an_accelerated_copy_is_evaluated_where_asked_for(small_model, monkeypat
     cfg.MODEL.ACCELERATE = enabled
     evaluated = []
     monkeypatch.setattr(
-        DefaultTrainer, "test", classmethod(lambda cls, cfg, model, _: evaluated.append(model))
+        DefaultTrainer, "test", classmethod(lambda cls, cfg, model, _: evaluated.append(model) or {})
     )
     Trainer.test(cfg, model.train())
     Trainer.test_with_augmentation(cfg, model)
