@@ -415,7 +415,7 @@ def plot(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(13, 1.5 + 0.75 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(13, 1.8 + 0.75 * len(rows)), layout="constrained")
     bars, speeds = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
     places, labels = [], []
     for i, row in enumerate(rows):
@@ -437,8 +437,9 @@ def plot(rows: list[dict], path: Path) -> None:
     bars.set(xlabel="milliseconds a batch", yticks=places, yticklabels=labels)
     bars.tick_params(axis="y", labelsize="x-small")
     keys = [Patch(color=f"C{colour}", label=stage) for colour, stage in enumerate(STAGES)]
-    bars.legend(handles=[*keys, Patch(color="grey", label="training step")], fontsize="small")
+    keys.append(Patch(color="grey", label="training step"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize="small")
     speeds.set(xlabel="images per second")
-    speeds.margins(x=0.25)
+    speeds.margins(x=0.4)
     figure.suptitle(f"stock detectron2 and mrcnn_ext, {rows[0]['device']}, {rows[0]['threads']} thread(s)")
     figure.savefig(path, dpi=110)
