@@ -19,6 +19,7 @@
 
 #include "arguments.h"
 #include "cpu_kernels.h"
+#include "cpu_layout.h"
 #include "cpu_plan.h"
 
 namespace mrcnn_ext {
@@ -161,22 +162,62 @@ Scratch<acc> scratch_for(const Band<acc>& rows, const Band<acc>& columns, int64_
   return {values.data(), weights.data(), indices.data(), groups.data()};
 }
 
+// Copies as NHWC of those NCHW levels of which the RoIs read more cells than there are: pooling from pixels
+// is so much faster that it pays for the copy. The others stay undefined.
+template <typename T>
+std::vector<at::Tensor> copy_busy_levels(const std::vector<at::Tensor>& features,
+                                         const std::vector<PlannedRoI<OwnedBand<acc_t<T>>>>& plan) {
+  std::vector<int64_t> cells(features.size(), 0);
+  for (const auto& planned : plan) {
+    const auto columns = planned.columns.view();
+    cells[planned.roi.level] += int64_t(planned.bottom - planned.top) * (columns.end - columns.begin);
+  }
+  std::vector<at::Tensor> copies(features.size());
+  for (size_t level = 0; level < features.size(); ++level) {
+    const at::Tensor& feature = features[level];
+    const int64_t images = feature.size(0);
+    const int64_t rows = feature.size(2);
+    if (cells[level] <= images * rows * feature.size(3)) continue;
+    const at::Tensor copy =
+        empty_result(feature.sizes(), feature.options().memory_format(at::MemoryFormat::ChannelsLast));
+    T* data = copy.mutable_data_ptr<T>();
+    share_out(images * rows, [&](int64_t unit) {
+      const int64_t image = unit / rows;
+      pixels_from_planes(image_of(feature.const_data_ptr<T>(), feature, image, 0, feature.size(1)),
+                         image_of(data, copy, image, 0, feature.size(1)), unit % rows, feature.size(3));
+    });
+    copies[level] = copy;
+  }
+  return copies;
+}
+
 template <typename T>
 void pool_average(const std::vector<at::Tensor>& features, const at::Tensor& rois,
                   const PoolingOptions& options, bool nhwc, const at::Tensor& output) {
   using acc = acc_t<T>;
-  const Kernels<T>& kernels = select_kernels<T>(nhwc);
   const auto plan = make_plan<OwnedBand<acc>, acc>(features, rois, options);
+  const std::vector<at::Tensor> copies =
+      nhwc ? std::vector<at::Tensor>(features.size()) : copy_busy_levels<T>(features, plan);
+  const int64_t bins = options.pooled_height * options.pooled_width;
   T* out = output.mutable_data_ptr<T>();
-  for_each_output(
-      plan, output.size(1), nhwc ? 256 : 16, [&](const auto& planned, int64_t channel, int64_t channels) {
-        const at::Tensor& feature = features[planned.roi.level];
-        const Band<acc> rows = planned.rows.view();
-        const Band<acc> columns = planned.columns.view();
-        kernels.pool(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
-                     rows, columns, image_of(out, output, planned.roi.index, channel, channels),
-                     scratch_for(rows, columns, options.pooled_width));
-      });
+  const auto pool = [&](const auto& planned, int64_t channel, int64_t channels) {
+    const at::Tensor& copy = copies[planned.roi.level];
+    const at::Tensor& feature = copy.defined() ? copy : features[planned.roi.level];
+    const Band<acc> rows = planned.rows.view();
+    const Band<acc> columns = planned.columns.view();
+    const auto input = image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels);
+    const Image<T> target = image_of(out, output, planned.roi.index, channel, channels);
+    const Scratch<acc> scratch = scratch_for(rows, columns, options.pooled_width);
+    if (!copy.defined()) return select_kernels<T>(nhwc).pool(input, rows, columns, target, scratch);
+    thread_local std::vector<T> memory;
+    memory.resize(std::max<size_t>(memory.size(), bins * channels));
+    const Image<T> pixels{memory.data(), options.pooled_width * channels, channels, 1, channels};
+    select_kernels<T>(true).pool(input, rows, columns, pixels, scratch);
+    planes_from_pixels(pixels, target, bins);
+  };
+  const bool by_pixels =
+      nhwc || std::any_of(copies.begin(), copies.end(), [](auto& c) { return c.defined(); });
+  for_each_output(plan, output.size(1), by_pixels ? 256 : 16, pool);
 }
 
 template <typename T>

@@ -360,3 +360,16 @@ def test_many_boxes_over_a_pyramid(backend, device, mode, layout, bins):
             results.append([out.detach(), *torch.autograd.grad(out, features, torch.ones_like(out))])
     for actual, expected in zip(*results, strict=True):
         assert_near(actual, expected.cpu(), torch.float32, scale=20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_box_among_many_is_the_box_alone(dtype):
+    # Many boxes on one map make the compiled operator pool from a copy of the map in another layout.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 70, 33, 45, generator=generator).to(dtype)
+    corners = torch.rand(120, 2, generator=generator) * 100
+    boxes = torch.cat([torch.arange(120.0)[:, None] % 2, corners, corners + 20 + corners.flip(1)], 1)
+    together = roi_align(x, boxes, (3, 5), 0.25, aligned=True)
+    alone = torch.cat([roi_align(x, box[None], (3, 5), 0.25, aligned=True) for box in boxes])
+    assert together.is_contiguous() and alone.is_contiguous()
+    torch.testing.assert_close(together, alone, rtol=1e-5 if dtype != torch.bfloat16 else 1e-2, atol=1e-5)
