@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,6 +76,9 @@ def _in_detectron2(args, data, output, stock: bool = False) -> dict:
 def _in_torchvision(args, data, output) -> dict:
     from .hosts.torchvision.quickstart import train_and_evaluate
 
+    # torchvision has no logger of its own, as detectron2 has, to show the progress.
+    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mrcnn_ext").setLevel(logging.INFO)
     config = get_config_file("quickstart.yaml")
     return train_and_evaluate(config, data, output, budget_iterations=args.iterations, seed=args.seed)
 
