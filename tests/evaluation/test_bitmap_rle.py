@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
+pytest.importorskip("detectron2")
+
 from mrcnn_ext.evaluation.bitmap_rle import bitmap_to_rle
 
 
