@@ -131,7 +131,7 @@ std::vector<PlannedRoI<Table>> make_plan(const std::vector<at::Tensor>& features
 
 // Calls pool(planned, channel, channels) for every RoI and block of channels.
 template <typename Table, typename Pool>
-void for_each_output(const std::vector<PlannedRoI<Table>>& plan, int64_t channels, int64_t block,
+void for_each_output(c10::ArrayRef<PlannedRoI<Table>> plan, int64_t channels, int64_t block,
                      const Pool& pool) {
   constexpr int64_t kRoIsPerUnit = 8;
   const int64_t count = plan.size();
@@ -162,33 +162,58 @@ Scratch<acc> scratch_for(const Band<acc>& rows, const Band<acc>& columns, int64_
   return {values.data(), weights.data(), indices.data(), groups.data()};
 }
 
-// Copies as NHWC of those NCHW levels of which the RoIs read more cells than there are: pooling from pixels
-// is so much faster that it pays for the copy. The others stay undefined.
+// Pools the RoIs of one level straight from it, in either layout.
 template <typename T>
-std::vector<at::Tensor> copy_busy_levels(const std::vector<at::Tensor>& features,
-                                         const std::vector<PlannedRoI<OwnedBand<acc_t<T>>>>& plan) {
-  std::vector<int64_t> cells(features.size(), 0);
-  for (const auto& planned : plan) {
-    const auto columns = planned.columns.view();
-    cells[planned.roi.level] += int64_t(planned.bottom - planned.top) * (columns.end - columns.begin);
-  }
-  std::vector<at::Tensor> copies(features.size());
-  for (size_t level = 0; level < features.size(); ++level) {
-    const at::Tensor& feature = features[level];
-    const int64_t images = feature.size(0);
-    const int64_t rows = feature.size(2);
-    if (cells[level] <= images * rows * feature.size(3)) continue;
-    const at::Tensor copy =
-        empty_result(feature.sizes(), feature.options().memory_format(at::MemoryFormat::ChannelsLast));
-    T* data = copy.mutable_data_ptr<T>();
-    share_out(images * rows, [&](int64_t unit) {
-      const int64_t image = unit / rows;
-      pixels_from_planes(image_of(feature.const_data_ptr<T>(), feature, image, 0, feature.size(1)),
-                         image_of(data, copy, image, 0, feature.size(1)), unit % rows, feature.size(3));
+void pool_level(const at::Tensor& feature, c10::ArrayRef<PlannedRoI<OwnedBand<acc_t<T>>>> plan,
+                const PoolingOptions& options, bool nhwc, const at::Tensor& output) {
+  using acc = acc_t<T>;
+  const Kernels<T>& kernels = select_kernels<T>(nhwc);
+  const T* data = feature.const_data_ptr<T>();
+  T* out = output.mutable_data_ptr<T>();
+  for_each_output(plan, output.size(1), nhwc ? 256 : 16,
+                  [&](const auto& planned, int64_t channel, int64_t channels) {
+                    const Band<acc> rows = planned.rows.view();
+                    const Band<acc> columns = planned.columns.view();
+                    kernels.pool(image_of(data, feature, planned.roi.image, channel, channels), rows, columns,
+                                 image_of(out, output, planned.roi.index, channel, channels),
+                                 scratch_for(rows, columns, options.pooled_width));
+                  });
+}
+
+// Pools the RoIs of one NCHW level from a copy in NHWC, of as many channels at a time as stay in the cache.
+template <typename T>
+void pool_level_from_pixels(const at::Tensor& feature, c10::ArrayRef<PlannedRoI<OwnedBand<acc_t<T>>>> plan,
+                            const PoolingOptions& options, const at::Tensor& output) {
+  using acc = acc_t<T>;
+  const Kernels<T>& kernels = select_kernels<T>(true);
+  const int64_t images = feature.size(0);
+  const int64_t height = feature.size(2);
+  const int64_t width = feature.size(3);
+  const int64_t block = std::min<int64_t>(feature.size(1), 64);
+  const int64_t bins = options.pooled_height * options.pooled_width;
+  const T* data = feature.const_data_ptr<T>();
+  T* out = output.mutable_data_ptr<T>();
+  const at::Tensor memory = empty_result({images * height * width * block}, feature.options());
+  T* copies = memory.mutable_data_ptr<T>();
+  for (int64_t channel = 0; channel < feature.size(1); channel += block) {
+    const int64_t channels = std::min(block, feature.size(1) - channel);
+    const auto copy_of = [&](int64_t image) { return copies + image * height * width * channels; };
+    share_out(images * height, [&](int64_t unit) {
+      const int64_t image = unit / height;
+      pixels_from_planes<T>(image_of(data, feature, image, channel, channels),
+                            {copy_of(image), width * channels, channels, 1, channels}, unit % height, width);
     });
-    copies[level] = copy;
+    for_each_output(plan, channels, channels, [&](const auto& planned, int64_t, int64_t) {
+      thread_local std::vector<T> pooled;
+      pooled.resize(std::max<size_t>(pooled.size(), bins * channels));
+      const Image<T> pixels{pooled.data(), options.pooled_width * channels, channels, 1, channels};
+      const Band<acc> rows = planned.rows.view();
+      const Band<acc> columns = planned.columns.view();
+      kernels.pool({copy_of(planned.roi.image), width * channels, channels, 1, channels}, rows, columns,
+                   pixels, scratch_for(rows, columns, options.pooled_width));
+      planes_from_pixels(pixels, image_of(out, output, planned.roi.index, channel, channels), bins);
+    });
   }
-  return copies;
 }
 
 template <typename T>
@@ -196,28 +221,22 @@ void pool_average(const std::vector<at::Tensor>& features, const at::Tensor& roi
                   const PoolingOptions& options, bool nhwc, const at::Tensor& output) {
   using acc = acc_t<T>;
   const auto plan = make_plan<OwnedBand<acc>, acc>(features, rois, options);
-  const std::vector<at::Tensor> copies =
-      nhwc ? std::vector<at::Tensor>(features.size()) : copy_busy_levels<T>(features, plan);
-  const int64_t bins = options.pooled_height * options.pooled_width;
-  T* out = output.mutable_data_ptr<T>();
-  const auto pool = [&](const auto& planned, int64_t channel, int64_t channels) {
-    const at::Tensor& copy = copies[planned.roi.level];
-    const at::Tensor& feature = copy.defined() ? copy : features[planned.roi.level];
-    const Band<acc> rows = planned.rows.view();
-    const Band<acc> columns = planned.columns.view();
-    const auto input = image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels);
-    const Image<T> target = image_of(out, output, planned.roi.index, channel, channels);
-    const Scratch<acc> scratch = scratch_for(rows, columns, options.pooled_width);
-    if (!copy.defined()) return select_kernels<T>(nhwc).pool(input, rows, columns, target, scratch);
-    thread_local std::vector<T> memory;
-    memory.resize(std::max<size_t>(memory.size(), bins * channels));
-    const Image<T> pixels{memory.data(), options.pooled_width * channels, channels, 1, channels};
-    select_kernels<T>(true).pool(input, rows, columns, pixels, scratch);
-    planes_from_pixels(pixels, target, bins);
-  };
-  const bool by_pixels =
-      nhwc || std::any_of(copies.begin(), copies.end(), [](auto& c) { return c.defined(); });
-  for_each_output(plan, output.size(1), by_pixels ? 256 : 16, pool);
+  for (size_t begin = 0, end = 0; begin < plan.size(); begin = end) {
+    const int64_t level = plan[begin].roi.level;
+    int64_t cells = 0;
+    for (; end < plan.size() && plan[end].roi.level == level; ++end) {
+      const Band<acc> columns = plan[end].columns.view();
+      cells += int64_t(plan[end].bottom - plan[end].top) * (columns.end - columns.begin);
+    }
+    const at::Tensor& feature = features[level];
+    const auto here = c10::ArrayRef<PlannedRoI<OwnedBand<acc>>>(plan).slice(begin, end - begin);
+    // Pooling from pixels is so much faster that a copy pays once the RoIs read more cells than it has.
+    if (nhwc || cells <= feature.size(0) * feature.size(2) * feature.size(3)) {
+      pool_level<T>(feature, here, options, nhwc, output);
+    } else {
+      pool_level_from_pixels<T>(feature, here, options, output);
+    }
+  }
 }
 
 template <typename T>
@@ -227,13 +246,14 @@ void pool_maximum(const std::vector<at::Tensor>& features, const at::Tensor& roi
   const Kernels<T>& kernels = select_kernels<T>(nhwc);
   const auto plan = make_plan<OwnedSamples<acc>, acc>(features, rois, options);
   T* out = output.mutable_data_ptr<T>();
-  for_each_output(
-      plan, output.size(1), nhwc ? 256 : 16, [&](const auto& planned, int64_t channel, int64_t channels) {
-        const at::Tensor& feature = features[planned.roi.level];
-        kernels.pool_max(image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
-                         planned.rows.view(), planned.columns.view(),
-                         image_of(out, output, planned.roi.index, channel, channels));
-      });
+  for_each_output(c10::ArrayRef<PlannedRoI<OwnedSamples<acc>>>(plan), output.size(1), nhwc ? 256 : 16,
+                  [&](const auto& planned, int64_t channel, int64_t channels) {
+                    const at::Tensor& feature = features[planned.roi.level];
+                    kernels.pool_max(
+                        image_of(feature.const_data_ptr<T>(), feature, planned.roi.image, channel, channels),
+                        planned.rows.view(), planned.columns.view(),
+                        image_of(out, output, planned.roi.index, channel, channels));
+                  });
 }
 
 // Zeroes the rows of a block of channels just before the first RoI that reaches them, while they enter the
@@ -303,9 +323,10 @@ void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
   const int64_t blocks = (channels + block - 1) / block;
   share_out(blocks * levels * images, [&](int64_t unit) {
     thread_local std::vector<acc_t<T>> memory;
-    const int64_t channel = unit / (levels * images) * block;
+    // The finest level first: its units are the largest, and the small ones then even out the threads.
+    const int64_t channel = unit % blocks * block;
     const int64_t width = std::min(block, channels - channel);
-    const auto place = std::make_pair(unit / images % levels, unit % images);
+    const auto place = std::make_pair(unit / blocks / images, unit / blocks % images);
     const at::Tensor& grad_feature = grad_features[place.first];
     const int64_t rows = grad_feature.size(2);
     const int64_t columns = grad_feature.size(3);
