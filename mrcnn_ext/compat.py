@@ -133,7 +133,7 @@ def _quiet_scripting(module):
     """These script what they define as they are imported, and PyTorch warns each time that it is deprecated, which
     nobody who imports detectron2 can change."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script(_method)?` is deprecated")
         yield
 
 

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from mrcnn_ext import compat
 ALIAS = "deeplearning.projects.cityscapesApi.cityscapesscripts"
 INSTANCES = "evaluation.evalInstanceLevelSemanticLabeling"
 PIXELS = "evaluation.evalPixelLevelSemanticLabeling"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mrcnn_ext.__file__).parents[1])}
 
 # The repairs alone, without the seconds that importing detectron2 and torch takes.
 APPLY = """
@@ -32,9 +30,7 @@ importlib.import_module("mrcnn_ext.compat").apply()
 
 def run(code, **kwargs):
     """What a Python program prints, read as JSON."""
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, **kwargs
-    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **kwargs)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -326,8 +326,8 @@ pathlib.Path.glob = lambda self, p: iter([pathlib.Path({str(broken)!r})]) if p =
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads by /proc")
-def test_compiled_operator_uses_atens_threads():
-    # In a process of its own, where nothing has started threads before.
+def test_compiled_operator_uses_atens_threads(tmp_path):
+    # In a process of its own, where nothing has started threads before, and of the package as it is installed.
     code = """
 import os, sys, torch
 from mrcnn_ext.layers import _extension, roi_align
@@ -341,5 +341,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
     if not _extension.is_available():
         pytest.skip("no compiled operator")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=tmp_path
+    )
     assert int(done.stdout) == 3
