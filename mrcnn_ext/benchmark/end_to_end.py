@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from .. import model_zoo
 from ..modeling import FusedROIPooler
+from .model import calibrate, limit_detections, score_for
 from .roi_align import CANONICAL, IMAGE, SCALES, random_boxes
 from .timing import race
 
@@ -18,14 +19,17 @@ CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml"
 POOLERS = ("box_pooler", "mask_pooler")
 
 
-def _model(device: str):
-    """Random weights; every image gets all the detections that the configuration allows, 100."""
+def _model(device: str, picture: dict):
+    """Random weights, normalised for the image; it gets all the detections that the configuration allows, 100."""
     cfg = model_zoo.get_config(CONFIG)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.INPUT.MASK_FORMAT = "bitmask"
     torch.manual_seed(0)
-    return build_model(cfg)
+    model = build_model(cfg).eval()
+    calibrate(model, [picture])
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    limit_detections(model, limit, score_for(model, [picture], limit))
+    return model
 
 
 def _set_poolers(model, make) -> None:
@@ -67,7 +71,8 @@ def report(device: str, threads: int, budget: float, image: tuple[int, int] = IM
         AssertionError: the two poolers lead to different detections.
     """
     torch.set_num_threads(threads)
-    model, picture = _model(device), _image(image)
+    picture = _image(image)
+    model = _model(device, picture)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def infer():
@@ -91,6 +96,8 @@ def report(device: str, threads: int, budget: float, image: tuple[int, int] = IM
         boxes[name] = infer().pred_boxes.tensor.cpu()
     if boxes["stock"].shape != boxes["ours"].shape or not torch.allclose(*boxes.values(), atol=0.1):
         raise AssertionError("the two poolers lead to different detections: there is nothing to compare")
+    if not len(boxes["ours"]):
+        raise AssertionError("the model detects nothing: its poolers have nothing to do")
 
     lines = [f"{'Mask R-CNN R-50-FPN, ' + device:34}{'stock ms':>10}{'ours ms':>10}{'ratio':>8}   in poolers"]
     for what, step in (("inference", infer), (f"training step, {len(picture['instances'])} objects", train)):

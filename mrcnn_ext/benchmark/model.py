@@ -105,7 +105,7 @@ class Subject:
         if weights:
             DetectionCheckpointer(self.stock).load(weights)
         else:
-            _calibrate(self.stock, self.inputs(Case(height=320, width=480)))
+            calibrate(self.stock, self.inputs(Case(height=320, width=480)))
         self.bf16 = bf16
 
     def accelerated(self, **options) -> nn.Module:
@@ -186,7 +186,7 @@ def _random_objects(cfg, case: Case, seed: int) -> Instances:
 
 
 @torch.no_grad()
-def _calibrate(model: nn.Module, inputs: list[dict]) -> None:
+def calibrate(model: nn.Module, inputs: list[dict]) -> None:
     """Gives the batch normalisations the mean and variance of what they get for the inputs."""
 
     def measure(layer, args):
@@ -215,13 +215,13 @@ def sweep(tasks, sizes, batches, instances, quick: bool) -> list[Case]:
     return cases
 
 
-def _limit_detections(model: nn.Module, limit: int, min_score: float) -> None:
+def limit_detections(model: nn.Module, limit: int, min_score: float) -> None:
     for module in model.modules():
         if hasattr(module, "test_topk_per_image"):
             module.test_topk_per_image, module.test_score_thresh = limit, min_score
 
 
-def _score_for(model: nn.Module, inputs: list[dict], instances: int) -> float:
+def score_for(model: nn.Module, inputs: list[dict], instances: int) -> float:
     """A score threshold at which random weights give so many detections of an image, if they ever do.
 
     All scores of a random model are small and alike. Without a threshold each of them would be a candidate, ten
@@ -230,7 +230,7 @@ def _score_for(model: nn.Module, inputs: list[dict], instances: int) -> float:
     predictor = next(m for m in model.roi_heads.modules() if hasattr(m, "test_topk_per_image"))
     calls, inference = [], predictor.inference
     predictor.inference = lambda *args: calls.append(args) or inference(*args)
-    _limit_detections(model, instances, 0.0)
+    limit_detections(model, instances, 0.0)
     with torch.no_grad():
         model(inputs)
         del predictor.inference
@@ -240,7 +240,7 @@ def _score_for(model: nn.Module, inputs: list[dict], instances: int) -> float:
         scores = scores.sort(descending=True).values
         candidates = 10 * instances * len(inputs)
         while candidates < len(scores):
-            _limit_detections(model, instances, float(scores[candidates]))
+            limit_detections(model, instances, float(scores[candidates]))
             found, _ = predictor.inference(*calls[0])
             if min(map(len, found)) >= instances:
                 return float(scores[candidates])
@@ -284,9 +284,9 @@ def _inference(subject: Subject, case: Case):
     lazy = case.task == "evaluation"
     models = {"stock": subject.stock, "ours": subject.accelerated(masks="lazy" if lazy else True)}
     exact = subject.accelerated(bf16=False)
-    min_score = subject.min_score or _score_for(subject.stock, inputs, case.instances)
+    min_score = subject.min_score or score_for(subject.stock, inputs, case.instances)
     for model in (*models.values(), exact):
-        _limit_detections(model, case.instances, min_score)
+        limit_detections(model, case.instances, min_score)
 
     def run(model) -> list[Instances]:
         with torch.no_grad():
