@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["paste_masks"]
+__all__ = ["paste_masks", "pixel_regions", "sample_mask", "sample_places"]
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
@@ -39,23 +39,38 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
         pasted = torch.from_numpy(np.zeros((len(masks), height, width), dtype=np.bool_))
     else:
         pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=device)
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
+    xs, ys = sample_places(0, width, left, right), sample_places(0, height, top, bottom)
+    regions = pixel_regions(boxes, height, width)
+    for mask, x, y, (x0, y0, x1, y1), image in zip(masks, xs, ys, regions, pasted, strict=True):
+        if x0 < x1 and y0 < y1:
+            values = sample_mask(mask, x[x0:x1], y[y0:y1])
+            torch.ge(values, threshold, out=image[y0:y1, x0:x1])
+    return pasted
+
+
+# The pixels, the arithmetic and its order are detectron2's, for the sake of those close to the threshold.
+
+
+def pixel_regions(boxes: Tensor, height: int, width: int) -> list[list[int]]:
+    """The pixels x0, y0, x1, y1 of an image that the masks of boxes (R, 4) may reach; the ends are beyond."""
     limit = boxes.new_tensor([width, height])
     starts = (boxes[:, :2].floor() - 1).clamp(min=0).minimum(limit)
     ends = (boxes[:, 2:].ceil() + 1).clamp(min=0).minimum(limit)
-    regions = torch.cat([starts, ends], dim=1).int().tolist()
-    # The arithmetic and its order are detectron2's, for the sake of pixels close to the threshold.
-    low, length = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
-    xs = (torch.arange(width, dtype=torch.float32, device=device) + 0.5 - low[..., 0]) / length[
-        ..., 0
-    ] * 2 - 1
-    ys = (torch.arange(height, dtype=torch.float32, device=device) + 0.5 - low[..., 1]) / length[
-        ..., 1
-    ] * 2 - 1
-    for mask, x, y, (x0, y0, x1, y1), image in zip(masks, xs, ys, regions, pasted, strict=True):
-        if x0 < x1 and y0 < y1:
-            grid = torch.empty(1, y1 - y0, x1 - x0, 2, device=device)
-            grid[..., 0] = x[x0:x1]
-            grid[..., 1] = y[y0:y1, None]
-            values = F.grid_sample(mask[None, None], grid, align_corners=False)
-            torch.ge(values[0, 0], threshold, out=image[y0:y1, x0:x1])
-    return pasted
+    return torch.cat([starts, ends], dim=1).int().tolist()
+
+
+def sample_places(start: int, stop: int, low: Tensor, high: Tensor) -> Tensor:
+    """The centres of pixels [start, stop) of one axis, -1 at the low side of a box and 1 at the high one.
+
+    Sides of shape (R, 1) give (R, stop - start), single ones (stop - start,).
+    """
+    return (torch.arange(start, stop, device=low.device) + 0.5 - low) / (high - low) * 2 - 1
+
+
+def sample_mask(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Probabilities (len(y), len(x)) of a mask (h, w) at `sample_places`."""
+    grid = torch.empty(1, len(y), len(x), 2, device=mask.device)
+    grid[..., 0] = x
+    grid[..., 1] = y[:, None]
+    return F.grid_sample(mask[None, None], grid, align_corners=False)[0, 0]

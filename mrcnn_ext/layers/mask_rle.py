@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import _extension
+from .mask_pasting import pixel_regions, sample_mask, sample_places
 
 _STRIP = 2**20  # pixels which the path without the compiled operator pastes at a time
 
@@ -84,20 +84,15 @@ if _extension.is_available():
 
 def _encode(mask: Tensor, box: Tensor, height: int, width: int, threshold: float) -> bytes:
     """The COCO string of one mask, pasted by strips of columns."""
-    # The pixels, the arithmetic and its order are detectron2's, for the sake of those close to the threshold.
-    limit = torch.tensor([width, height], dtype=torch.float32)
-    x0, y0 = (box[:2].floor() - 1).clamp(min=0).minimum(limit).int().tolist()
-    x1, y1 = (box[2:].ceil() + 1).clamp(min=0).minimum(limit).int().tolist()
+    [(x0, y0, x1, y1)] = pixel_regions(box[None], height, width)
     changes = [np.zeros(0, np.int64)]
     if x0 < x1 and y0 < y1:
         before = False
         columns = max(1, _STRIP // height)
+        y = sample_places(y0, y1, box[1], box[3])
         for left in range(x0, x1, columns):
             right = min(left + columns, x1)
-            grid_y = (torch.arange(y0, y1) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
-            grid_x = (torch.arange(left, right) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
-            grid = torch.stack([grid_x.expand(y1 - y0, -1), grid_y[:, None].expand(-1, right - left)], dim=2)
-            values = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
+            values = sample_mask(mask, sample_places(left, right, box[0], box[2]), y)
             strip = torch.zeros(right - left, height, dtype=torch.bool)
             strip[:, y0:y1] = (values >= threshold).T
             pixels = strip.numpy().ravel()
