@@ -3,6 +3,7 @@
 Environment:
     FORCE_CUDA=1: compile the CUDA kernels although no GPU is visible (needs nvcc).
     TORCH_CUDA_ARCH_LIST: the GPU architectures to compile for, as in every PyTorch extension.
+    CFLAGS: as for every extension; an -O in it replaces ours.
     MRCNN_EXT_COMPILE=0: do not compile; the package then runs on its eager PyTorch path.
 """
 
@@ -52,7 +53,9 @@ def extension():
     # No contraction: which of two tied samples wins must not depend on the instruction set.
     # ATen's parallel loops are templates: without OpenMP here they would run on one thread.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
-    flags = {"cxx": ["-O3", "-ffp-contract=off", *openmp], "nvcc": ["-O3"]}
+    # torch puts these after CFLAGS, so that -O3 here would overrule an -O there.
+    optimize = [] if re.search(r"(^|\s)-O", os.environ.get("CFLAGS", "")) else ["-O3"]
+    flags = {"cxx": [*optimize, "-ffp-contract=off", *openmp], "nvcc": ["-O3"]}
     return {
         "ext_modules": [
             make(
