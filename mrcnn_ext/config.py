@@ -29,11 +29,21 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # that the file has.
     timm.setdefault("ARGS", CfgNode(new_allowed=True))
 
+    # Mask heads, MODEL.ROI_MASK_HEAD.NAME: "FCNMaskHead" and "MLPMaskHead". CLS_AGNOSTIC_MASK works for all.
+    mask = cfg.MODEL.ROI_MASK_HEAD
     # Factor of loss_mask.
-    cfg.MODEL.ROI_MASK_HEAD.setdefault("LOSS_WEIGHT", 1.0)
-    # FCNMaskHead: bilinear upsampling of the mask logits after the transposed convolution; the paper's 1 is
-    # none.
-    cfg.MODEL.ROI_MASK_HEAD.setdefault("UP_SCALE", 1.0)
+    mask.setdefault("LOSS_WEIGHT", 1.0)
+    # "sigmoid": each class has a mask of its own; "softmax": classes and background compete for each pixel.
+    mask.setdefault("ACTIVATION", "sigmoid")
+    # FCNMaskHead: transposed convolutions. The side of the masks is POOLER_RESOLUTION times 2^NUM_DECONV: 14, 28,
+    # 56, 112 for 0, 1, 2, 3 (with the ROI heads of C4 half of it).
+    mask.setdefault("NUM_DECONV", 1)
+    # FCNMaskHead: further bilinear upsampling of the logits; the paper's 1 is none.
+    mask.setdefault("UP_SCALE", 1.0)
+    # MLPMaskHead: hidden layers, their width, and the side of the masks.
+    mask.setdefault("NUM_FC", 2)
+    mask.setdefault("FC_DIM", 1024)
+    mask.setdefault("OUTPUT_SIZE", 28)
 
     # HeatmapKeypointHead: normalisation of its convolutions, a name of detectron2's get_norm; "" for none.
     cfg.MODEL.ROI_KEYPOINT_HEAD.setdefault("NORM", "")
@@ -46,6 +56,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     val_loss.setdefault("ENABLED", True)
     # At most this many images, evenly spaced over the data; 0: all.
     val_loss.setdefault("MAX_IMAGES", 0)
+
+    # Boundary AP beside mask AP, where the evaluator is COCO's.
+    cfg.TEST.setdefault("BOUNDARY_AP", False)
 
     # Data in COCO's format to register: [name, annotation file, image folder] each.
     cfg.DATASETS.setdefault("COCO_FORMAT", [])

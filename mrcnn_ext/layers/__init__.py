@@ -2,7 +2,7 @@
 
 from .keypoint_decoding import heatmaps_to_keypoints
 from .keypoint_networks import HeatmapKeypointNetwork
-from .mask_networks import FCNMaskNetwork
+from .mask_networks import FCNMaskNetwork, MLPMaskNetwork
 from .mask_pasting import paste_masks
 from .mask_rle import masks_to_rle
 from .roi_align import roi_align, roi_align_pyramid
@@ -11,6 +11,7 @@ from .timm_features import TimmFeatures
 __all__ = [
     "FCNMaskNetwork",
     "HeatmapKeypointNetwork",
+    "MLPMaskNetwork",
     "TimmFeatures",
     "heatmaps_to_keypoints",
     "masks_to_rle",

@@ -9,7 +9,7 @@ from .backbone import (
 )
 from .keypoint_head import HeatmapKeypointHead
 from .lazy_masks import LazyMasks
-from .mask_head import FCNMaskHead
+from .mask_head import FCNMaskHead, MLPMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
 
@@ -22,6 +22,7 @@ __all__ = [
     "FusedRes5ROIHeads",
     "HeatmapKeypointHead",
     "LazyMasks",
+    "MLPMaskHead",
     "TimmBackbone",
     "accelerate",
     "build_timm_backbone",

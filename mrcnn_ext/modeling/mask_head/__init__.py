@@ -1,5 +1,7 @@
 """Mask heads registered with detectron2's ROI_MASK_HEAD_REGISTRY."""
 
+from .base import MaskHead
 from .fcn import FCNMaskHead
+from .mlp import MLPMaskHead
 
-__all__ = ["FCNMaskHead"]
+__all__ = ["FCNMaskHead", "MLPMaskHead", "MaskHead"]

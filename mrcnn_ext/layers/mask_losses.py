@@ -1,0 +1,54 @@
+"""What a mask branch's logits stand for, and the losses on them."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["mask_log_odds", "mask_sigmoid_loss", "mask_softmax_loss"]
+
+
+def mask_sigmoid_loss(logits: Tensor, classes: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy of each RoI's mask of its own class, in which the others take no part (Mask R-CNN,
+    section 3); the mean over all pixels.
+
+    Args:
+        logits: (R, K, m, m), or (R, 1, m, m) of class-agnostic masks.
+        classes: (R,) int64 in [0, K).
+        masks: (R, m, m), 0.0 or 1.0.
+    """
+    return F.binary_cross_entropy_with_logits(mask_log_odds(logits, classes), masks)
+
+
+def mask_softmax_loss(logits: Tensor, classes: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of each pixel's softmax over the classes and the background, for which masks compete (Mask
+    R-CNN, table 2b: multinomial masks); the mean over all pixels.
+
+    Args:
+        logits: (R, K + 1, m, m), the background last; of class-agnostic masks (R, 2, m, m).
+        classes: (R,) int64 in [0, K).
+        masks: (R, m, m), 0.0 or 1.0.
+    """
+    background = logits.shape[1] - 1
+    labels = torch.where(masks > 0.5, _channels(classes, background)[:, None, None], background)
+    return F.cross_entropy(logits, labels)
+
+
+def mask_log_odds(logits: Tensor, classes: Tensor, softmax: bool = False) -> Tensor:
+    """Log-odds of each pixel to be of the RoI's class, (R, m, m): the sigmoid gives the probability.
+
+    Args:
+        logits: as `mask_softmax_loss` takes them if ``softmax``, else as `mask_sigmoid_loss` does.
+        classes: (R,) int64.
+    """
+    num_masks = logits.shape[1] - 1 if softmax else logits.shape[1]
+    channels = _channels(classes, num_masks)
+    own = logits[torch.arange(logits.shape[0], device=classes.device), channels]
+    if not softmax:
+        return own
+    index = channels[:, None, None, None].expand(-1, 1, logits.shape[2], logits.shape[3])
+    return own - logits.scatter(1, index, float("-inf")).logsumexp(dim=1)
+
+
+def _channels(classes: Tensor, num_masks: int) -> Tensor:
+    """Where the masks of classes are: a single one is that of every class."""
+    return torch.zeros_like(classes) if num_masks == 1 else classes

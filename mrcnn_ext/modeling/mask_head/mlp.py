@@ -1,0 +1,40 @@
+"""The fully connected mask head that the paper lays beside its convolutional one, for detectron2."""
+
+from detectron2.config import configurable
+from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
+
+from ...layers.mask_networks import MLPMaskNetwork
+from .base import SequentialMaskHead
+
+__all__ = ["MLPMaskHead"]
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MLPMaskHead(SequentialMaskHead):
+    """`MLPMaskNetwork` with detectron2's mask loss and inference.
+
+    Args:
+        input_shape (ShapeSpec): of the pooled features. Res5ROIHeads tell twice the height and width that their
+            features have; give half of them there.
+        num_classes: masks per RoI; 1 for class-agnostic masks.
+        fc_dims: width of each hidden layer.
+        output_size: side of the masks.
+        kwargs: ``activation``, ``loss_weight`` and ``vis_period`` of `MaskHead`.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape, *, num_classes: int, fc_dims=(1024, 1024), output_size: int = 28, **kwargs
+    ):
+        super().__init__(num_classes=num_classes, **kwargs)
+        size = (input_shape.channels, input_shape.height, input_shape.width)
+        self.take_layers(MLPMaskNetwork(size, self.num_maps, list(fc_dims), output_size))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "fc_dims": [head.get("FC_DIM", 1024)] * head.get("NUM_FC", 2),
+            "output_size": head.get("OUTPUT_SIZE", 28),
+        }
