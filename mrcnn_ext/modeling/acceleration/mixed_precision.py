@@ -26,11 +26,11 @@ def _device_type(value):
 class AutocastForward:
     """Mixin for a network: bf16 autocast. Attribute: ``float32``, whether to give float32 in the end."""
 
-    def forward(self, x):
+    def forward(self, x, *args):
         if self.training:
-            return super().forward(x)
+            return super().forward(x, *args)
         with torch.autocast(_device_type(x), torch.bfloat16):
-            x = super().forward(x)
+            x = super().forward(x, *args)
         return to_float32(x) if self._swapped["float32"] else x
 
 

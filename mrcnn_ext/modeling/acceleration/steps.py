@@ -188,6 +188,9 @@ def _networks(model):
         yield "backbone.bottom_up", model.backbone.bottom_up, False
     if hasattr(model.proposal_generator, "rpn_head"):
         yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head, True
+    for name, child in model.named_children():  # of subclasses: PanopticFPN's sem_seg_head
+        if name not in ("backbone", "proposal_generator", "roi_heads"):
+            yield name, child, True
     predictors = {id(predictor) for _, predictor in _box_predictors(model)}
     for name, child in model.roi_heads.named_children():
         parts = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
