@@ -45,10 +45,26 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     mask.setdefault("FC_DIM", 1024)
     mask.setdefault("OUTPUT_SIZE", 28)
 
-    # HeatmapKeypointHead: normalisation of its convolutions, a name of detectron2's get_norm; "" for none.
-    cfg.MODEL.ROI_KEYPOINT_HEAD.setdefault("NORM", "")
+    # Keypoint heads, MODEL.ROI_KEYPOINT_HEAD.NAME: "HeatmapKeypointHead" and "SimCCKeypointHead". Both also read
+    # detectron2's CONV_DIMS, NUM_KEYPOINTS, LOSS_WEIGHT and NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS.
+    keypoint = cfg.MODEL.ROI_KEYPOINT_HEAD
+    # Normalisation of the convolutions, a name of detectron2's get_norm; "" for none.
+    keypoint.setdefault("NORM", "")
+    # Target of a keypoint: a Gaussian of this standard deviation in cells of the heatmap, in bins for SimCC; 0 is
+    # the one cell of the paper.
+    keypoint.setdefault("TARGET_SIGMA", 0.0)
+    # Part of the target that is spread evenly over each axis.
+    keypoint.setdefault("LABEL_SMOOTHING", 0.0)
+    # From heatmaps to keypoints: "stock" is detectron2's answer; "dark" and "quadratic" are sub-pixel; "oks" is
+    # the place of the highest expected object keypoint similarity, by the sigmas of TEST.KEYPOINT_OKS_SIGMAS, of
+    # the dataset's metadata keypoint_oks_sigmas or, for 17 keypoints, of COCO.
+    keypoint.setdefault("DECODING", "stock")
     # HeatmapKeypointHead: bilinear upsampling of the heatmaps after the transposed convolution.
-    cfg.MODEL.ROI_KEYPOINT_HEAD.setdefault("UP_SCALE", 2.0)
+    keypoint.setdefault("UP_SCALE", 2.0)
+    # HeatmapKeypointHead: dilations of a waterfall of atrous convolutions, [1, 2, 4, 6] say; empty for none.
+    keypoint.setdefault("WASP_RATES", [])
+    # SimCCKeypointHead: bins per cell of the pooled features.
+    keypoint.setdefault("SPLIT_RATIO", 4)
 
     # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
     # TEST.EVAL_PERIOD iterations and after training.

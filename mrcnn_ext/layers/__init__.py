@@ -1,7 +1,7 @@
 """Operators and networks on plain tensors. Imports torch, never detectron2."""
 
 from .keypoint_decoding import heatmaps_to_keypoints
-from .keypoint_networks import HeatmapKeypointNetwork
+from .keypoint_networks import HeatmapKeypointNetwork, SimCCKeypointNetwork
 from .mask_networks import FCNMaskNetwork, MLPMaskNetwork
 from .mask_pasting import paste_masks
 from .mask_rle import masks_to_rle
@@ -11,6 +11,7 @@ from .timm_features import TimmFeatures
 __all__ = [
     "FCNMaskNetwork",
     "HeatmapKeypointNetwork",
+    "SimCCKeypointNetwork",
     "MLPMaskNetwork",
     "TimmFeatures",
     "heatmaps_to_keypoints",

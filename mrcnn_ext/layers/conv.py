@@ -23,10 +23,19 @@ class ConvNormReLU(nn.Conv2d):
     Args:
         in_channels, out_channels: channels of the input and of the output.
         norm: makes the normalisation layer from a channel count; None for none.
+        dilation: cells between the taps of the kernel; the output keeps the input's size.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module] | None = None):
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=norm is None)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Callable[[int], nn.Module] | None = None,
+        dilation: int = 1,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation, bias=norm is None
+        )
         self.norm = None if norm is None else norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from .backbone import (
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
 )
-from .keypoint_head import HeatmapKeypointHead
+from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .lazy_masks import LazyMasks
 from .mask_head import FCNMaskHead, MLPMaskHead
 from .poolers import FusedROIPooler
@@ -21,8 +21,10 @@ __all__ = [
     "FusedROIPooler",
     "FusedRes5ROIHeads",
     "HeatmapKeypointHead",
+    "KeypointHead",
     "LazyMasks",
     "MLPMaskHead",
+    "SimCCKeypointHead",
     "TimmBackbone",
     "accelerate",
     "build_timm_backbone",

@@ -4,16 +4,17 @@ from functools import partial
 
 from detectron2.config import configurable
 from detectron2.layers import get_norm
-from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY, BaseKeypointRCNNHead
+from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 from torch import nn
 
 from ...layers.keypoint_networks import HeatmapKeypointNetwork
+from .base import KeypointHead
 
 __all__ = ["HeatmapKeypointHead"]
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
-class HeatmapKeypointHead(BaseKeypointRCNNHead, nn.Sequential):
+class HeatmapKeypointHead(KeypointHead, nn.Sequential):
     """`HeatmapKeypointNetwork` with detectron2's keypoint loss and inference: takes the place of
     KRCNNConvDeconvUpsampleHead, its arguments and its checkpoints.
 
@@ -24,9 +25,8 @@ class HeatmapKeypointHead(BaseKeypointRCNNHead, nn.Sequential):
         conv_norm: normalisation of the convolutions: a name of detectron2's get_norm ("" for none, "BN",
             "GN", "SyncBN", ...) or a callable that makes the layer from a channel count.
         up_scale: bilinear upsampling of the heatmaps after the transposed convolution.
-        loss_weight: factor of ``loss_keypoint``.
-        loss_normalizer: "visible" divides the loss by the visible keypoints of the batch, a number by that
-            number times the images.
+        wasp_rates: dilations of a waterfall of atrous convolutions; empty, the stock head's, for none.
+        kwargs: those of `KeypointHead`.
     """
 
     @configurable
@@ -38,14 +38,14 @@ class HeatmapKeypointHead(BaseKeypointRCNNHead, nn.Sequential):
         conv_dims,
         conv_norm="",
         up_scale: float = 2.0,
-        loss_weight: float = 1.0,
-        loss_normalizer: float | str = 1.0,
+        wasp_rates=(),
+        **kwargs,
     ):
-        super().__init__(
-            num_keypoints=num_keypoints, loss_weight=loss_weight, loss_normalizer=loss_normalizer
-        )
+        super().__init__(num_keypoints=num_keypoints, **kwargs)
         norm = partial(get_norm, conv_norm) if conv_norm else None
-        network = HeatmapKeypointNetwork(input_shape.channels, num_keypoints, list(conv_dims), norm, up_scale)
+        network = HeatmapKeypointNetwork(
+            input_shape.channels, num_keypoints, list(conv_dims), norm, up_scale, list(wasp_rates)
+        )
         # The layers become the head's own, not a submodule's: the parameter names stay those of stock
         # checkpoints.
         for name, layer in network.named_children():
@@ -61,6 +61,7 @@ class HeatmapKeypointHead(BaseKeypointRCNNHead, nn.Sequential):
             # Not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
             "conv_norm": head.get("NORM", ""),
             "up_scale": head.get("UP_SCALE", 2.0),
+            "wasp_rates": head.get("WASP_RATES", ()),
         }
 
     def layers(self, x):

@@ -1,0 +1,177 @@
+"""What our keypoint heads share: targets, loss and decoding, to be chosen each."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.data import MetadataCatalog
+from detectron2.layers import cat
+from detectron2.modeling.roi_heads.keypoint_head import (
+    BaseKeypointRCNNHead,
+    keypoint_rcnn_inference,
+    keypoint_rcnn_loss,
+)
+from detectron2.structures import Instances
+from pycocotools.cocoeval import Params
+
+from ...layers import heatmaps_to_keypoints
+from ...layers.keypoint_targets import heatmap_loss, keypoints_to_cells
+
+__all__ = ["KeypointHead"]
+
+_DECODINGS = ("stock", "dark", "quadratic", "oks")
+
+
+class KeypointHead(BaseKeypointRCNNHead):
+    """detectron2's base of keypoint heads with a choice of targets and of decoding. A subclass has ``layers``,
+    from (R, C, H, W) pooled features to (R, K, S_h, S_w) heatmap logits.
+
+    At inference the instances get ``pred_keypoints`` (N, K, 3): x, y in pixels and a score, and
+    ``pred_keypoint_heatmaps`` (N, K, S_h, S_w), the logits.
+
+    The score of a keypoint says how sure its place is. With "oks" it is the object keypoint similarity which
+    COCO would give it on average over the predicted distribution, in [0, 1]; otherwise detectron2's measure,
+    the probability of the heatmap cell. COCO's results format leaves it open and COCO's evaluation does not
+    read it: that ranks whole instances, by their ``scores``.
+
+    Args:
+        num_keypoints: heatmaps per RoI, K.
+        loss_weight: factor of ``loss_keypoint``.
+        loss_normalizer: "visible" divides the loss by the visible keypoints of the batch, a number by that
+            number times the images.
+        target_sigma: standard deviation in heatmap cells of the Gaussian which is the target of a heatmap; 0
+            for the paper's one cell.
+        label_smoothing: part of the target spread evenly over each axis.
+        decoding: from heatmaps to keypoints, the method of `layers.heatmaps_to_keypoints`: "stock" for
+            detectron2's answer, "dark" and "quadratic" for sub-pixel ones, "oks" for the place of the highest
+            expected object keypoint similarity.
+        oks_sigmas: (K,) of object keypoint similarity, for "oks". None for COCO's where K is 17.
+
+    Raises:
+        ValueError: an unknown ``decoding``, or ``oks_sigmas`` missing or not K, or another argument out of
+            range.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_keypoints: int,
+        loss_weight: float = 1.0,
+        loss_normalizer: float | str = 1.0,
+        target_sigma: float = 0.0,
+        label_smoothing: float = 0.0,
+        decoding: str = "stock",
+        oks_sigmas=None,
+    ):
+        super().__init__(
+            num_keypoints=num_keypoints, loss_weight=loss_weight, loss_normalizer=loss_normalizer
+        )
+        if target_sigma < 0:
+            raise ValueError(f"target_sigma must be 0 or more cells, got {target_sigma}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        if decoding not in _DECODINGS:
+            raise ValueError(f"keypoint decoding must be one of {', '.join(_DECODINGS)}; got {decoding!r}")
+        self.target_sigma = float(target_sigma)
+        self.label_smoothing = float(label_smoothing)
+        self.decoding = decoding
+        sigmas = _checked_sigmas(oks_sigmas, num_keypoints) if decoding == "oks" else None
+        self.register_buffer("oks_sigmas", sigmas, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_KEYPOINT_HEAD
+        # Those below are not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
+        return {
+            **super().from_config(cfg, input_shape),
+            "target_sigma": head.get("TARGET_SIGMA", 0.0),
+            "label_smoothing": head.get("LABEL_SMOOTHING", 0.0),
+            "decoding": head.get("DECODING", "stock"),
+            "oks_sigmas": _configured_sigmas(cfg),
+        }
+
+    def forward(self, x, instances: list[Instances]):
+        """As detectron2's: the loss in training, otherwise the instances with their keypoints.
+
+        Args:
+            x: (R, C, H, W) pooled features.
+            instances: R in all, with ``proposal_boxes`` and ``gt_keypoints`` or with ``pred_boxes``.
+        """
+        if self.training:
+            return {"loss_keypoint": self.loss_weight * self.loss(x, instances)}
+        heatmaps = self.layers(x)
+        if torch.jit.is_scripting():
+            assert self.decoding == "stock", "TorchScript has the keypoint decoding 'stock' only"
+            keypoint_rcnn_inference(heatmaps, instances)
+        else:
+            self.decode(heatmaps, instances)
+        return instances
+
+    def loss(self, x, instances):
+        """The loss of a batch, without its weight."""
+        heatmaps = self.layers(x)
+        if self.target_sigma == 0 and self.label_smoothing == 0:
+            return keypoint_rcnn_loss(heatmaps, instances, self.normalizer(len(instances)))
+        places, valid = self.targets(instances, tuple(heatmaps.shape[2:]))
+        total = heatmap_loss(heatmaps[valid], places[valid], self.target_sigma, self.label_smoothing)
+        return self.normalized(total, valid, len(instances))
+
+    def targets(self, instances, size: tuple[int, int]):
+        """Places (R, K, 2) in cells of heatmaps of this (H, W), and which are labelled and in the box (R, K)."""
+        targets = [
+            keypoints_to_cells(image.gt_keypoints.tensor, image.proposal_boxes.tensor, size)
+            for image in instances
+            if len(image) > 0  # images without objects may have no gt_keypoints
+        ]
+        if not targets:
+            device = instances[0].proposal_boxes.device
+            empty = torch.zeros((0, self.num_keypoints, 2), device=device)
+            return empty, empty[..., 0] > 0
+        places, valid = zip(*targets, strict=True)
+        return cat(list(places)), cat(list(valid))
+
+    def normalizer(self, num_images: int) -> float | None:
+        """What the summed loss is divided by; None for the number of visible keypoints."""
+        return None if self.loss_normalizer == "visible" else num_images * self.loss_normalizer
+
+    def normalized(self, total, valid, num_images: int):
+        """The summed loss of the valid keypoints, divided as `normalizer` says."""
+        normalizer = self.normalizer(num_images)
+        return total / (valid.sum().clamp(min=1) if normalizer is None else normalizer)
+
+    @torch.jit.unused
+    def decode(self, heatmaps, instances: list[Instances]) -> None:
+        """Attaches the keypoints of (R, K, S_h, S_w) heatmaps to the instances."""
+        heatmaps = heatmaps.detach()
+        boxes = cat([image.pred_boxes.tensor for image in instances])
+        keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas)[..., [0, 1, 3]]
+        counts = [len(image) for image in instances]
+        for image, points, maps in zip(
+            instances, keypoints.split(counts), heatmaps.split(counts), strict=True
+        ):
+            image.pred_keypoints = points
+            image.pred_keypoint_heatmaps = maps
+
+
+def _configured_sigmas(cfg):
+    """Sigmas of the config or else of the metadata of its datasets; None where they have none."""
+    if len(cfg.TEST.KEYPOINT_OKS_SIGMAS):
+        return list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        # Asking for the metadata of a dataset that is not registered would make some.
+        if name in MetadataCatalog.list() and MetadataCatalog.get(name).get("keypoint_oks_sigmas"):
+            return list(MetadataCatalog.get(name).keypoint_oks_sigmas)
+    return None
+
+
+def _checked_sigmas(sigmas, num_keypoints: int) -> torch.Tensor:
+    coco = Params("keypoints").kpt_oks_sigmas
+    if sigmas is None and num_keypoints == len(coco):
+        sigmas = coco
+    if sigmas is None or len(sigmas) != num_keypoints or min(sigmas) <= 0:
+        given = "none" if sigmas is None else list(sigmas)
+        raise ValueError(
+            f"keypoint decoding 'oks' needs a positive sigma for each of the {num_keypoints} keypoints, got "
+            f"{given}: give them as oks_sigmas, in TEST.KEYPOINT_OKS_SIGMAS or in the dataset's metadata "
+            "keypoint_oks_sigmas"
+        )
+    return torch.as_tensor(list(sigmas), dtype=torch.float32)
