@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mrcnn_ext.benchmark import keypoints as benchmark
-from mrcnn_ext.benchmark.roi_align import write_csv
+from mrcnn_ext.benchmark.tables import write_csv
 
 
 def parse_arguments():

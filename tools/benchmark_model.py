@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mrcnn_ext.benchmark import model as benchmark
-from mrcnn_ext.benchmark.roi_align import write_csv
+from mrcnn_ext.benchmark.tables import write_csv
 
 BF16 = {"auto": "auto", "on": True, "off": False}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mrcnn_ext.benchmark import roi_align as benchmark
+from mrcnn_ext.benchmark.tables import write_csv
 
 
 def parse_arguments():
@@ -56,7 +57,7 @@ def main():
         rows.append(benchmark.measure(case, budget))
         print(benchmark.line(rows[-1]), flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
-    benchmark.write_csv(rows, args.output / "roi_align.csv")
+    write_csv(rows, args.output / "roi_align.csv")
     benchmark.plot(rows, args.output / "roi_align.png")
     print(f"wrote roi_align.csv and roi_align.png to {args.output}")
 

@@ -6,24 +6,21 @@ from contextlib import contextmanager
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from .. import model_zoo
 from ..modeling import FusedROIPooler
-from .model import calibrate, limit_detections, score_for
-from .roi_align import CANONICAL, IMAGE, SCALES, random_boxes
+from .model import calibrate, limit_detections, random_objects, random_picture, score_for
+from .roi_align import CANONICAL, IMAGE, SCALES
 from .timing import race
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml"
+OBJECTS = 8  # of the training step
 POOLERS = ("box_pooler", "mask_pooler")
 
 
-def _model(device: str, picture: dict):
+def _model(cfg, picture: dict):
     """Random weights, normalised for the image; it gets all the detections that the configuration allows, 100."""
-    cfg = model_zoo.get_config(CONFIG)
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
-    cfg.INPUT.MASK_FORMAT = "bitmask"
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     calibrate(model, [picture])
@@ -53,17 +50,6 @@ def _pooler_seconds(model, spent: list[float]):
             hook.remove()
 
 
-def _image(image: tuple[int, int], objects: int = 8) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    boxes = random_boxes(objects, image, generator)[:, 1:]
-    instances = Instances(image)
-    instances.gt_boxes = Boxes(boxes)
-    instances.gt_classes = torch.randint(0, 80, (objects,), generator=generator)
-    instances.gt_masks = BitMasks(torch.rand(objects, *image, generator=generator) > 0.5)
-    pixels = torch.randint(0, 256, (3, *image), generator=generator).float()
-    return {"image": pixels, "height": image[0], "width": image[1], "instances": instances}
-
-
 def report(device: str, threads: int, budget: float, image: tuple[int, int] = IMAGE) -> str:
     """Times of inference and of a training step (one image) as a table.
 
@@ -71,8 +57,12 @@ def report(device: str, threads: int, budget: float, image: tuple[int, int] = IM
         AssertionError: the two poolers lead to different detections.
     """
     torch.set_num_threads(threads)
-    picture = _image(image)
-    model = _model(device, picture)
+    cfg = model_zoo.get_config(CONFIG)
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    picture = {"image": random_picture(image, 0), "height": image[0], "width": image[1]}
+    picture["instances"] = random_objects(cfg, image, OBJECTS, 0)
+    model = _model(cfg, picture)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def infer():
@@ -100,7 +90,7 @@ def report(device: str, threads: int, budget: float, image: tuple[int, int] = IM
         raise AssertionError("the model detects nothing: its poolers have nothing to do")
 
     lines = [f"{'Mask R-CNN R-50-FPN, ' + device:34}{'stock ms':>10}{'ours ms':>10}{'ratio':>8}   in poolers"]
-    for what, step in (("inference", infer), (f"training step, {len(picture['instances'])} objects", train)):
+    for what, step in (("inference", infer), (f"training step, {OBJECTS} objects", train)):
         before = {name: (lambda make=make: _set_poolers(model, make)) for name, make in makers.items()}
         seconds = race({name: step for name in makers}, torch.device(device), 8 * budget, (2, 20), before)
         shares = []

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..layers import heatmaps_to_keypoints
 from .memory import peak_memory
-from .roi_align import Target
+from .tables import Target
 from .timing import race
 
 CELLS = 56

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from ..evaluation.bitmap_rle import bitmap_to_rle
 from ..layers import masks_to_rle
 from .memory import peak_memory
-from .roi_align import Target, random_boxes
+from .roi_align import random_boxes
+from .tables import Target
 from .timing import race
 
 IMAGES = ((800, 1216), (1024, 2048))

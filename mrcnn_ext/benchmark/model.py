@@ -121,7 +121,7 @@ class Subject:
             pictures = [read_image(record["file_name"], self.cfg.INPUT.FORMAT) for record in chosen]
             pictures = [_resized(torch.from_numpy(picture.copy()), size) for picture in pictures]
         else:
-            pictures = [_random_picture(size, seed) for seed in range(case.batch)]
+            pictures = [random_picture(size, seed) for seed in range(case.batch)]
         return [
             {"image": picture, "height": size[0], "width": size[1], "image_id": i}
             for i, picture in enumerate(pictures)
@@ -131,7 +131,7 @@ class Subject:
         """The same with random objects."""
         batch = self.inputs(case)
         for seed, item in enumerate(batch):
-            item["instances"] = _random_objects(self.cfg, case, seed)
+            item["instances"] = random_objects(self.cfg, (case.height, case.width), case.instances, seed)
         return batch
 
 
@@ -148,7 +148,7 @@ def _stock_config(config: str, opts):
     return cfg
 
 
-def _random_picture(size: tuple[int, int], seed: int) -> Tensor:
+def random_picture(size: tuple[int, int], seed: int) -> Tensor:
     """(3, *size) uint8: random colours that change over 32 pixels, and finer noise."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, -(-size[0] // 32), -(-size[1] // 32), generator=generator)
@@ -164,14 +164,12 @@ def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return picture[0].round().byte()
 
 
-def _random_objects(cfg, case: Case, seed: int) -> Instances:
+def random_objects(cfg, size: tuple[int, int], count: int, seed: int) -> Instances:
+    """Ground truth of an image: boxes as `random_boxes` makes them, elliptical masks, visible keypoints."""
     generator = torch.Generator().manual_seed(seed)
-    size = (case.height, case.width)
-    boxes = random_boxes(case.instances, size, generator)[:, 1:]
+    boxes = random_boxes(count, size, generator)[:, 1:]
     objects = Instances(size, gt_boxes=Boxes(boxes))
-    objects.gt_classes = torch.randint(
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES, (case.instances,), generator=generator
-    )
+    objects.gt_classes = torch.randint(cfg.MODEL.ROI_HEADS.NUM_CLASSES, (count,), generator=generator)
     if cfg.MODEL.MASK_ON:
         y, x = torch.arange(size[0])[:, None] + 0.5, torch.arange(size[1]) + 0.5
         x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
@@ -179,7 +177,7 @@ def _random_objects(cfg, case: Case, seed: int) -> Instances:
         objects.gt_masks = BitMasks(ellipses)
     if cfg.MODEL.KEYPOINT_ON:
         number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-        place = torch.rand(case.instances, number, 2, generator=generator)
+        place = torch.rand(count, number, 2, generator=generator)
         place = boxes[:, None, :2] + place * (boxes[:, None, 2:] - boxes[:, None, :2])
         objects.gt_keypoints = Keypoints(torch.cat([place, torch.full_like(place[..., :1], 2)], dim=2))
     return objects

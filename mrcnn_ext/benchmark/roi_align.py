@@ -6,7 +6,6 @@ results are not gathered into one tensor; ours and detectron2's ROIPooler do all
 memory floor is a copy that moves as many bytes as reading the features and writing the output once.
 """
 
-import csv
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..layers import _extension, roi_align_pyramid
 from ..layers.roi_align import MODES
 from ..layers.roi_align_eager import assign_levels
+from .tables import Target
 from .timing import race
 
 IMAGE = (800, 1216)
@@ -202,26 +202,6 @@ def sweep(device: str, quick: bool, threads: int) -> list[Case]:
     return cases
 
 
-@dataclass(frozen=True)
-class Target:
-    """A row of the target table."""
-
-    what: str
-    beside: str
-    measured: float
-    wanted: float
-    at_least: bool = True
-
-    @property
-    def met(self) -> bool:
-        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
-
-    def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
-        verdict = "met" if self.met else "MISSED"
-        return f"{self.what:58} {self.beside:26} {self.measured:7.2f}x   {sign} {self.wanted:g}x   {verdict}"
-
-
 def _ours_between(cases: dict[str, Case], budget: float) -> dict[str, float]:
     """Seconds of ours in several cases, in turns."""
 
@@ -302,14 +282,6 @@ def line(row: dict) -> str:
         cell = f"{row[f'{name}_ms']:.2f} ({row[f'{name}_ratio']:.2f})" if f"{name}_ms" in row else "-"
         text += f"{cell:>24}"
     return f"{text}   {row['difference']:.0e}"
-
-
-def write_csv(rows: list[dict], path: Path) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def plot(rows: list[dict], path: Path) -> None:

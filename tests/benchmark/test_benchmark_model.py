@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from mrcnn_ext.benchmark import agreement as agreements
 from mrcnn_ext.benchmark import model as benchmark
 from mrcnn_ext.benchmark import stages
-from mrcnn_ext.benchmark.roi_align import write_csv
+from mrcnn_ext.benchmark.tables import write_csv
 from mrcnn_ext.modeling import LazyMasks
 
 SIZE = (60, 80)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mrcnn_ext.benchmark import roi_align as benchmark
+from mrcnn_ext.benchmark.tables import Target, write_csv
 from mrcnn_ext.layers.roi_align import MODES
 
 IMAGE = (96, 128)
@@ -54,15 +55,15 @@ def test_boxes_lie_in_the_image_and_reach_every_level():
 
 
 def test_target_is_met_on_the_right_side():
-    assert benchmark.Target("", "", 15.0, 15).met and not benchmark.Target("", "", 14.9, 15).met
-    assert benchmark.Target("", "", 1.4, 1.5, at_least=False).met
-    assert "MISSED" in str(benchmark.Target("", "", 1.6, 1.5, at_least=False))
+    assert Target("", "", 15.0, 15).met and not Target("", "", 14.9, 15).met
+    assert Target("", "", 1.4, 1.5, at_least=False).met
+    assert "MISSED" in str(Target("", "", 1.6, 1.5, at_least=False))
 
 
 def test_csv_and_plot(tmp_path):
     cases = [small(), small(rois=4), small(sampling_ratio=2), small(mode="max"), small(direction="backward")]
     rows = [benchmark.measure(case, 0.0, IMAGE) for case in cases]
-    benchmark.write_csv(rows, tmp_path / "out.csv")
+    write_csv(rows, tmp_path / "out.csv")
     benchmark.plot(rows, tmp_path / "out.png")
     with open(tmp_path / "out.csv") as file:
         read = list(csv.DictReader(file))
