@@ -65,6 +65,14 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     keypoint.setdefault("WASP_RATES", [])
     # SimCCKeypointHead: bins per cell of the pooled features.
     keypoint.setdefault("SPLIT_RATIO", 4)
+    # Our ROI heads: train the keypoint head on so many RoIs of an image at most, sampled among all proposals that
+    # fit an object with keypoints; 0 is detectron2's way, those of the box head's positives that have keypoints.
+    keypoint.setdefault("SAMPLES_PER_IMAGE", 0)
+    # Our ROI heads: sides of the keypoint head's RoI over those of the box.
+    keypoint.setdefault("BOX_SCALE", 1.0)
+
+    # Our ROI heads: factor of loss_cls, beside detectron2's BBOX_REG_LOSS_WEIGHT.
+    cfg.MODEL.ROI_BOX_HEAD.setdefault("CLS_LOSS_WEIGHT", 1.0)
 
     # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
     # TEST.EVAL_PERIOD iterations and after training.
