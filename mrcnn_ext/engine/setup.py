@@ -17,7 +17,7 @@ from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .errors import UserError, did_you_mean
 
-__all__ = ["load_config", "naming_unknown_objects", "setup", "start"]
+__all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
 
 def setup(args):
@@ -37,7 +37,7 @@ def setup(args):
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    _register(cfg.DATASETS.COCO_FORMAT)
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
     start(cfg, args, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
@@ -46,7 +46,12 @@ def setup(args):
     return cfg
 
 
-def _register(datasets):
+def register_datasets(datasets):
+    """Register ``DATASETS.COCO_FORMAT`` of a config.
+
+    Raises:
+        UserError: an entry is not as it must be, or its annotations cannot be read.
+    """
     for entry in datasets:
         try:
             register_coco_format(*entry)

@@ -1,0 +1,139 @@
+"""A model that is ready to predict, from a config and weights."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.modeling import build_model
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..config_files import get_config_file
+from ..engine import Checkpointer, UserError, load_config
+from ..engine.lazy import load_lazy_config
+from ..engine.setup import naming_unknown_objects, register_datasets
+
+__all__ = ["Predictor", "categories", "load_predictor"]
+
+
+@dataclass
+class Predictor:
+    """A model and what it needs around it.
+
+    Attributes:
+        model: gives ``instances`` for detectron2's inputs.
+        mapper: its ``augmentations`` and ``image_format`` make the inputs from images.
+        metadata: names of the classes, for the results and the pictures.
+    """
+
+    model: nn.Module
+    mapper: DatasetMapper
+    metadata: Metadata
+
+
+def load_predictor(
+    config: str | CfgNode | DictConfig, weights: str = "", device: str = "", opts: Sequence[str] = ()
+) -> Predictor:
+    """
+    Args:
+        config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content.
+        weights: a checkpoint; "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
+        device: "" for the config's, or the CPU where that has none.
+        opts: go over the config: KEY VALUE pairs of yaml, key=value of a LazyConfig.
+
+    Raises:
+        UserError: the config or the weights are wrong, or the weights lack something of the model.
+    """
+    if isinstance(config, (str, os.PathLike)):
+        config = _read(os.fspath(config), opts)
+    load = _from_yaml if isinstance(config, CfgNode) else _from_lazy
+    return load(config, weights, device)
+
+
+def _read(name, opts):
+    if not os.path.isfile(name):
+        try:
+            name = get_config_file(name)
+        except ValueError as error:
+            raise UserError(f"config file not found: {name} ({error})") from None
+    return load_lazy_config(name, opts) if name.endswith(".py") else load_config(name, opts)
+
+
+def _from_yaml(cfg, weights, device):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
+    register_datasets(cfg.DATASETS.get("COCO_FORMAT", ()))
+    with naming_unknown_objects(cfg):
+        model = build_model(cfg)
+    partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
+    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial)
+    # Without what from_config adds for training, which asks for the training data.
+    augmentations = utils.build_augmentation(cfg, is_train=False)
+    mapper = DatasetMapper(False, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
+    return Predictor(model, mapper, _metadata(cfg.DATASETS.TEST))
+
+
+def _from_lazy(cfg, weights, device):
+    model = instantiate(cfg.model).to(_device(device, cfg.train.device))
+    partial = cfg.train.get("allow_partial_weights", False)
+    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial)
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
+    names = [names] if isinstance(names, str) else list(names)
+    return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names))
+
+
+def _device(asked, configured):
+    if asked or not configured.startswith("cuda") or torch.cuda.is_available():
+        return asked or configured
+    logging.getLogger(__name__).warning("Running on the CPU: there is no GPU, although the config says so")
+    return "cpu"
+
+
+def _load_weights(model, weights, key, partial):
+    if not weights:
+        raise UserError(f"no weights to predict with: give a checkpoint (--weights, or {key} in the config)")
+    _TrainedWeights(model, allow_partial=partial).load(weights)
+
+
+class _TrainedWeights(Checkpointer):
+    """Refuses a file without all of the model, such as a backbone to start training from."""
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        trained = {name for name, _ in self.model.named_parameters()}
+        missing = [name for name in incompatible.missing_keys if name in trained]
+        if missing and not self._allow_partial:
+            raise UserError(
+                f"{self._file} lacks {len(missing)} of the model's {len(trained)} parameters ({missing[0]}, ...): "
+                "is it a file to start training from?"
+            )
+        return incompatible
+
+
+def _metadata(names) -> Metadata:
+    """That of the first dataset, if there is one."""
+    name = next(iter(names), "")
+    if name not in DatasetCatalog.list():
+        return Metadata()
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_dataset_id_to_contiguous_id"):
+        # A dataset in COCO's format knows its categories once it is read.
+        try:
+            DatasetCatalog.get(name)
+        except FileNotFoundError:
+            message = "Categories have the model's own numbers, from 0: dataset %s, which tells theirs, is not on disk"
+            logging.getLogger(__name__).warning(message, name)
+    return metadata
+
+
+def categories(metadata: Metadata) -> dict[int, dict]:
+    """The model's classes -> COCO categories, ``id`` and ``name``, with the dataset's ids where it has some."""
+    names = metadata.get("thing_classes", [])
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
+    return {label: {"id": id, "name": names[label]} for id, label in ids.items()}

@@ -1,0 +1,205 @@
+"""Images are read and made ready while the model works, and its answers are finished while it works on."""
+
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper, transforms
+from detectron2.data import detection_utils as utils
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from ..engine.errors import UserError
+from .sources import ImageFiles, Video, describe
+
+__all__ = ["Sample", "batches", "overlapped", "run"]
+
+_AHEAD = 2  # batches whose answers may wait to be finished
+
+
+@dataclass
+class Sample:
+    """One image on its way.
+
+    Attributes:
+        index: place in the source.
+        record: ``file_name``, ``image_id``, ``height``, ``width``; ``frame`` of a video.
+        inputs: what the model takes.
+        image: (H, W, C) as it was read, in the model's format, if it was asked for.
+        instances: what the model gave.
+        error: why the image could not be read.
+    """
+
+    index: int
+    record: dict
+    inputs: dict | None = None
+    image: np.ndarray | None = None
+    instances: Instances | None = None
+    error: str = ""
+
+
+def run(
+    model: nn.Module,
+    source: ImageFiles | Video,
+    mapper: DatasetMapper,
+    finish: Callable[[Sample], object],
+    *,
+    done: set[int],
+    batch_size: int,
+    workers: int,
+    skip_unreadable: bool,
+    keep_images: bool = False,
+) -> Iterator[object]:
+    """What ``finish`` makes of each image, as it becomes ready.
+
+    The model runs in the thread that iterates. ``finish`` runs in one other thread, one image after the other;
+    ``workers`` threads read. No more than a few batches are held at a time.
+
+    Args:
+        mapper: its ``augmentations`` and ``image_format`` make the inputs.
+        done: places in the source that are left out.
+        batch_size: images at a time. Only images which the model pads to the same size share a batch, so that each
+            has the answer that it would have alone.
+        skip_unreadable: an image that cannot be read reaches ``finish`` with its ``error``.
+
+    Raises:
+        UserError: an image cannot be read, and is not to be skipped.
+        RuntimeError: the model or ``finish`` failed; the message names the file.
+    """
+
+    def read(reader):
+        return _read(*reader, mapper, skip_unreadable, keep_images)
+
+    def finish_all(samples):
+        return [_naming([sample], finish, sample) for sample in samples]
+
+    def predicted(groups):
+        for group in groups:
+            readable = [sample for sample in group if not sample.error]
+            if readable:
+                _naming(readable, _predict, model, readable)
+            yield group
+
+    threads = 1 if source.sequential else workers
+    ahead = max(2 * threads, 2 * batch_size)
+    was_training = model.training
+    model.eval()
+    try:
+        with contextlib.ExitStack() as stack:
+            # Closed from the last to the first when something fails: no thread stays behind.
+            readers = source.readers(mapper.image_format, done)
+            samples = stack.enter_context(contextlib.closing(overlapped(read, readers, threads, ahead)))
+            groups = batches(_until_end(samples), lambda s: _padded_size(model, s), batch_size)
+            results = overlapped(finish_all, predicted(groups), 1, _AHEAD)
+            for result in stack.enter_context(contextlib.closing(results)):
+                yield from result
+    finally:
+        model.train(was_training)
+
+
+def overlapped(function: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
+    """``function(item)`` of each item in their order, computed by threads, up to ``ahead`` of them in advance."""
+    executor = ThreadPoolExecutor(workers, thread_name_prefix=f"mrcnn_ext-{threading.get_ident()}")
+    pending = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(function, item))
+            while pending and (len(pending) > ahead or pending[0].done()):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def batches(samples: Iterable, key: Callable, batch_size: int) -> Iterator[list]:
+    """Groups of up to ``batch_size`` with equal keys; which ones depends on nothing but the order of the samples.
+
+    One that eight batches' worth of images have passed goes as it is.
+    """
+    waiting = {}  # in the order of their first samples
+    for number, sample in enumerate(samples):
+        kind = key(sample)
+        waiting.setdefault(kind, (number, []))[1].append(sample)
+        if len(waiting[kind][1]) == batch_size:
+            yield waiting.pop(kind)[1]
+        oldest = next(iter(waiting), None)
+        if waiting and waiting[oldest][0] + 8 * batch_size <= number:
+            yield waiting.pop(oldest)[1]
+    yield from (group for _, group in waiting.values())
+
+
+def _until_end(samples):
+    for sample in samples:
+        if sample is None:
+            return
+        yield sample
+
+
+def _read(index, record, read_image, mapper, skip_unreadable, keep_image) -> Sample | None:
+    """None beyond the last frame of a video."""
+    record = dict(record)
+    try:
+        image = read_image()
+        if image is None:
+            return None
+        utils.check_image_size(record, image)
+    # Decoders raise anything for a damaged file: OSError, ValueError, SyntaxError, struct.error, ...
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        if not skip_unreadable:
+            raise UserError(f"{describe(record)}: the image cannot be read: {reason}") from error
+        logging.getLogger(__name__).warning("%s: skipped, it cannot be read: %s", describe(record), reason)
+        return Sample(index, record, error=reason)
+    sample = Sample(index, record, image=image if keep_image else None)
+    sample.inputs = {**record, "image": _naming([sample], _resize, image, mapper)}
+    return sample
+
+
+def _resize(image, mapper):
+    resized = transforms.AugInput(image)
+    mapper.augmentations(resized)
+    return torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+
+
+def _predict(model, samples):
+    with torch.no_grad():
+        outputs = model([sample.inputs for sample in samples])
+    for sample, output in zip(samples, outputs, strict=True):
+        if "instances" not in output:
+            raise UserError(f"{type(model).__name__} gives {', '.join(output)}, but no instances")
+        sample.instances = output["instances"]
+        sample.inputs = None
+
+
+def _padded_size(model, sample):
+    """Size of the batch in which the model would put the image alone."""
+    if sample.error:
+        return None
+    backbone = getattr(model, "backbone", None)
+    image = sample.inputs["image"].to("meta")
+    if backbone is None:
+        return tuple(image.shape)
+    padded = ImageList.from_tensors(
+        [image],
+        getattr(backbone, "size_divisibility", 0),
+        padding_constraints=getattr(backbone, "padding_constraints", None),
+    )
+    return tuple(padded.tensor.shape)
+
+
+def _naming(samples, function, *args):
+    """Calls a function; an error names the images that it was about."""
+    try:
+        return function(*args)
+    except UserError:
+        raise
+    except Exception as error:
+        files = ", ".join(describe(sample.record) for sample in samples)
+        raise RuntimeError(f"{files}: {type(error).__name__}: {error}") from error

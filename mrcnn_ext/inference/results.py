@@ -1,0 +1,201 @@
+"""COCO results on disk, image by image, so that a killed run loses nothing and writes nothing twice."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..engine.errors import UserError
+
+__all__ = ["ResultsFile"]
+
+
+class ResultsFile:
+    """A file of COCO results that grows by one image at a time and appears when it is complete.
+
+    While it grows it is ``<path>.part``: what is predicted with what in the first line, then one line an image,
+    appended whole. A line that a kill cut short is dropped when the run continues. `finish` makes of it
+
+    * ``path``: one JSON array of results, in the order of the source;
+    * ``<path without .json>.images.json``: the images with their ids and file names, the categories, and the
+      images that were skipped, in COCO's annotation format, so that ``COCO(images).loadRes(results)`` works.
+
+    Args:
+        path: of the results, ending with .json.
+        identity: what decides the predictions, as plain values by what they are called. A run continues or is
+            found complete only where they are equal.
+        overwrite: begin anew, whatever there is.
+
+    Attributes:
+        done: places in the source of the images that have their results.
+        complete: whether there is nothing left to do.
+
+    Raises:
+        UserError: ``path`` belongs to another run, or another process is writing it.
+    """
+
+    def __init__(self, path: str | os.PathLike, identity: dict, overwrite: bool = False):
+        self.path = Path(path)
+        if self.path.suffix != ".json":
+            raise UserError(f"{path}: the results are JSON, so their file must end with .json")
+        self.part = Path(f"{path}.part")
+        self.images = self.path.with_suffix(".images.json")
+        self._identity = json.loads(json.dumps(identity))
+        self._lines = {}  # place in the source -> where its line begins
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.complete = not overwrite and not self.part.exists() and self._is_complete()
+        self._file = None if self.complete else self._open(overwrite)
+
+    @property
+    def done(self) -> set[int]:
+        return set(self._lines)
+
+    def write(self, index: int, image: dict, results: list[dict], error: str = "") -> None:
+        """Appends an image.
+
+        Args:
+            index: its place in the source.
+            image: ``id``, ``file_name``, ``height``, ``width``.
+            results: COCO results, without anything that is not finite.
+            error: why it was skipped; such an image is tried again when the run continues.
+        """
+        line = {"index": index, "image": image, "results": results}
+        if error:
+            line["error"] = error
+        self._append(line, index)
+
+    def finish(self, categories: list[dict]) -> dict:
+        """Makes the results and the images file, and removes the part file.
+
+        Returns:
+            {"images", "results", "skipped": [{"file_name", "error"}]}: two counts, and a list.
+        """
+        images, skipped, count = [], [], 0
+        with _replacing(self.path) as file:
+            file.write("[")
+            for line in self._in_order():
+                if "error" in line:
+                    skipped.append({"file_name": line["image"]["file_name"], "error": line["error"]})
+                    continue
+                images.append(line["image"])
+                for result in line["results"]:
+                    file.write((",\n" if count else "") + json.dumps(result))
+                    count += 1
+            file.write("]\n")
+            # Before the results are there: they are complete only with it.
+            content = {"images": images, "annotations": [], "categories": categories}
+            with _replacing(self.images) as sidecar:
+                json.dump({**content, "skipped": skipped, "run": self._identity, "results": count}, sidecar)
+        self.part.unlink()
+        self.close()
+        return {"images": len(images), "results": count, "skipped": skipped}
+
+    def summary(self) -> dict:
+        """What `finish` returned for complete results."""
+        content = json.loads(self.images.read_text())
+        return {
+            "images": len(content["images"]),
+            "results": content["results"],
+            "skipped": content["skipped"],
+        }
+
+    def close(self) -> None:
+        """Ends writing; the part file stays for the next run."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _is_complete(self) -> bool:
+        if not self.path.exists():
+            return False
+        try:
+            run = json.loads(self.images.read_text())["run"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.path} exists and is not known to be of this program: give another output, or "
+                "overwrite it (overwrite=True, --overwrite)"
+            ) from None
+        self._check(run, self.path)
+        return True
+
+    def _open(self, overwrite):
+        file = open(self.part, "a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{self.part}: another process is writing it") from None
+        self._file = file
+        try:
+            if overwrite:
+                file.truncate(0)
+                self.path.unlink(missing_ok=True)
+            self._continue()
+        except BaseException:
+            self.close()
+            raise
+        return file
+
+    def _continue(self):
+        end = 0
+        for place, line in self._read_lines():
+            if place == 0:
+                self._check(line["run"], self.part)
+            elif "error" not in line:
+                self._lines[line["index"]] = place
+            end = self._file.tell()
+        self._file.truncate(end)
+        if end == 0:
+            self._append({"run": self._identity})
+
+    def _read_lines(self) -> Iterator[tuple[int, dict]]:
+        """Place and content of each line up to one that is not whole."""
+        self._file.seek(0)
+        place = 0
+        while (text := self._file.readline()).endswith(b"\n"):
+            try:
+                line = json.loads(text)
+            except ValueError:  # after a power cut
+                break
+            yield place, line
+            place = self._file.tell()
+
+    def _check(self, run, path):
+        different = [
+            # Hashes say nothing to a person.
+            key if isinstance(value, str) else f"{key} ({run.get(key)}, now {value})"
+            for key, value in self._identity.items()
+            if run.get(key) != value
+        ]
+        if different:
+            raise UserError(
+                f"{path} is of a run with other {' and '.join(different)}: give what it was made with, another "
+                "output, or overwrite it (overwrite=True, --overwrite)"
+            )
+
+    def _append(self, line, index=None):
+        text = json.dumps(line, allow_nan=False).encode() + b"\n"
+        self._file.seek(0, os.SEEK_END)
+        if index is not None:
+            self._lines[index] = self._file.tell()
+        self._file.write(text)
+        self._file.flush()
+
+    def _in_order(self) -> Iterator[dict]:
+        for index in sorted(self._lines):
+            self._file.seek(self._lines[index])
+            yield json.loads(self._file.readline())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path):
+    """A text file that takes the place of ``path`` when it is complete."""
+    temporary = Path(f"{path}.tmp")
+    with open(temporary, "w") as file:
+        yield file
+        # Its content must be on the disk before its name is, or a power cut leaves an empty file.
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
