@@ -49,7 +49,7 @@ def parse_arguments():
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever --output holds")
     parser.add_argument("opts", nargs="*", help="config options: KEY VALUE ... (LazyConfig: key=value ...)")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # the options may be given after the rest
 
 
 def main(args):
@@ -79,4 +79,5 @@ if __name__ == "__main__":
     try:
         main(parse_arguments())
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -136,4 +136,7 @@ def categories(metadata: Metadata) -> dict[int, dict]:
     """The model's classes -> COCO categories, ``id`` and ``name``, with the dataset's ids where it has some."""
     names = metadata.get("thing_classes", [])
     ids = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
-    return {label: {"id": id, "name": names[label]} for id, label in ids.items()}
+    return {
+        label: {"id": id, "name": names[label] if label < len(names) else str(id)}
+        for id, label in ids.items()
+    }

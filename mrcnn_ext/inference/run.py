@@ -1,5 +1,6 @@
 """Predictions of a model for many images: as results on disk, or one after the other."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -120,20 +121,24 @@ def predict(
             draw(sample.image, predictor.mapper.image_format, likely, metadata, path)
         results.write(sample.index, image, records)
 
+    steps = _run(
+        predictor,
+        source,
+        finish,
+        accelerate,
+        batch_size,
+        workers,
+        done=results.done,
+        skip_unreadable=skip_unreadable,
+        keep_images=pictures is not None,
+    )
     try:
-        bar = tqdm(total=len(source) or None, initial=continued, unit="image", disable=not progress)
-        with bar:
-            for _ in _run(
-                predictor,
-                source,
-                finish,
-                accelerate,
-                batch_size,
-                workers,
-                done=results.done,
-                skip_unreadable=skip_unreadable,
-                keep_images=pictures is not None,
-            ):
+        # Closed before the file: a thread may be writing.
+        with (
+            tqdm(total=len(source) or None, initial=continued, unit="image", disable=not progress) as bar,
+            contextlib.closing(steps),
+        ):
+            for _ in steps:
                 bar.update()
         return {**results.finish(list(kinds.values())), "continued": continued}
     finally:
@@ -170,11 +175,11 @@ def predictions(
         return sample.record, None if sample.error else _ready(sample, min_score)
 
     options = {"done": set(), "skip_unreadable": skip_unreadable}
-    for record, instances in _run(
-        predictor, open_source(source), finish, accelerate, batch_size, workers, **options
-    ):
-        if instances is not None:
-            yield record, instances
+    found = _run(predictor, open_source(source), finish, accelerate, batch_size, workers, **options)
+    with contextlib.closing(found):
+        for record, instances in found:
+            if instances is not None:
+                yield record, instances
 
 
 def _category_id(label: int, kinds: dict[int, dict]) -> int:

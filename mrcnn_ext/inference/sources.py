@@ -1,5 +1,6 @@
 """Where images come from: a folder, a video, a registered dataset, or a list of files."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -76,6 +77,7 @@ class Video:
         if not self._capture.isOpened():
             raise UserError(f"{path}: OpenCV cannot read it as a video, and its name is not an image's")
         self._place = 0
+        self._ended = False
 
     def __len__(self) -> int:
         """Frames that the file announces; there may be fewer or more."""
@@ -100,12 +102,25 @@ class Video:
     def _read(self, index: int, image_format: str) -> np.ndarray | None:
         while self._place <= index:
             if not self._capture.grab():
+                self._check_end()
                 return None
             self._place += 1
-        _, frame = self._capture.retrieve()
+        whole, frame = self._capture.retrieve()
+        if not whole:
+            raise OSError("OpenCV cannot decode the frame")
         if image_format == "BGR":
             return frame
         return utils.convert_PIL_to_numpy(Image.fromarray(frame[:, :, ::-1]), image_format)
+
+    def _check_end(self):
+        if self._place < len(self) and not self._ended:
+            logging.getLogger(__name__).warning(
+                "%s announces %d frames, of which OpenCV reads %d: is it cut short?",
+                self._path,
+                len(self),
+                self._place,
+            )
+        self._ended = True
 
     def short_name(self, record: dict) -> str:
         return os.path.basename(self._path)
