@@ -15,7 +15,8 @@ def build_evaluator(cfg, dataset_name, output_dir=None):
     """Build the evaluator that the ``evaluator_type`` in the dataset's metadata names.
 
     Args:
-        cfg (CfgNode): ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts.
+        cfg (CfgNode): ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts; ``TEST.BOUNDARY_AP``
+            adds the task "boundary" to COCO's.
         dataset_name (str): a registered dataset.
         output_dir (str): where predictions are written; default ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
@@ -32,7 +33,7 @@ def build_evaluator(cfg, dataset_name, output_dir=None):
     if evaluator_type == "coco":
         return COCOEvaluator(
             dataset_name,
-            tasks=_tasks(cfg, metadata),
+            tasks=_tasks(cfg, metadata) + _boundary_task(cfg),
             output_dir=output_dir,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
@@ -56,3 +57,8 @@ def _tasks(cfg, metadata):
     if cfg.MODEL.KEYPOINT_ON and metadata.get("keypoint_names"):
         tasks.append("keypoints")
     return tuple(tasks)
+
+
+def _boundary_task(cfg):
+    # Not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
+    return ("boundary",) if cfg.MODEL.MASK_ON and cfg.TEST.get("BOUNDARY_AP", False) else ()

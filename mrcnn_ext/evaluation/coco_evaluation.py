@@ -1,6 +1,7 @@
 """Box, mask and keypoint metrics of COCO."""
 
 import contextlib
+import copy
 import io
 
 from detectron2.data import MetadataCatalog
@@ -11,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from .bitmap_rle import encode_masks
+from .boundary import BoundaryCOCOeval
 
 __all__ = ["COCOEvaluator", "instances_to_coco_json"]
 
@@ -24,11 +26,12 @@ class COCOEvaluator(_COCOEvaluator):
       ``keypoint_oks_sigmas``. Without either there must be COCO's 17 keypoints.
     * Masks which know their encoding, as :class:`~mrcnn_ext.modeling.lazy_masks.LazyMasks`, never become
       bitmaps, and of bitmaps only the part with pixels is encoded. The results are the same.
+    * The task "boundary" is mask AP by the outline too: see :class:`BoundaryCOCOeval`.
     * Where nothing at all was predicted, each of ``tasks`` scores 0, instead of vanishing or NaN.
 
     Args:
         dataset_name (str): a registered dataset.
-        tasks (tuple[str]): any of "bbox", "segm", "keypoints". Default: what the first predictions have.
+        tasks (tuple[str]): any of "bbox", "segm", "keypoints", "boundary". Default: what the first predictions have.
         kpt_oks_sigmas (list[float]): (K,) standard deviation of each keypoint, relative to object scale.
         kwargs: the other arguments of :class:`detectron2.evaluation.COCOEvaluator`.
 
@@ -40,6 +43,9 @@ class COCOEvaluator(_COCOEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         kpt_oks_sigmas = list(kpt_oks_sigmas) or list(metadata.get("keypoint_oks_sigmas", ()))
         tasks = tuple(tasks) if tasks is not None else None
+        self._boundary = tasks is not None and "boundary" in tasks
+        if self._boundary:  # detectron2 knows no such task
+            tasks = tuple(task for task in tasks if task != "boundary")
         super().__init__(dataset_name, tasks, kpt_oks_sigmas=kpt_oks_sigmas, **kwargs)
         if self._do_evaluation and (tasks is None or "keypoints" in tasks):
             num_sigmas = len(kpt_oks_sigmas) or len(Params("keypoints").kpt_oks_sigmas)
@@ -68,6 +74,28 @@ class COCOEvaluator(_COCOEvaluator):
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:
                 self._predictions.append(prediction)
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        super()._eval_predictions(predictions, img_ids)
+        if self._boundary and self._do_evaluation:
+            self._eval_boundaries([record for p in predictions for record in p["instances"]], img_ids)
+
+    def _eval_boundaries(self, records, img_ids):
+        """Fill ``self._results["boundary"]``; the records have the dataset's category ids by now."""
+        coco_eval = None
+        if records:
+            # pycocotools would take the area of a box for the area of its mask.
+            records = [{k: v for k, v in copy.deepcopy(r).items() if k != "bbox"} for r in records]
+            coco_eval = BoundaryCOCOeval(self._coco_api, self._coco_api.loadRes(records))
+            coco_eval.params.maxDets = self._max_dets_per_image
+            if img_ids is not None:
+                coco_eval.params.imgIds = img_ids
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            coco_eval.summarize()
+        self._logger.info("Boundary AP, as segm:")
+        names = self._metadata.get("thing_classes")
+        self._results["boundary"] = self._derive_coco_results(coco_eval, "segm", names)
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         if coco_eval is None:
