@@ -19,7 +19,7 @@ def list_configs() -> list[str]:
     """Names of all configs of models, relative to ``configs/``."""
     files = [*_ROOT.rglob("*.yaml"), *_ROOT.rglob("*.py")]
     names = sorted(path.relative_to(_ROOT).as_posix() for path in files)
-    return [name for name in names if not name.startswith(("Base-", "common/"))]
+    return [name for name in names if not name.startswith(("Base-", "common/", "ablations/"))]
 
 
 def get_config_file(config_path: str) -> str:

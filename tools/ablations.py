@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""The paper's ablations on synthetic scenes. ``--help`` lists the options."""
+
+import sys
+
+from mrcnn_ext.ablations import main
+
+if __name__ == "__main__":
+    sys.exit(main())
