@@ -1,4 +1,4 @@
-// Argument checks shared by the CPU and the CUDA implementation.
+// What the CPU and the CUDA implementation do with their arguments alike.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -79,10 +79,13 @@ inline int64_t level_of_scale(double scale, size_t index) {
   return int64_t(std::round(level));
 }
 
-inline PoolingOptions check_options(at::TensorList features, at::ArrayRef<double> scales,
-                                    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
-                                    bool aligned, std::string_view mode, double canonical_box_size,
-                                    int64_t canonical_level) {
+inline PoolingOptions check_arguments(at::TensorList features, const at::Tensor& rois,
+                                      at::ArrayRef<double> scales, int64_t pooled_height,
+                                      int64_t pooled_width, int64_t sampling_ratio, bool aligned,
+                                      std::string_view mode, double canonical_box_size,
+                                      int64_t canonical_level) {
+  check_features(features);
+  check_rois(rois, features[0]);
   TORCH_CHECK_VALUE(scales.size() == features.size(), "spatial_scales must have one number per level, ",
                     features.size(), ", got ", scales.size());
   TORCH_CHECK_VALUE(pooled_height > 0 && pooled_width > 0,
@@ -127,6 +130,11 @@ inline void check_grad(const at::Tensor& grad, const at::Tensor& feature, const 
                    feature.scalar_type(), ", got ", grad.scalar_type());
   TORCH_CHECK_VALUE(grad.device() == feature.device(), "grad must be on the device of features, ",
                     feature.device(), ", got ", grad.device());
+}
+
+// The RoIs in the dtype that coordinates are computed in, whatever that of the features.
+inline at::Tensor coordinates_of(const at::Tensor& rois, const at::Tensor& feature) {
+  return rois.to(feature.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
 }
 
 }  // namespace mrcnn_ext

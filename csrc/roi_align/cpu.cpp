@@ -434,19 +434,13 @@ void box_gradient(const std::vector<at::Tensor>& features, const at::Tensor& gra
 #define MRCNN_DISPATCH_FLOATING(TYPE, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, "mrcnn_ext::roi_align", __VA_ARGS__)
 
-at::Tensor coordinates_of(const at::Tensor& rois, const at::Tensor& feature) {
-  return rois.to(feature.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
-}
-
 at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayRef<double> spatial_scales,
                      int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
                      std::string_view mode, double canonical_box_size, int64_t canonical_level) {
   at::AutoDispatchBelowADInplaceOrView guard;
-  check_features(features);
-  check_rois(rois, features[0]);
   const PoolingOptions options =
-      check_options(features, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, mode,
-                    canonical_box_size, canonical_level);
+      check_arguments(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned,
+                      mode, canonical_box_size, canonical_level);
   const at::MemoryFormat format = common_format(features);
   const at::Tensor output = empty_result({rois.size(0), features[0].size(1), pooled_height, pooled_width},
                                          features[0].options().memory_format(format));
@@ -466,11 +460,9 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
     bool aligned, std::string_view mode, double canonical_box_size, int64_t canonical_level,
     bool rois_need_grad) {
   at::AutoDispatchBelowADInplaceOrView guard;
-  check_features(features);
-  check_rois(rois, features[0]);
   const PoolingOptions options =
-      check_options(features, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, mode,
-                    canonical_box_size, canonical_level);
+      check_arguments(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned,
+                      mode, canonical_box_size, canonical_level);
   check_grad(grad, features[0], rois, options);
   const at::MemoryFormat format = common_format(features);
   const at::Tensor dense_grad = grad.contiguous(format);

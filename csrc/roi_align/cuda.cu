@@ -154,19 +154,13 @@ void check_limits(at::TensorList features, const PoolingOptions& options) {
                     options.pooled_height * options.pooled_width);
 }
 
-at::Tensor coordinates_of(const at::Tensor& rois, const at::Tensor& feature) {
-  return rois.to(feature.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
-}
-
 at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayRef<double> spatial_scales,
                      int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
                      std::string_view mode, double canonical_box_size, int64_t canonical_level) {
   at::AutoDispatchBelowADInplaceOrView guard;
-  check_features(features);
-  check_rois(rois, features[0]);
   const PoolingOptions options =
-      check_options(features, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, mode,
-                    canonical_box_size, canonical_level);
+      check_arguments(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned,
+                      mode, canonical_box_size, canonical_level);
   check_limits(features, options);
   const c10::cuda::CUDAGuard device_guard(features[0].device());
   const at::MemoryFormat format = features[0].suggest_memory_format();
@@ -187,11 +181,9 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
     bool aligned, std::string_view mode, double canonical_box_size, int64_t canonical_level,
     bool rois_need_grad) {
   at::AutoDispatchBelowADInplaceOrView guard;
-  check_features(features);
-  check_rois(rois, features[0]);
   const PoolingOptions options =
-      check_options(features, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, mode,
-                    canonical_box_size, canonical_level);
+      check_arguments(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned,
+                      mode, canonical_box_size, canonical_level);
   check_limits(features, options);
   check_grad(grad, features[0], rois, options);
   const c10::cuda::CUDAGuard device_guard(features[0].device());
