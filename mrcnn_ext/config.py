@@ -29,7 +29,8 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # that the file has.
     timm.setdefault("ARGS", CfgNode(new_allowed=True))
 
-    # Mask heads, MODEL.ROI_MASK_HEAD.NAME: "FCNMaskHead" and "MLPMaskHead". CLS_AGNOSTIC_MASK works for all.
+    # Mask heads, MODEL.ROI_MASK_HEAD.NAME: "FCNMaskHead", "MLPMaskHead" and "MaskScoringHead", which is one of
+    # the others with a score for its masks. CLS_AGNOSTIC_MASK works for all.
     mask = cfg.MODEL.ROI_MASK_HEAD
     # Factor of loss_mask.
     mask.setdefault("LOSS_WEIGHT", 1.0)
@@ -44,6 +45,14 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     mask.setdefault("NUM_FC", 2)
     mask.setdefault("FC_DIM", 1024)
     mask.setdefault("OUTPUT_SIZE", 28)
+    # MaskScoringHead: the mask head within, factor of loss_mask_iou, and the network that predicts the IoU.
+    mask_iou = mask.setdefault("MASK_IOU", CfgNode())
+    mask_iou.setdefault("MASK_HEAD", "FCNMaskHead")
+    mask_iou.setdefault("LOSS_WEIGHT", 1.0)
+    mask_iou.setdefault("NUM_CONV", 4)
+    mask_iou.setdefault("CONV_DIM", 256)
+    mask_iou.setdefault("NUM_FC", 2)
+    mask_iou.setdefault("FC_DIM", 1024)
 
     # Keypoint heads, MODEL.ROI_KEYPOINT_HEAD.NAME: "HeatmapKeypointHead" and "SimCCKeypointHead". Both also read
     # detectron2's CONV_DIMS, NUM_KEYPOINTS, LOSS_WEIGHT and NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS.

@@ -27,6 +27,8 @@ class COCOEvaluator(_COCOEvaluator):
     * Masks which know their encoding, as :class:`~mrcnn_ext.modeling.lazy_masks.LazyMasks`, never become
       bitmaps, and of bitmaps only the part with pixels is encoded. The results are the same.
     * The task "boundary" is mask AP by the outline too: see :class:`BoundaryCOCOeval`.
+    * Masks are ranked by ``mask_scores`` where predictions have them, as :class:`~mrcnn_ext.modeling.MaskScoringHead`'s
+      do; boxes and keypoints by ``scores``. Both are in the results file, as "mask_score" and "score".
     * Where nothing at all was predicted, each of ``tasks`` scores 0, instead of vanishing or NaN.
 
     Args:
@@ -47,6 +49,8 @@ class COCOEvaluator(_COCOEvaluator):
         if self._boundary:  # detectron2 knows no such task
             tasks = tuple(task for task in tasks if task != "boundary")
         super().__init__(dataset_name, tasks, kpt_oks_sigmas=kpt_oks_sigmas, **kwargs)
+        ground_truth, self._coco_api = self._coco_api, _MaskScoringCOCO()
+        vars(self._coco_api).update(vars(ground_truth))
         if self._do_evaluation and (tasks is None or "keypoints" in tasks):
             num_sigmas = len(kpt_oks_sigmas) or len(Params("keypoints").kpt_oks_sigmas)
             self._complete_keypoints(dataset_name, num_sigmas)
@@ -110,8 +114,23 @@ class COCOEvaluator(_COCOEvaluator):
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
 
+class _MaskScoringCOCO(COCO):
+    """Ground truth against which masks are ranked by scores of their own."""
+
+    def loadRes(self, results):
+        # Whoever evaluates masks takes the boxes away, lest pycocotools take their area for the masks'.
+        of_masks = [
+            {**record, "score": record["mask_score"]}
+            if "mask_score" in record and "bbox" not in record
+            else record
+            for record in results
+        ]
+        return super().loadRes(of_masks)
+
+
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict]:
-    """detectron2's function of this name: the same records, sooner, and the instances are left as they are.
+    """detectron2's function of this name: the same records, sooner, and the instances are left as they are;
+    ``mask_scores`` become "mask_score".
 
     Args:
         instances: of one image, on any device. ``pred_masks`` is what :func:`encode_masks` takes.
@@ -125,6 +144,9 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict]:
     if "pred_keypoints" in fields:
         fields["pred_keypoints"] = fields["pred_keypoints"].clone()
     records = _instances_to_coco_json(Instances(instances.image_size, **fields).to("cpu"), image_id)
+    if instances.has("mask_scores"):
+        for record, score in zip(records, instances.mask_scores.tolist(), strict=True):
+            record["mask_score"] = score
     if masks is None:
         return records
     for record, rle in zip(records, encode_masks(masks), strict=True):

@@ -2,6 +2,7 @@
 
 from .keypoint_decoding import heatmaps_to_keypoints
 from .keypoint_networks import HeatmapKeypointNetwork, SimCCKeypointNetwork
+from .mask_iou_network import MaskIoUNetwork
 from .mask_networks import FCNMaskNetwork, MLPMaskNetwork
 from .mask_pasting import paste_masks
 from .mask_rle import masks_to_rle
@@ -13,6 +14,7 @@ __all__ = [
     "HeatmapKeypointNetwork",
     "SimCCKeypointNetwork",
     "MLPMaskNetwork",
+    "MaskIoUNetwork",
     "TimmFeatures",
     "heatmaps_to_keypoints",
     "masks_to_rle",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["mask_log_odds", "mask_sigmoid_loss", "mask_softmax_loss"]
+__all__ = ["mask_iou_targets", "mask_log_odds", "mask_sigmoid_loss", "mask_softmax_loss"]
 
 
 def mask_sigmoid_loss(logits: Tensor, classes: Tensor, masks: Tensor) -> Tensor:
@@ -52,3 +52,20 @@ def mask_log_odds(logits: Tensor, classes: Tensor, softmax: bool = False) -> Ten
 def _channels(classes: Tensor, num_masks: int) -> Tensor:
     """Where the masks of classes are: a single one is that of every class."""
     return torch.zeros_like(classes) if num_masks == 1 else classes
+
+
+def mask_iou_targets(predicted: Tensor, masks: Tensor, areas: Tensor) -> Tensor:
+    """IoU of predicted masks with whole objects, of which a RoI may hold but a part (Mask Scoring R-CNN,
+    section 3.3), (R,).
+
+    Args:
+        predicted: (R, m, m) bool.
+        masks: (R, m, m), 0.0 or 1.0: the part of the object within the RoI.
+        areas: (R,) area of the whole object, in pixels of these masks.
+    """
+    predicted = predicted.to(masks.dtype)
+    inside = masks.sum(dim=(1, 2))
+    intersection = (predicted * masks).sum(dim=(1, 2))
+    # Rasterised, the part may have more pixels than the whole was given.
+    union = predicted.sum(dim=(1, 2)) + areas.maximum(inside) - intersection
+    return intersection / union.clamp(min=1)

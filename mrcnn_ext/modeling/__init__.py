@@ -9,7 +9,7 @@ from .backbone import (
 )
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .lazy_masks import LazyMasks
-from .mask_head import FCNMaskHead, MLPMaskHead
+from .mask_head import FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
 
@@ -24,6 +24,8 @@ __all__ = [
     "KeypointHead",
     "LazyMasks",
     "MLPMaskHead",
+    "MaskHead",
+    "MaskScoringHead",
     "SimCCKeypointHead",
     "TimmBackbone",
     "accelerate",

@@ -3,5 +3,6 @@
 from .base import MaskHead
 from .fcn import FCNMaskHead
 from .mlp import MLPMaskHead
+from .scoring import MaskScoringHead
 
-__all__ = ["FCNMaskHead", "MLPMaskHead", "MaskHead"]
+__all__ = ["FCNMaskHead", "MLPMaskHead", "MaskHead", "MaskScoringHead"]

@@ -18,7 +18,7 @@ class MaskTargets:
     """The ground truth of the R RoIs that a mask head trains on.
 
     Args:
-        instances: of each image, with ``proposal_boxes``, ``gt_classes`` and ``gt_masks``.
+        instances: of each image, with ``proposal_boxes``, ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
         size: side of the masks, m.
         device: of the attributes.
 
@@ -42,6 +42,15 @@ class MaskTargets:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def whole_areas(self) -> Tensor:
+        """(R,) area of each whole object, within the RoI and outside, in pixels of ``masks``."""
+        size, areas = self.masks.shape[-1], []
+        for image in self.instances:
+            whole = image.gt_masks.crop_and_resize(image.gt_boxes.tensor, size)
+            ratio = image.gt_boxes.area() / image.proposal_boxes.area().clamp(min=1e-6)
+            areas.append(whole.float().sum(dim=(1, 2)).to(ratio.device) * ratio)
+        return cat(areas).to(self.masks.device)
 
 
 class MaskHead(BaseMaskRCNNHead):
@@ -105,16 +114,20 @@ class MaskHead(BaseMaskRCNNHead):
         if len(targets) == 0:
             return {"loss_mask": logits.sum() * 0}
         with torch.no_grad():
-            _store(mask_log_odds(logits, targets.classes, self.softmax), targets.masks, self.vis_period)
+            _store(self.log_odds(logits, targets.classes), targets.masks, self.vis_period)
         loss = mask_softmax_loss if self.softmax else mask_sigmoid_loss
         return {"loss_mask": loss(logits, targets.classes, targets.masks) * self.loss_weight}
+
+    def log_odds(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """(R, m, m) log-odds of the given class of each RoI, from what ``layers`` gave."""
+        return mask_log_odds(logits, classes, self.softmax)
 
     def inference(self, logits: Tensor, instances: list[Instances]) -> None:
         """Gives each instance the probabilities of its class within its box, ``pred_masks`` (N, 1, m, m)."""
         if self.softmax:
             classes = cat([image.pred_classes for image in instances])
             # As a single map, which detectron2 takes for class-agnostic.
-            logits = mask_log_odds(logits, classes, True)[:, None]
+            logits = self.log_odds(logits, classes)[:, None]
         mask_rcnn_inference(logits, instances)
 
 
