@@ -122,7 +122,6 @@ def _run(jobs: list[_Job], num_jobs: int) -> list[_Job]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mrcnn_ext.ablations.training"])
     num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # the server inherits it
 
     waiting, running, failed = list(jobs), {}, []
     lines = _Lines(num_jobs, len(jobs))
