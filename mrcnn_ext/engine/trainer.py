@@ -13,12 +13,11 @@ from detectron2.data import (
 )
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch.nn.parallel import DistributedDataParallel
 
 from ..evaluation import build_evaluator
 from ..layers.processor import cpu_has_bf16 as _cpu_has_bf16
-from ..modeling import accelerate
+from ..modeling import GeneralizedRCNNWithTTA, accelerate
 from .checkpoint import Checkpointer
 from .errors import UserError
 from .events import build_writers

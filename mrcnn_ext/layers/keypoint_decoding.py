@@ -61,12 +61,12 @@ def heatmaps_to_keypoints(
             pixels = torch.tensor(maps.shape[2:], dtype=dtype, device=maps.device)
             if method == "oks":
                 similarity = _expected_similarity(maps, length, sigmas.to(maps))
-                surface = similarity.clamp(min=_TINY).log()
+                place, logit, height = _taylor_maximum(maps, similarity.clamp(min=_TINY).log(), margin=1)
             else:
                 surface = _smoothed_log_probability(maps) if method == "dark" else maps
-            place, logit, peak = _taylor_maximum(maps, surface)
+                place, logit, _ = _taylor_maximum(maps, surface)
         if method == "oks":
-            score = peak.exp()
+            score = height.exp().clamp(max=1)
         else:
             score = torch.exp(logit - torch.logsumexp(maps.flatten(2), dim=2))
     y, x = ((place + 0.5) * (length / pixels)[:, None] + start[:, None]).unbind(2)
@@ -241,21 +241,27 @@ _SIGMA = 2  # cells, of the Gaussian
 _TINY = 1e-10  # smaller probabilities count as this
 
 
-def _taylor_maximum(maps: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Expands ``surface`` (R, K, H, W) around its largest cells.
+def _taylor_maximum(maps: Tensor, surface: Tensor, margin: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Expands a surface around its largest cell within the maps (R, K, H, W).
+
+    Args:
+        surface: (R, K, H + 2 margin, W + 2 margin), of which the maps' cells are the middle.
+        margin: 0 leaves a largest cell at the border where it is, 1 does not.
 
     Returns:
-        Place of the maximum in cells (R, K, 2), y before x, and of the cell it refines the logit in maps (R, K)
-        and the value in surface (R, K).
+        Place of the maximum in cells (R, K, 2), y before x; the logit in maps of the cell it refines (R, K); the
+        height of the expansion there (R, K).
     """
     H, W = maps.shape[2:]
-    peak, index = surface.flatten(2).max(dim=2, keepdim=True)
+    inner = surface[..., margin : margin + H, margin : margin + W]
+    index = inner.flatten(2).argmax(dim=2, keepdim=True)
     cell = torch.stack([index // W, index % W])
     last = torch.tensor([H - 1, W - 1], device=maps.device).view(2, 1, 1, 1)
-    inside = ((cell > 0) & (cell < last)).all(dim=0)
-    offset, _ = _parabola(surface, index, along=inside.expand(2, -1, -1, -1))
-    place = (cell + offset)[..., 0].permute(1, 2, 0)
-    return place, maps.flatten(2).gather(2, index)[..., 0], peak[..., 0]
+    along = ((cell > -margin) & (cell < last + margin)).all(dim=0).expand(2, -1, -1, -1)
+    around = (cell[0] + margin) * surface.shape[3] + cell[1] + margin
+    offset, height = _parabola(surface, around, along)
+    place = (cell + offset).clamp(min=-0.5).minimum(last + 0.5)[..., 0].permute(1, 2, 0)
+    return place, maps.flatten(2).gather(2, index)[..., 0], height[..., 0]
 
 
 def _smoothed_log_probability(maps: Tensor) -> Tensor:
@@ -273,7 +279,8 @@ _AREA_OF_BOX = 0.53
 
 
 def _expected_similarity(maps: Tensor, length: Tensor, sigmas: Tensor) -> Tensor:
-    """Expected object keypoint similarity of each cell (R, K, H, W) to a keypoint drawn from the softmax.
+    """Expected object keypoint similarity of each cell, and of one more on every side, to a keypoint drawn from
+    the softmax: (R, K, H + 2, W + 2).
 
     COCO's similarity is a Gaussian of the distance, exp(-d^2 / (2 area (2 sigma)^2)): a product over the axes, so
     that the expectation is a matrix product per axis.
@@ -281,9 +288,9 @@ def _expected_similarity(maps: Tensor, length: Tensor, sigmas: Tensor) -> Tensor
     variance = _AREA_OF_BOX * length.prod(dim=1)[:, None] * (2 * sigmas) ** 2  # (R, K), pixels squared
     kernels = []
     for axis, cells in enumerate(maps.shape[2:]):
-        steps = torch.arange(cells, dtype=maps.dtype, device=maps.device)
+        steps = torch.arange(-1, cells + 1, dtype=maps.dtype, device=maps.device)
         cell = length[:, axis, None, None] / cells  # pixels
-        squared = ((steps[:, None] - steps) * cell) ** 2
+        squared = ((steps[:, None] - steps[1:-1]) * cell) ** 2
         kernels.append(torch.exp(-squared[:, None] / (2 * variance[..., None, None])))
     probability = maps.flatten(2).softmax(dim=2).view_as(maps)
-    return kernels[0] @ probability @ kernels[1]
+    return kernels[0] @ probability @ kernels[1].mT

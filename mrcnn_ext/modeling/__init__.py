@@ -12,6 +12,7 @@ from .lazy_masks import LazyMasks
 from .mask_head import FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
+from .test_time_augmentation import GeneralizedRCNNWithTTA
 
 __all__ = [
     "Acceleration",
@@ -20,6 +21,7 @@ __all__ = [
     "FusedROIHeads",
     "FusedROIPooler",
     "FusedRes5ROIHeads",
+    "GeneralizedRCNNWithTTA",
     "HeatmapKeypointHead",
     "KeypointHead",
     "LazyMasks",

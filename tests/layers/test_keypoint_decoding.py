@@ -146,6 +146,41 @@ def test_peaks_at_edges_and_corners(row, column, backend):
     assert shortfalls(maps, rois, heatmaps_to_keypoints(maps, rois)).max() < 1e-4
 
 
+def expected_similarity(heatmap, box, sigma, places):
+    """Object keypoint similarity to places (P, 2), by COCO's formula, of a keypoint drawn from the softmax."""
+    x0, y0, x1, y1 = box.tolist()
+    H, W = heatmap.shape
+    x = x0 + (torch.arange(W) + 0.5) * (x1 - x0) / W
+    y = y0 + (torch.arange(H)[:, None] + 0.5) * (y1 - y0) / H
+    area = 0.53 * (x1 - x0) * (y1 - y0)
+    squared = (x - places[:, 0, None, None]) ** 2 + (y - places[:, 1, None, None]) ** 2
+    similarity = torch.exp(-squared / (2 * area * (2 * sigma) ** 2))
+    return (similarity * heatmap.flatten().softmax(0).view(H, W)).sum(dim=(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["noise", "peak", "two peaks"])
+def test_oks_is_the_place_of_the_highest_expected_similarity(kind):
+    maps, rois = heatmaps(kind, 4, 3, 28, 20), boxes(4, (20, 200))
+    sigmas = torch.tensor([0.026, 0.05, 0.107])
+    decoded = heatmaps_to_keypoints(maps, rois, "oks", sigmas)
+    for r, (x0, y0, x1, y1) in enumerate(rois.tolist()):
+        grid = torch.cartesian_prod(torch.linspace(x0, x1, 40), torch.linspace(y0, y1, 40))
+        for k, sigma in enumerate(sigmas):
+            found = expected_similarity(maps[r, k], rois[r], sigma, decoded[r, k, None, :2]).item()
+            assert found > expected_similarity(maps[r, k], rois[r], sigma, grid).max() - 0.02
+            assert decoded[r, k, 3].item() == pytest.approx(found, abs=0.05)
+
+
+def test_of_two_peaks_oks_takes_the_one_with_more_around_it():
+    maps = torch.full((1, 1, 56, 56), -20.0)
+    maps[0, 0, 10, 10] = 1  # the largest cell
+    maps[0, 0, 40:43, 40:43] = 0
+    rois = torch.tensor([[0.0, 0.0, 56.0, 56.0]])
+    decoded = heatmaps_to_keypoints(maps, rois, "oks", torch.tensor([0.1]))[0, 0]
+    torch.testing.assert_close(decoded[:2], torch.tensor([41.5, 41.5]), rtol=0, atol=0.1)
+    assert decoded[2] == 0  # the logit of that cell
+
+
 def test_of_two_peaks_the_larger_wins(backend):
     maps = torch.zeros(2, 1, 56, 56)
     maps[0, 0, 10, 12], maps[0, 0, 40, 44] = 8, 8.01
@@ -162,31 +197,35 @@ def test_constant_map_gives_a_point_of_the_box(backend):
     assert logit == pytest.approx(3, abs=1e-5) and score == pytest.approx(1 / 56**2, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["stock", "dark", "quadratic"])
+@pytest.mark.parametrize("method", ["stock", "dark", "quadratic", "oks"])
 @pytest.mark.parametrize(("R", "K"), [(0, 17), (3, 1), (2, 133)])
 def test_any_number_of_boxes_and_keypoints(method, R, K, backend):
-    decoded = heatmaps_to_keypoints(torch.randn(R, K, 12, 12), boxes(R, (5, 50)), method)
+    sigmas = torch.full((K,), 0.05)
+    decoded = heatmaps_to_keypoints(torch.randn(R, K, 12, 12), boxes(R, (5, 50)), method, sigmas)
     assert decoded.shape == (R, K, 4) and decoded.isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["stock", "dark", "quadratic"])
+@pytest.mark.parametrize("method", ["stock", "dark", "quadratic", "oks"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_decodes_in_at_least_float32(method, dtype, backend):
     maps, rois = heatmaps("peak", 4, 3, 28, 28).to(dtype), boxes(4, (20, 300))
-    decoded = heatmaps_to_keypoints(maps, rois, method)
+    sigmas = torch.full((3,), 0.05)
+    decoded = heatmaps_to_keypoints(maps, rois, method, sigmas)
     wide = torch.promote_types(dtype, torch.float32)
     assert decoded.dtype == wide
-    expected = heatmaps_to_keypoints(maps.float(), rois, method).to(wide)
+    expected = heatmaps_to_keypoints(maps.float(), rois, method, sigmas).to(wide)
     tolerance = 1e-3 if dtype == torch.float64 else 0
     torch.testing.assert_close(decoded, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("method", ["stock", "dark", "quadratic"])
+@pytest.mark.parametrize("method", ["stock", "dark", "quadratic", "oks"])
 def test_autocast_changes_nothing(method, backend):
     maps, rois = heatmaps("peak", 4, 3, 28, 28), boxes(4, (20, 300))
-    expected = heatmaps_to_keypoints(maps, rois, method)
+    sigmas = torch.full((3,), 0.05)
+    expected = heatmaps_to_keypoints(maps, rois, method, sigmas)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(heatmaps_to_keypoints(maps, rois, method), expected, rtol=0, atol=0)
+        decoded = heatmaps_to_keypoints(maps, rois, method, sigmas)
+    torch.testing.assert_close(decoded, expected, rtol=0, atol=0)
 
 
 def test_input_is_left_alone(backend):
@@ -255,12 +294,13 @@ class Decode(torch.nn.Module):
         return heatmaps_to_keypoints(maps, rois)
 
 
-@pytest.mark.parametrize("method", ["stock", "dark"])
+@pytest.mark.parametrize("method", ["stock", "dark", "oks"])
 def test_compiles_without_a_graph_break(method, backend):
     maps, rois = heatmaps("peak", 3, 2, 14, 14), boxes(3, (20, 300))
     torch.compiler.reset()
     compiled = torch.compile(heatmaps_to_keypoints, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(maps, rois, method), heatmaps_to_keypoints(maps, rois, method))
+    arguments = (maps, rois, method, torch.tensor([0.05, 0.1]))
+    torch.testing.assert_close(compiled(*arguments), heatmaps_to_keypoints(*arguments))
 
 
 def test_exports_to_plain_pytorch_operators():
@@ -299,6 +339,12 @@ def test_search_runs_on_every_device(device):
         ((torch.zeros(2, 3, 4, 4), torch.zeros(3, 4)), ValueError, "rois must have shape .* R = 2"),
         ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 5)), ValueError, "rois must have shape"),
         ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 4), "argmax"), ValueError, "method must be one of stock"),
+        ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 4), "oks"), ValueError, r"sigmas .* got none"),
+        (
+            (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4), "oks", torch.ones(2)),
+            ValueError,
+            r"sigmas must have shape \(K,\) = \(3,\) .* got shape \(2,\)",
+        ),
         ((torch.zeros(2, 3, 4, 4).int(), torch.zeros(2, 4)), TypeError, "maps must be floating point"),
         ((torch.zeros(2, 3, 4, 4), [[0, 0, 1, 1]] * 2), TypeError, "rois must be a tensor"),
     ],
