@@ -120,6 +120,10 @@ def markdown(study, results, tables=None) -> str:
         results (dict): as of `collect`.
         tables (list[str]): names of those to have; default all.
     """
+    shown = [study.tables[name] for name in tables or study.tables]
+    shown = [table for table in shown if any(results[entry.row] for entry in table.entries)]
+    verdicts = [compare(table, comparison, results) for table in shown for comparison in table.comparisons]
+    verdicts = [verdict for verdict in verdicts if verdict is not None]
     runs = sum(map(len, results.values()))
     scenes = study.scenes
     lines = [
@@ -131,11 +135,12 @@ def markdown(study, results, tables=None) -> str:
         "the same order, and they start from the same backbone and RPN. AP in points on the scenes: mean ± standard "
         "deviation over the seeds; in brackets the paper's, on COCO. A margin's spread is the root of the sum of the "
         "squares of both rows' deviations. Times are the processor's, on one thread.",
+        "",
+        f"Of {len(verdicts)} comparisons {sum(v.margin > 0 for v in verdicts)} go the expected way, "
+        f"{sum(v.margin > v.spread for v in verdicts)} of them by more than the seed spread.",
     ]
-    for name in tables or study.tables:
-        table = study.tables[name]
-        if any(results[entry.row] for entry in table.entries):
-            lines += ["", *_section(table, results)]
+    for table in shown:
+        lines += ["", *_section(table, results)]
     return "\n".join(lines) + "\n"
 
 

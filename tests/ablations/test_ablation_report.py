@@ -92,6 +92,7 @@ def test_unfinished_rows():
 def test_table_lays_each_row_beside_the_paper():
     text = markdown(STUDY, RESULTS)
     assert "7 runs of 3 rows" in text
+    assert "Of 3 comparisons 2 go the expected way, 1 of them by more than the seed spread." in text
     row = (
         "| RoIAlign | 19.5 ± 1.5 [30.3] | 16.0 ± 2.0 [31.5] | 2k | 100 ms/iteration | 40 ms/image | 0, 1, 2 |"
     )
