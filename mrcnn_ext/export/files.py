@@ -1,0 +1,169 @@
+"""Writing a detector to a file, in three formats."""
+
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from torch import Tensor
+
+from ..modeling import accelerate
+from .detector import Detector
+from .runtime import METADATA, SUFFIXES, ExportedModel, require
+from .support import check_exportable
+
+__all__ = ["export_model"]
+
+_OPSET = 16  # the first whose RoiAlign has half-pixel centres
+_TOLERANCE = 1e-3  # pixels, of boxes
+
+
+def export_model(model: GeneralizedRCNN, path: str | os.PathLike) -> ExportedModel:
+    """Writes the whole detector, with masks and keypoints, to one file for images of any size.
+
+    The file holds the network, proposals and non-maximum suppression; what is left to `ExportedModel` is
+    padding the image, decoding the keypoint heatmaps and bringing the results to output size. The file is
+    written only after it gave the model's answers for an image of another size than it was made with.
+
+    Args:
+        model: a GeneralizedRCNN (Faster, Mask, Keypoint, Cascade R-CNN; FPN or C4), with its trained weights.
+            Exported in float32, on its device; accelerated models as they were before.
+        path: ends with ``.ts`` (TorchScript), ``.pt2`` (torch.export) or ``.onnx``. Files of the first two
+            call the operators of this package, which ``import mrcnn_ext.layers`` loads; ONNX files stand alone.
+
+    Returns:
+        The file, loaded.
+
+    Raises:
+        ValueError: another suffix, or no such folder.
+        NotImplementedError: a part of the model has no export, or not to this format; nothing is written.
+        ImportError: onnx or onnxruntime is not installed.
+        RuntimeError: the file's answers differ from the model's; nothing is written.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"path must end with one of {', '.join(SUFFIXES)}, got {path}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"path: there is no folder {path.absolute().parent}")
+    format = SUFFIXES[path.suffix]
+    if format == "onnx":
+        require("onnx", "to write ONNX files")
+        require("onnxruntime", "to check ONNX files")
+    if not isinstance(model, GeneralizedRCNN):
+        check_exportable(model, format)
+    # A copy as it was before acceleration, with no more than the poolers replaced.
+    model = accelerate(
+        model,
+        training=False,
+        channels_last=False,
+        convolutions=False,
+        bf16=False,
+        detections=False,
+        keypoints=False,
+        masks=False,
+    ).requires_grad_(False)
+    check_exportable(model, format)
+    detector = Detector(model).eval()
+    metadata = _metadata(detector, format)
+    write = {"torchscript": _write_torchscript, "torch_export": _write_torch_export, "onnx": _write_onnx}
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
+        draft = Path(folder) / path.name
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing, about sizes that this file is checked for
+            write[format](detector, draft, metadata)
+        exported = ExportedModel(draft)
+        _check_answers(detector, exported, path)
+        os.replace(draft, path)
+    exported.path = path
+    return exported
+
+
+def _metadata(detector: Detector, format: str) -> dict:
+    model = detector.model
+    constraints = model.backbone.padding_constraints or {}
+    coarsest = max(model.proposal_generator.anchor_generator.strides)
+    metadata = {
+        "device": str(model.device),
+        "input_format": model.input_format,
+        "keypoints": None,
+        # torch.export holds a side of one cell for a special case: even the coarsest level must have two.
+        "min_side": coarsest + 1 if format == "torch_export" else 1,
+        "outputs": detector.output_names,
+        "pixel_mean": model.pixel_mean.flatten().tolist(),
+        "size_divisibility": constraints.get("size_divisibility", model.backbone.size_divisibility),
+    }
+    if detector.keypoint_on:
+        head = model.roi_heads.keypoint_head
+        sigmas = getattr(head, "oks_sigmas", None)
+        metadata["keypoints"] = {
+            "box_scale": detector.keypoint_box_scale,
+            "decoding": getattr(head, "decoding", "stock"),
+            "sigmas": None if sigmas is None else sigmas.tolist(),
+        }
+    return metadata
+
+
+def _example(detector: Detector, metadata: dict, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """A smooth random picture as the graph takes it, its sides in cells of the coarsest level."""
+    unit = max(metadata["size_divisibility"], *detector.model.proposal_generator.anchor_generator.strides)
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(1, 3, 2 * height, 2 * width, generator=generator) * 255
+    picture = torch.nn.functional.interpolate(picture, (height * unit, width * unit), mode="bilinear")[0]
+    device = detector.model.device
+    return picture.to(device), torch.tensor(picture.shape[1:], device=device)
+
+
+def _write_torchscript(detector, path, metadata) -> None:
+    traced = torch.jit.trace(detector, _example(detector, metadata, 3, 4), check_trace=False)
+    torch.jit.save(traced, str(path), _extra_files={METADATA: json.dumps(metadata)})
+
+
+def _write_torch_export(detector, path, metadata) -> None:
+    multiple = max(metadata["size_divisibility"], 1)
+    least = -(-metadata["min_side"] // multiple)
+    sides = [torch.export.Dim(name, min=least, max=2**16 // multiple) for name in ("height", "width")]
+    if multiple > 1:
+        sides = [multiple * side for side in sides]
+    program = torch.export.export(
+        detector,
+        _example(detector, metadata, 3, 4),
+        dynamic_shapes={"image": {1: sides[0], 2: sides[1]}, "size": None},
+    )
+    torch.export.save(program, str(path), extra_files={METADATA: json.dumps(metadata)})
+
+
+def _write_onnx(detector, path, metadata) -> None:
+    onnx = require("onnx", "to write ONNX files")
+    outputs = {name: {0: "detections"} for name in metadata["outputs"]}
+    torch.onnx.export(
+        detector,
+        _example(detector, metadata, 3, 4),
+        str(path),
+        input_names=["image", "size"],
+        output_names=metadata["outputs"],
+        dynamic_axes={"image": {1: "height", 2: "width"}, **outputs},
+        opset_version=_OPSET,
+        dynamo=False,  # what torch.onnx makes of torch.export's program runs too, but takes twenty times as long
+    )
+    file = onnx.load(str(path))
+    onnx.helper.set_model_props(file, {METADATA: json.dumps(metadata)})
+    onnx.save(file, str(path))
+
+
+def _check_answers(detector: Detector, exported: ExportedModel, path: Path) -> None:
+    """A backbone may have kept sizes of the picture it was traced with."""
+    picture, _ = _example(detector, exported.metadata, 5, 3)
+    found = exported.instances(picture)
+    (expected,) = detector.model.inference([{"image": picture}], do_postprocess=False)
+    difference = float("inf")
+    if len(found) == len(expected):
+        moved = (found.pred_boxes.tensor - expected.pred_boxes.tensor.to(exported.device)).abs()
+        difference = float(moved.max()) if len(found) else 0.0
+    if difference > _TOLERANCE:
+        raise RuntimeError(
+            f"{path.name} was not written: it gives {len(found)} boxes where the model gives {len(expected)}, or "
+            f"they differ by up to {difference:.2g} pixels. A part of the model may not allow images of any size"
+        )

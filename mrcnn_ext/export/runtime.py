@@ -1,0 +1,156 @@
+"""Running an exported detector. Needs neither the config nor, for tensors, detectron2."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..layers import heatmaps_to_keypoints  # importing it also loads the operators that the files call
+from .boxes import scaled_boxes
+
+__all__ = ["METADATA", "SUFFIXES", "ExportedModel", "require"]
+
+METADATA = "mrcnn_ext.json"  # name of what `ExportedModel` has to know, within the file
+SUFFIXES = {".ts": "torchscript", ".pt2": "torch_export", ".onnx": "onnx"}
+
+
+class ExportedModel:
+    """A detector from a file of `export_model`; takes and gives what the detectron2 model did.
+
+    Args:
+        path: ``.ts`` (TorchScript), ``.pt2`` (torch.export) or ``.onnx``, which runs in onnxruntime.
+        providers: of onnxruntime; None for its CPUExecutionProvider.
+
+    Attributes:
+        path: of the file.
+        metadata: what the file says of itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another suffix, or a file that `export_model` did not write.
+        ImportError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike, providers: list[str] | None = None):
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no exported model {path}")
+        load = {".ts": _load_torchscript, ".pt2": _load_torch_export, ".onnx": _load_onnx}[path.suffix]
+        self._run, metadata = load(path, providers) if path.suffix == ".onnx" else load(path)
+        if not metadata:
+            raise ValueError(f"{path} lacks {METADATA}: it was not written by mrcnn_ext.export.export_model")
+        self.metadata = json.loads(metadata)
+        self.device = torch.device("cpu" if path.suffix == ".onnx" else self.metadata["device"])
+        self.path = path
+
+    @torch.no_grad()
+    def detect(self, image: Tensor) -> dict[str, Tensor]:
+        """Tensors of the detections in one image.
+
+        Args:
+            image: (3, H, W), of any dtype and of the channel order ``metadata["input_format"]``, 0 to 255.
+
+        Returns:
+            ``boxes`` (R, 4), x0, y0, x1, y1 in pixels of the image; ``scores`` (R,), falling; ``classes`` (R,)
+            int64; from a model with masks, ``masks`` (R, 1, m, m), probabilities within the boxes; from one with
+            keypoints, ``keypoints`` (R, K, 3), x, y and score, and the ``heatmaps`` (R, K, S_h, S_w) behind them.
+
+        Raises:
+            ValueError: the image has another shape, or is too small for the file.
+        """
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ValueError(f"image must have shape (3, H, W), got {tuple(image.shape)}")
+        size = tuple(image.shape[1:])
+        least = self.metadata["min_side"]
+        if min(size) < least:
+            raise ValueError(
+                f"image has {size[0]} x {size[1]} pixels, and {self.path} takes sides of {least} or more"
+            )
+        image = _padded(image.to(self.device, torch.float32), self.metadata)
+        outputs = self._run(image, torch.tensor(size, device=self.device))
+        found = dict(zip(self.metadata["outputs"], outputs, strict=True))
+        if "heatmaps" in found:
+            keypoint = self.metadata["keypoints"]
+            sigmas = keypoint["sigmas"] and torch.tensor(keypoint["sigmas"], device=self.device)
+            rois = scaled_boxes(found["boxes"], keypoint["box_scale"])
+            decoded = heatmaps_to_keypoints(found["heatmaps"], rois, keypoint["decoding"], sigmas)
+            found["keypoints"] = decoded[:, :, [0, 1, 3]]
+        return found
+
+    def __call__(self, batched_inputs: list[dict]) -> list[dict]:
+        """detectron2's interface: dicts with ``image`` and maybe ``height`` and ``width`` of the output.
+
+        Returns:
+            A dict for each, with ``instances`` at output size: boxes, scores, classes, masks pasted, keypoints.
+        """
+        from detectron2.modeling.postprocessing import detector_postprocess
+
+        results = []
+        for inputs in batched_inputs:
+            height, width = inputs["image"].shape[1:]
+            instances = self.instances(inputs["image"])
+            instances = detector_postprocess(
+                instances, inputs.get("height", height), inputs.get("width", width)
+            )
+            results.append({"instances": instances})
+        return results
+
+    def instances(self, image: Tensor):
+        """detectron2's Instances for (3, H, W), as ``model.inference(..., do_postprocess=False)`` gives them."""
+        from detectron2.structures import Boxes, Instances
+
+        found = self.detect(image)
+        instances = Instances(tuple(image.shape[1:]))
+        instances.pred_boxes = Boxes(found["boxes"])
+        instances.scores = found["scores"]
+        instances.pred_classes = found["classes"]
+        if "masks" in found:
+            instances.pred_masks = found["masks"]
+        if "keypoints" in found:
+            instances.pred_keypoints = found["keypoints"]
+            instances.pred_keypoint_heatmaps = found["heatmaps"]
+        return instances
+
+
+def _padded(image: Tensor, metadata: dict) -> Tensor:
+    """Fills up to the sides that the backbone takes, with what normalisation makes zero."""
+    multiple = max(metadata["size_divisibility"], 1)
+    below, right = (-side % multiple for side in image.shape[1:])
+    mean = torch.tensor(metadata["pixel_mean"], device=image.device)[:, None, None]
+    return F.pad(image - mean, (0, right, 0, below)) + mean if below or right else image
+
+
+def _load_torchscript(path):
+    extra = {METADATA: ""}
+    module = torch.jit.load(str(path), _extra_files=extra)
+    return module, extra[METADATA]
+
+
+def _load_torch_export(path):
+    extra = {METADATA: ""}
+    program = torch.export.load(str(path), extra_files=extra)
+    return program.module(), extra[METADATA]
+
+
+def _load_onnx(path, providers):
+    onnxruntime = require("onnxruntime", "to run ONNX files")
+    session = onnxruntime.InferenceSession(str(path), providers=providers or ["CPUExecutionProvider"])
+
+    def run(image: Tensor, size: Tensor) -> list[Tensor]:
+        outputs = session.run(None, {"image": image.numpy(), "size": size.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run, session.get_modelmeta().custom_metadata_map.get(METADATA)
+
+
+def require(name: str, what_for: str):
+    """A package that few need, or what to install."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is needed {what_for}: pip install {name}") from error

@@ -1,0 +1,276 @@
+"""Exported detectors: the answers of the model they were made from."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from mrcnn_ext import accelerate, add_mrcnn_ext_config
+from mrcnn_ext.export import export_model, runtime
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+LEVELS = "['res2', 'res3', 'res4', 'res5']"
+STOCK = (
+    *("MODEL.DEVICE", "cpu", "MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"),
+    *("MODEL.PIXEL_STD", "[57.375, 57.120, 58.395]", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.RESNETS.OUT_FEATURES", LEVELS, "MODEL.FPN.IN_FEATURES", LEVELS),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]"),
+    *("MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']", "MODEL.RPN.PRE_NMS_TOPK_TEST", "40"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "30", "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
+    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_HEADS.NUM_CLASSES", "3"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.25", "TEST.DETECTIONS_PER_IMAGE", "12"),
+    *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", "1"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "7"),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", "1", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
+    *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "5"),
+)
+C4 = (
+    *("MODEL.KEYPOINT_ON", "False", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
+    *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "50"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.OUT_FEATURES", "['res4']"),
+    *("MODEL.ROI_HEADS.IN_FEATURES", "['res4']", "MODEL.RPN.IN_FEATURES", "['res4']"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64, 128]]"),
+)
+OURS = (
+    *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet18"),
+    *("MODEL.ROI_MASK_HEAD.NAME", "FCNMaskHead", "MODEL.ROI_KEYPOINT_HEAD.NAME", "HeatmapKeypointHead"),
+)
+MODELS = {
+    "mask and keypoints": (),
+    "cascade of ours": (
+        *OURS,
+        *("MODEL.ROI_HEADS.NAME", "FusedCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"),
+        *("MODEL.ROI_MASK_HEAD.ACTIVATION", "softmax", "MODEL.ROI_KEYPOINT_HEAD.DECODING", "oks"),
+        *(
+            "MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE",
+            "1.25",
+            "TEST.KEYPOINT_OKS_SIGMAS",
+            "[.03, .04, .05, .06, .07]",
+        ),
+    ),
+    "C4": C4,
+}
+SUFFIXES = tuple(runtime.SUFFIXES)
+SIZES = ((96, 130), (70, 161), (201, 88))
+
+
+def make_model(*opts):
+    """A small model whose random weights find something, of scores that differ."""
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    cfg.MODEL.TIMM.ARGS.channels = [8, 16, 16, 32]
+    cfg.merge_from_list([*STOCK, *opts])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for key, value in model.state_dict().items():
+        if key.endswith("running_mean"):
+            value.normal_(std=0.1)
+        elif key.endswith(("running_var", "norm.weight", "bn1.weight", "bn2.weight")):
+            value.uniform_(0.8, 1.2)
+        elif key.endswith(("cls_score.weight", "bbox_pred.weight", "rpn_head.conv.weight")):
+            value.mul_(8)
+    return model
+
+
+def make_inputs(size, **output_size):
+    generator = torch.Generator().manual_seed(sum(size))
+    image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+    return [{"image": image, **output_size}]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return make_model(*MODELS[request.param])
+
+
+@pytest.fixture(scope="module", params=SUFFIXES)
+def exported(request, model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / f"model{request.param}"
+    return export_model(model, path)
+
+
+@torch.no_grad()
+def infer(model, inputs):
+    return model(inputs)[0]["instances"]
+
+
+def assert_same(result, expected):
+    assert len(expected) > 0 and result.image_size == expected.image_size
+    assert result.get_fields().keys() == expected.get_fields().keys()
+    assert torch.equal(result.pred_classes, expected.pred_classes)
+    torch.testing.assert_close(result.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-3)
+    torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
+    if expected.has("pred_masks"):
+        assert result.pred_masks.dtype == torch.bool and result.pred_masks.shape == expected.pred_masks.shape
+        assert (result.pred_masks != expected.pred_masks).float().mean() < 1e-4
+    if expected.has("pred_keypoints"):
+        torch.testing.assert_close(
+            result.pred_keypoint_heatmaps, expected.pred_keypoint_heatmaps, rtol=0, atol=1e-3
+        )
+        distance = (result.pred_keypoints - expected.pred_keypoints).abs()
+        assert (distance.amax(dim=2) < 0.01).float().mean() > 0.95  # two peaks may be all but tied
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_models_instances_for_images_of_any_size(model, exported, size):
+    for output_size in ({}, {"height": 2 * size[0], "width": size[1] + 50}):
+        inputs = make_inputs(size, **output_size)
+        assert_same(infer(exported, inputs), infer(model, inputs))
+
+
+def test_nothing_found(model, exported):
+    inputs = [{"image": torch.full((3, 90, 120), torch.nan), "height": 45, "width": 60}]
+    result, expected = infer(exported, inputs), infer(model, inputs)
+    assert len(result) == 0 and result.get_fields().keys() == expected.get_fields().keys()
+    for name, value in expected.get_fields().items():
+        if isinstance(value, torch.Tensor):
+            assert result.get(name).shape == value.shape and result.get(name).dtype == value.dtype
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".onnx"])
+def test_a_model_that_finds_nothing_while_it_is_exported(tmp_path, suffix):
+    model = make_model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.36")
+    exported = export_model(model, tmp_path / f"model{suffix}")
+    counts = []
+    for size in SIZES:
+        inputs = make_inputs(size)
+        result, expected = infer(exported, inputs), infer(model, inputs)
+        counts.append(len(expected))
+        assert len(result) == len(expected)
+    assert min(counts) == 0 < max(counts)
+
+
+def test_several_images_and_the_image_is_left_alone(exported):
+    inputs = [*make_inputs(SIZES[0]), *make_inputs(SIZES[1])]
+    images = [item["image"].clone() for item in inputs]
+    together = [output["instances"] for output in exported(inputs)]
+    for result, item, image in zip(together, inputs, images, strict=True):
+        assert_same(result, infer(exported, [item]))
+        assert torch.equal(item["image"], image)
+
+
+def test_wrong_images(exported):
+    with pytest.raises(ValueError, match=r"image must have shape \(3, H, W\), got \(1, 3, 90, 90\)"):
+        exported.detect(torch.zeros(1, 3, 90, 90))
+    least = exported.metadata["min_side"]
+    if least > 1:
+        with pytest.raises(ValueError, match=f"has 90 x {least - 1} pixels, and .* takes sides of {least}"):
+            exported.detect(torch.zeros(3, 90, least - 1))
+
+
+def test_onnx_has_only_standard_operators(model, tmp_path):
+    import onnx
+
+    export_model(model, tmp_path / "model.onnx")
+    file = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(file)
+    assert {node.domain for node in file.graph.node} == {""}
+    assert {"RoiAlign", "NonMaxSuppression"} <= {node.op_type for node in file.graph.node}
+
+
+def test_torchscript_runs_without_detectron2(tmp_path):
+    model = make_model(*MODELS["cascade of ours"])
+    export_model(model, tmp_path / "model.ts")
+    inputs = make_inputs(SIZES[0])
+    np.save(tmp_path / "image.npy", inputs[0]["image"].numpy())
+    program = """
+import sys
+sys.modules["detectron2"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "detectron2" else find(name, package)
+import numpy, torch
+from mrcnn_ext.export import ExportedModel
+image = torch.from_numpy(numpy.load("image.npy"))
+torch.save(ExportedModel("model.ts").detect(image), "found.pt")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    found = torch.load(tmp_path / "found.pt")
+    with torch.no_grad():
+        (expected,) = model.inference(inputs, do_postprocess=False)
+    assert len(expected) > 0 and found.keys() == {
+        "boxes",
+        "scores",
+        "classes",
+        "masks",
+        "keypoints",
+        "heatmaps",
+    }
+    torch.testing.assert_close(found["boxes"], expected.pred_boxes.tensor, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found["masks"], expected.pred_masks, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found["keypoints"], expected.pred_keypoints, rtol=0, atol=1e-2)
+
+
+def test_an_accelerated_model_is_exported_as_it_was(tmp_path):
+    model = make_model()
+    fast = accelerate(model, bf16=True)
+    exported = export_model(fast, tmp_path / "model.ts")
+    assert_same(infer(exported, make_inputs(SIZES[1])), infer(model, make_inputs(SIZES[1])))
+    assert fast.acceleration.bf16
+
+
+@pytest.mark.parametrize("pooler_type", ["ROIPool", "ROIAlignMax", "ROIWarpAvg", "PrROIPool"])
+def test_other_poolers_go_to_torchscript_and_not_to_onnx(tmp_path, pooler_type):
+    options = ("MODEL.ROI_HEADS.NAME", "FusedROIHeads", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", pooler_type)
+    model = make_model(*options)
+    with pytest.raises(
+        NotImplementedError, match=f"roi_heads.mask_pooler pools by {pooler_type}, which ONNX"
+    ):
+        export_model(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    exported = export_model(model, tmp_path / "model.ts")
+    assert_same(infer(exported, make_inputs(SIZES[1])), infer(model, make_inputs(SIZES[1])))
+
+
+def change_class(name):
+    def change(model):
+        part = model.get_submodule(name) if name else model
+        part.__class__ = type("Own", (type(part),), {"forward": lambda self, *args: None})
+
+    return change
+
+
+def take_away(name):
+    return lambda model: setattr(model, name, None)
+
+
+RETINANET = ("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone", "MODEL.MASK_ON", "False")
+DEFORMABLE = (
+    *("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, False, False, True]", "MODEL.RESNETS.DEPTH", "50"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    "opts, change, message",
+    [
+        (("MODEL.META_ARCHITECTURE", "RetinaNet", *RETINANET), None, "RetinaNet has no export: only"),
+        (("MODEL.META_ARCHITECTURE", "PanopticFPN"), None, "PanopticFPN has no export"),
+        ((), change_class(""), "Own has no export: only detectron2's GeneralizedRCNN"),
+        ((), change_class("proposal_generator"), "Own has no export: only detectron2's RPN has"),
+        ((), change_class("proposal_generator.anchor_generator"), "Own has .* DefaultAnchorGenerator"),
+        ((), change_class("roi_heads"), "Own has no export: there is one for FusedROIHeads, "),
+        ((), change_class("roi_heads.mask_head"), "Own has no export: it makes masks in a way of its own"),
+        ((), change_class("roi_heads.keypoint_head"), "Own has no export: it makes keypoints in a way"),
+        ((), take_away("proposal_generator"), "without proposal generator has no export"),
+        (DEFORMABLE, None, "DeformConv has no export: it is no operator"),
+    ],
+)
+def test_refusals(tmp_path, suffix, opts, change, message):
+    model = make_model(*opts)
+    if change is not None:
+        change(model)
+    with pytest.raises(NotImplementedError, match=message):
+        export_model(model, tmp_path / f"model{suffix}")
+    assert not list(tmp_path.iterdir())
