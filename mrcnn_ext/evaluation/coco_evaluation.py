@@ -101,7 +101,20 @@ class COCOEvaluator(_COCOEvaluator):
         names = self._metadata.get("thing_classes")
         self._results["boundary"] = self._derive_coco_results(coco_eval, "segm", names)
 
+    def _rank_by_keypoint_scores(self, coco_eval):
+        """Evaluates detections again by their "keypoint_score", if they have any."""
+        detections = coco_eval.cocoDt.anns.values()
+        if any("keypoint_score" in detection for detection in detections):
+            for detection in detections:
+                detection["score"] = detection.get("keypoint_score", detection["score"])
+            self._logger.info("Keypoint AP, ranked by the scores of the keypoints:")
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            coco_eval.summarize()
+
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        if coco_eval is not None and iou_type == "keypoints":
+            self._rank_by_keypoint_scores(coco_eval)
         if coco_eval is None:
             nothing = COCO()
             nothing.dataset = {**self._coco_api.dataset, "annotations": []}
@@ -130,7 +143,7 @@ class _MaskScoringCOCO(COCO):
 
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict]:
     """detectron2's function of this name: the same records, sooner, and the instances are left as they are;
-    ``mask_scores`` become "mask_score".
+    ``mask_scores`` become "mask_score", ``keypoint_scores`` "keypoint_score".
 
     Args:
         instances: of one image, on any device. ``pred_masks`` is what :func:`encode_masks` takes.
@@ -144,9 +157,10 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict]:
     if "pred_keypoints" in fields:
         fields["pred_keypoints"] = fields["pred_keypoints"].clone()
     records = _instances_to_coco_json(Instances(instances.image_size, **fields).to("cpu"), image_id)
-    if instances.has("mask_scores"):
-        for record, score in zip(records, instances.mask_scores.tolist(), strict=True):
-            record["mask_score"] = score
+    for field, key in (("mask_scores", "mask_score"), ("keypoint_scores", "keypoint_score")):
+        if instances.has(field):
+            for record, score in zip(records, instances.get(field).tolist(), strict=True):
+                record[key] = score
     if masks is None:
         return records
     for record, rle in zip(records, encode_masks(masks), strict=True):

@@ -133,6 +133,25 @@ def test_results_file_is_detectron2s_byte_for_byte(make_dataset, tmp_path, field
     assert results_file(COCOEvaluator) == results_file(StockEvaluator)
 
 
+def test_keypoint_scores_rank_keypoints_alone(make_dataset, tmp_path):
+    output = predict(num=1)
+    wrong = predict(num=1)["instances"]
+    wrong.pred_keypoints += 60
+    wrong.scores += 0.05
+    output["instances"] = Instances.cat([output["instances"], wrong])
+    dataset = make_dataset()
+    by_box = evaluate(COCOEvaluator(dataset, ALL_TASKS), output)
+    output["instances"].keypoint_scores = torch.tensor([0.7, 0.1])
+    by_keypoints = evaluate(COCOEvaluator(dataset, ALL_TASKS, output_dir=str(tmp_path)), output)
+    assert (by_box["keypoints"]["AP-person"], by_keypoints["keypoints"]["AP-person"]) == pytest.approx(
+        (50, 100), abs=1
+    )
+    for task in ("bbox", "segm"):
+        assert dict(by_keypoints[task]) == pytest.approx(dict(by_box[task]), nan_ok=True)
+    records = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert [record["keypoint_score"] for record in records] == pytest.approx([0.7, 0.1])
+
+
 def test_lazy_masks_are_never_pasted_and_score_the_same(make_dataset, tmp_path, monkeypatch):
     dataset, masks = make_dataset(), torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     files, scores = [], []
@@ -148,6 +167,35 @@ def test_lazy_masks_are_never_pasted_and_score_the_same(make_dataset, tmp_path, 
     assert files[0] == files[1]
     assert dict(scores[1]["segm"]) == pytest.approx(dict(scores[0]["segm"]), nan_ok=True)
     assert 0 < scores[0]["segm"]["AP50"] <= 100
+
+
+def predict_one_good_box_and_one_good_mask():
+    """The person twice: the higher score has its box and another mask, the higher mask score the reverse."""
+    instances = predict()["instances"][[0, 0]]
+    instances.pred_boxes.tensor[1] += 8
+    instances.pred_masks = instances.pred_masks & torch.tensor([False, True])[:, None, None]
+    instances.scores = torch.tensor([0.9, 0.8])
+    instances.mask_scores = torch.tensor([0.1, 0.7])
+    return {"instances": instances}
+
+
+def test_masks_are_ranked_by_mask_scores_and_boxes_by_scores(make_dataset, tmp_path):
+    dataset = make_dataset()
+    tasks = (*ALL_TASKS, "boundary")
+    results = evaluate(
+        COCOEvaluator(dataset, tasks, output_dir=str(tmp_path)), predict_one_good_box_and_one_good_mask()
+    )
+    # AP-person: the other category is never found.
+    assert {task: results[task]["AP-person"] for task in tasks} == pytest.approx(dict.fromkeys(tasks, 100))
+    records = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert [(r["score"], r["mask_score"]) for r in records] == [
+        (pytest.approx(0.9), pytest.approx(0.1)),
+        (pytest.approx(0.8), pytest.approx(0.7)),
+    ]
+    # detectron2's own ranks masks by the boxes' scores: the wrong one first, so that half is precise.
+    stock = evaluate(StockEvaluator(dataset, ALL_TASKS), predict_one_good_box_and_one_good_mask())
+    assert stock["bbox"]["AP-person"] == pytest.approx(100)
+    assert stock["segm"]["AP-person"] == pytest.approx(50)
 
 
 MEMORY = """

@@ -27,10 +27,12 @@ class KeypointHead(BaseKeypointRCNNHead):
     At inference the instances get ``pred_keypoints`` (N, K, 3): x, y in pixels and a score, and
     ``pred_keypoint_heatmaps`` (N, K, S_h, S_w), the logits.
 
-    The score of a keypoint says how sure its place is. With "oks" it is the object keypoint similarity which
-    COCO would give it on average over the predicted distribution, in [0, 1]; otherwise detectron2's measure,
-    the probability of the heatmap cell. COCO's results format leaves it open and COCO's evaluation does not
-    read it: that ranks whole instances, by their ``scores``.
+    The score of a keypoint says how sure its place is. COCO's evaluation does not read it, and ranks instances by
+    one score each. With the decoding "oks" it is the object keypoint similarity (OKS) which COCO would give to the
+    place on average over the predicted distribution, in [0, 1]; instances get ``keypoint_scores`` (N,) too, their
+    ``scores`` times the mean of it: the OKS of the instance to expect, by which `mrcnn_ext.evaluation.COCOEvaluator`
+    ranks keypoints, and boxes and masks as ever. Otherwise it is detectron2's measure: the softmax of the
+    heatmap at the place, which may be above 1.
 
     Args:
         num_keypoints: heatmaps per RoI, K.
@@ -144,12 +146,16 @@ class KeypointHead(BaseKeypointRCNNHead):
         heatmaps = heatmaps.detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
         keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas)[..., [0, 1, 3]]
-        counts = [len(image) for image in instances]
+        counts = [
+            image.pred_boxes.tensor.shape[0] for image in instances
+        ]  # tracing follows a shape, not a len
         for image, points, maps in zip(
             instances, keypoints.split(counts), heatmaps.split(counts), strict=True
         ):
             image.pred_keypoints = points
             image.pred_keypoint_heatmaps = maps
+            if self.decoding == "oks" and image.has("scores"):
+                image.keypoint_scores = image.scores * points[..., 2].mean(dim=1)
 
 
 def _configured_sigmas(cfg):
