@@ -22,7 +22,8 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
     ignored, whatever the size of the image. Runs on one machine only.
 
     The result is that of cityscapesscripts. Masks wait for it as RLE instead of a PNG each, and the pixels that
-    a mask shares with the ground truth are counted within its box, once for all objects.
+    a mask shares with the ground truth are counted within its box, once for all objects. Masks are ranked by
+    ``mask_scores`` where predictions have them.
     """
 
     def process(self, inputs, outputs):
@@ -36,7 +37,8 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
                 if not instances.has("pred_masks"):
                     raise ValueError("Cityscapes instance evaluation needs masks: set MODEL.MASK_ON to True")
                 rles = encode_masks(instances.pred_masks)
-                found = zip(instances.pred_classes.tolist(), instances.scores.cpu(), strict=True)
+                scores = instances.get("mask_scores" if instances.has("mask_scores") else "scores").cpu()
+                found = zip(instances.pred_classes.tolist(), scores, strict=True)
                 for i, (label, score) in enumerate(found):
                     label_id = name2label[self._metadata.thing_classes[label]].id
                     lines.append(f"{stem}_{i} {label_id} {score}\n")

@@ -132,6 +132,27 @@ def test_lazy_masks_score_as_their_bitmaps(dataset):
     assert evaluate(dataset, LazyModel(5)) == pytest.approx({"AP": 50, "AP50": 100})
 
 
+def test_masks_are_ranked_by_mask_scores(dataset):
+    class Twice(Oracle):
+        """Every object right, and by a higher score of its box wrong."""
+
+        scored = False
+
+        def predict(self, file_name):
+            right, wrong = super().predict(file_name), super().predict(file_name)
+            wrong.pred_masks = wrong.pred_masks.roll(-15, dims=2)
+            wrong.scores += 0.1
+            both = Instances.cat([right, wrong])
+            if self.scored:
+                both.mask_scores = torch.cat([right.scores, right.scores - 0.1])
+            return both
+
+    assert evaluate(dataset, Twice())["AP"] < 60
+    scored = Twice()
+    scored.scored = True
+    assert evaluate(dataset, scored)["AP"] == pytest.approx(100)
+
+
 def test_matches_are_those_of_cityscapesscripts(dataset, monkeypatch):
     """Noisy masks, some empty, over void too: everything the scripts keep of a match, but for the file's name."""
     from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts

@@ -181,7 +181,7 @@ def predict_one_good_box_and_one_good_mask():
 
 def test_masks_are_ranked_by_mask_scores_and_boxes_by_scores(make_dataset, tmp_path):
     dataset = make_dataset()
-    tasks = (*ALL_TASKS, "boundary")
+    tasks = ("bbox", "segm", "boundary")
     results = evaluate(
         COCOEvaluator(dataset, tasks, output_dir=str(tmp_path)), predict_one_good_box_and_one_good_mask()
     )
@@ -193,7 +193,7 @@ def test_masks_are_ranked_by_mask_scores_and_boxes_by_scores(make_dataset, tmp_p
         (pytest.approx(0.8), pytest.approx(0.7)),
     ]
     # detectron2's own ranks masks by the boxes' scores: the wrong one first, so that half is precise.
-    stock = evaluate(StockEvaluator(dataset, ALL_TASKS), predict_one_good_box_and_one_good_mask())
+    stock = evaluate(StockEvaluator(dataset, tasks[:2]), predict_one_good_box_and_one_good_mask())
     assert stock["bbox"]["AP-person"] == pytest.approx(100)
     assert stock["segm"]["AP-person"] == pytest.approx(50)
 
