@@ -47,16 +47,14 @@ def sample_keypoint_rois(
         proposals = add_ground_truth_to_proposals(targets, proposals)
     sampled = []
     for image, objects in zip(proposals, targets, strict=True):
-        rois = Instances(image.image_size, proposal_boxes=image.proposal_boxes)
-        if len(objects) == 0 or not objects.has("gt_keypoints"):
-            sampled.append(rois[:0])
-            continue
-        index, label = matcher(pairwise_iou(objects.gt_boxes, image.proposal_boxes))
-        keypoints = objects.gt_keypoints.tensor[index]
-        fits = (label == 1) & keypoints_in_boxes(keypoints, image.proposal_boxes.tensor)
-        rows = fits.nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), device=rows.device)[:samples_per_image]]
-        rois = rois[rows]
+        rows = index = torch.zeros(0, dtype=torch.long, device=image.proposal_boxes.device)
+        if len(objects) > 0 and objects.has("gt_keypoints"):
+            index, label = matcher(pairwise_iou(objects.gt_boxes, image.proposal_boxes))
+            keypoints = objects.gt_keypoints.tensor[index]
+            fits = (label == 1) & keypoints_in_boxes(keypoints, image.proposal_boxes.tensor)
+            rows = fits.nonzero()[:, 0]
+            rows = rows[torch.randperm(len(rows), device=rows.device)[:samples_per_image]]
+        rois = Instances(image.image_size, proposal_boxes=image.proposal_boxes[rows])
         for name, value in objects.get_fields().items():
             if name.startswith("gt_"):
                 rois.set(name, value[index[rows]])
