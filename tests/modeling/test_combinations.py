@@ -1,6 +1,7 @@
 """Our parts and the stock ones in every combination: one trains, infers, and gives what the others give."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -34,7 +35,17 @@ COMBINATIONS = [
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"}
 
 
-def build(tiny_cfg, ours):
+# Heads that detectron2 has no counterpart of: keys of their section of the config.
+OTHER_HEADS = {
+    "SimCC": {"ROI_KEYPOINT_HEAD": ["NAME", "SimCCKeypointHead", "NORM", "BN", "LABEL_SMOOTHING", "0.1"]},
+    "WASP": {"ROI_KEYPOINT_HEAD": ["NAME", "HeatmapKeypointHead", "WASP_RATES", "[1, 2]"]},
+    "Gaussian targets, decoded by OKS": {
+        "ROI_KEYPOINT_HEAD": ["NAME", "HeatmapKeypointHead", "TARGET_SIGMA", "2.0", "DECODING", "oks"]
+    },
+}
+
+
+def build(tiny_cfg, ours, head=None):
     """A model of stock parts, but those named in ``ours``, with weights that depend on the backbone alone."""
     parts = {part: (OURS if part in ours else STOCK)[part] for part in STOCK}
     cfg = tiny_cfg(
@@ -42,6 +53,8 @@ def build(tiny_cfg, ours):
         *["MODEL.ROI_MASK_HEAD.NAME", parts["mask_head"]],
         *["MODEL.ROI_KEYPOINT_HEAD.NAME", parts["keypoint_head"]],
     )
+    for section, keys in OTHER_HEADS.get(head, {}).items():
+        cfg.MODEL[section].merge_from_list(keys)
     torch.manual_seed(0)
     backbone = build_backbone(cfg)
     proposal_generator = build_proposal_generator(cfg, backbone.output_shape())
@@ -96,3 +109,13 @@ def test_trains_a_step_and_infers(tiny_cfg, make_batch, reference, ours):
         torch.testing.assert_close(p.pred_boxes.tensor, stock.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
         torch.testing.assert_close(p.scores, stock.scores, rtol=1e-4, atol=1e-4)
         assert (p.pred_masks != stock.pred_masks).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("ours", [frozenset(), frozenset(OURS)], ids=["stock parts", "our parts"])
+@pytest.mark.parametrize("head", OTHER_HEADS)
+def test_other_heads_train_a_step_and_infer(tiny_cfg, make_batch, head, ours):
+    batch = make_batch([[4, 4, 40, 60], [30, 10, 76, 50]], [])
+    losses, predictions = step_and_infer(build(tiny_cfg, ours, head), batch)
+    assert set(losses) >= LOSSES and all(math.isfinite(loss) for loss in losses.values())
+    assert all(len(p) == 5 and p.pred_keypoints.shape == (5, 17, 3) for p in predictions)
+    assert all(p.pred_masks.shape == (5, 64, 80) for p in predictions)
