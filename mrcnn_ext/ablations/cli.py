@@ -1,6 +1,7 @@
 """Trains the paper's ablations in small on synthetic scenes and lays them beside the paper's figures."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from .report import write_report
@@ -51,6 +52,10 @@ def main(argv=None) -> int:
     except ValueError as error:
         parser.error(f"--only: {error}")
 
+    if find_spec("detectron2") is None:
+        parser.error(
+            "detectron2 is not installed; get it with make setup DETECTRON2=<pip requirement, URL or path>"
+        )
     failed = []
     if not args.report_only:
         args.output.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ def _write_scenes(scenes: dict, scenes_dir: Path) -> None:
 
 
 def _iterations(row) -> int:
-    from ..engine.setup import load_config
+    from ..engine.setup import load_config  # without detectron2 the tool says so, and not this module
 
     options = [part for pair in row.options.items() for part in pair]
     return load_config(str(row.base), options).SOLVER.MAX_ITER

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from fvcore.common.config import CfgNode
 
 from ..config_files import get_config_file
 
@@ -111,6 +110,8 @@ class Study:
 
     def digest(self, row: Row) -> str:
         """Changes with whatever the results of the row depend on: its config, its start's, the scenes."""
+        from fvcore.common.config import CfgNode  # without it the tool says so, and not this module
+
         content = [CfgNode.load_yaml_with_base(str(row.base)), row.options, self.scenes]
         if row.start:
             content.append(self.digest(self.starts[row.start]))
