@@ -104,13 +104,13 @@ def run(
 
 
 def overlapped(function: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
-    """``function(item)`` of each item in their order, computed by threads, up to ``ahead`` of them in advance."""
+    """``function(item)`` of each item in their order, computed by threads, ``ahead`` of them in advance."""
     executor = ThreadPoolExecutor(workers, thread_name_prefix=f"mrcnn_ext-{threading.get_ident()}")
     pending = deque()
     try:
         for item in items:
             pending.append(executor.submit(function, item))
-            while pending and (len(pending) > ahead or pending[0].done()):
+            if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

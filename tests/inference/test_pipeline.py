@@ -6,10 +6,15 @@ import time
 import pytest
 
 pytest.importorskip("detectron2")
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from mrcnn_ext.inference.pipeline import batches, overlapped
+from mrcnn_ext.inference.pipeline import batches, overlapped, run
+from mrcnn_ext.inference.sources import ImageFiles
 
 
 def our_threads():
@@ -82,3 +87,41 @@ def test_a_rare_size_does_not_wait_for_ever():
     groups = batches(sizes, lambda size: size, 2)
     before = list(iter(lambda: next(groups), ["rare"]))
     assert len(before) <= 8
+
+
+class Waits(torch.nn.Module):
+    """A model that goes on only when the next image is read, whose number is an image's first pixel."""
+
+    def __init__(self, read, started):
+        super().__init__()
+        self.read, self.started = read, started
+
+    def forward(self, inputs):
+        number = int(inputs[0]["image"][0, 0, 0])
+        self.started[number].set()
+        assert self.read[number + 1].wait(20), "nothing is read while the model works"
+        return [{"instances": number}]
+
+
+def test_reading_model_and_finishing_are_at_work_at_once(tmp_path):
+    last = 5
+    for i in range(last + 1):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    read, started = ([threading.Event() for _ in range(last + 2)] for _ in range(2))
+    read[-1].set()
+
+    class Source(ImageFiles):
+        def readers(self, image_format, done):
+            for index, record, reader in super().readers(image_format, done):
+                yield index, record, lambda index=index, reader=reader: (reader(), read[index].set())[0]
+
+    def finish(sample):
+        assert sample.index == last or started[sample.index + 1].wait(20), "the model waits for the writer"
+        return sample.instances
+
+    records = [{"file_name": str(tmp_path / f"{i}.png"), "image_id": i} for i in range(last + 1)]
+    mapper = DatasetMapper(False, augmentations=[], image_format="RGB")
+    options = {"done": set(), "batch_size": 1, "workers": 1, "skip_unreadable": False}
+    assert list(run(Waits(read, started), Source(records), mapper, finish, **options)) == list(
+        range(last + 1)
+    )
