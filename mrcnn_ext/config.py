@@ -29,18 +29,24 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # that the file has.
     timm.setdefault("ARGS", CfgNode(new_allowed=True))
 
-    # Mask heads, MODEL.ROI_MASK_HEAD.NAME: "FCNMaskHead", "MLPMaskHead" and "MaskScoringHead", which is one of
-    # the others with a score for its masks. CLS_AGNOSTIC_MASK works for all.
+    # Mask heads, MODEL.ROI_MASK_HEAD.NAME: "FCNMaskHead"; "BoundaryMaskHead", which finds the mask's boundary too;
+    # "MLPMaskHead"; and "MaskScoringHead", one of the others with a score for its masks. CLS_AGNOSTIC_MASK works
+    # for all.
     mask = cfg.MODEL.ROI_MASK_HEAD
     # Factor of loss_mask.
     mask.setdefault("LOSS_WEIGHT", 1.0)
     # "sigmoid": each class has a mask of its own; "softmax": classes and background compete for each pixel.
     mask.setdefault("ACTIVATION", "sigmoid")
     # FCNMaskHead: transposed convolutions. The side of the masks is POOLER_RESOLUTION times 2^NUM_DECONV: 14, 28,
-    # 56, 112 for 0, 1, 2, 3 (with the ROI heads of C4 half of it).
+    # 56, 112 for 0, 1, 2, 3 (with the ROI heads of C4 half of it). BoundaryMaskHead: half of that, so that
+    # POOLER_RESOLUTION 28 gives 28, 56, 112 for 1, 2, 3.
     mask.setdefault("NUM_DECONV", 1)
     # FCNMaskHead: further bilinear upsampling of the logits; the paper's 1 is none.
     mask.setdefault("UP_SCALE", 1.0)
+    # BoundaryMaskHead: convolutions of the boundary branch, factor of loss_mask_boundary. NORM "BN" or "GN" makes
+    # it learn faster.
+    mask.setdefault("NUM_BOUNDARY_CONV", 2)
+    mask.setdefault("BOUNDARY_LOSS_WEIGHT", 1.0)
     # MLPMaskHead: hidden layers, their width, and the side of the masks.
     mask.setdefault("NUM_FC", 2)
     mask.setdefault("FC_DIM", 1024)

@@ -3,13 +3,14 @@
 from .keypoint_decoding import heatmaps_to_keypoints
 from .keypoint_networks import HeatmapKeypointNetwork, SimCCKeypointNetwork
 from .mask_iou_network import MaskIoUNetwork
-from .mask_networks import FCNMaskNetwork, MLPMaskNetwork
+from .mask_networks import BoundaryMaskNetwork, FCNMaskNetwork, MLPMaskNetwork
 from .mask_pasting import paste_masks
 from .mask_rle import masks_to_rle
 from .roi_align import roi_align, roi_align_pyramid
 from .timm_features import TimmFeatures
 
 __all__ = [
+    "BoundaryMaskNetwork",
     "FCNMaskNetwork",
     "HeatmapKeypointNetwork",
     "SimCCKeypointNetwork",

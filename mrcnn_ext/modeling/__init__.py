@@ -9,13 +9,14 @@ from .backbone import (
 )
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .lazy_masks import LazyMasks
-from .mask_head import FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
+from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
 from .test_time_augmentation import GeneralizedRCNNWithTTA
 
 __all__ = [
     "Acceleration",
+    "BoundaryMaskHead",
     "FCNMaskHead",
     "FusedCascadeROIHeads",
     "FusedROIHeads",

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from mrcnn_ext.layers.mask_losses import mask_iou_targets, mask_log_odds, mask_sigmoid_loss, mask_softmax_loss
+from mrcnn_ext.layers.mask_losses import (
+    boundary_loss,
+    mask_boundaries,
+    mask_iou_targets,
+    mask_log_odds,
+    mask_sigmoid_loss,
+    mask_softmax_loss,
+)
 
 K, SIDE = 3, 4
 
@@ -73,3 +80,27 @@ def test_iou_target_counts_the_object_outside_the_roi():
     areas = torch.tensor([8.0, 16.0, 7.0, 0.0])
     expected = torch.tensor([4 / 12, 4 / 20, 4 / 12, 0.0])
     torch.testing.assert_close(mask_iou_targets(predicted, masks, areas), expected)
+
+
+def test_boundary_is_where_a_neighbour_is_outside():
+    masks = (torch.rand(4, 9, 11, generator=torch.Generator().manual_seed(0)) < 0.9).float()
+    masks[1], masks[2] = 1, 0
+    for mask, boundary in zip(masks, mask_boundaries(masks), strict=True):
+        for y in range(9):
+            for x in range(11):
+                near = [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+                inside = all(0 <= v < 9 and 0 <= u < 11 and mask[v, u] == 1 for v, u in near)
+                assert boundary[y, x] == (mask[y, x] == 1 and not inside)
+
+
+def test_boundary_loss_is_cross_entropy_plus_dice(rois):
+    logits, _, masks = rois
+    logits, masks = logits[:, 0], masks.clone()
+    masks[4] = 0
+    expected = 0.0
+    for logit, mask in zip(logits, masks, strict=True):
+        probability = 1 / (1 + (-logit).exp())
+        entropy = -(mask * probability.log() + (1 - mask) * (1 - probability).log()).mean()
+        overlap, total = (probability * mask).sum(), (probability.square() + mask.square()).sum()
+        expected += (entropy + 1 - 2 * overlap / (total + 1)).item() / len(masks)
+    assert boundary_loss(logits, masks).item() == pytest.approx(expected, rel=1e-9)

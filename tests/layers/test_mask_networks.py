@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from mrcnn_ext.layers import FCNMaskNetwork, MaskIoUNetwork, MLPMaskNetwork
+from mrcnn_ext.layers import BoundaryMaskNetwork, FCNMaskNetwork, MaskIoUNetwork, MLPMaskNetwork
 
 NETWORKS = {
     "fcn": (lambda: FCNMaskNetwork(6, 3, [8, 8]), (3, 28)),
@@ -19,7 +20,7 @@ def build(name):
     torch.manual_seed(0)
     network = NETWORKS[name][0]().eval()
     for parameter in network.parameters():  # biases are zero and predictors almost
-        torch.nn.init.normal_(parameter, std=0.1)
+        nn.init.normal_(parameter, std=0.1)
     return network
 
 
@@ -64,8 +65,44 @@ def test_mask_iou_network_takes_masks_of_any_size():
     torch.testing.assert_close(exported(features[:2], masks[:2]), expected[:2])
 
 
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
+@pytest.mark.parametrize("num_deconv, side", [(1, 28), (2, 56), (3, 112)])
+def test_boundary_network(num_deconv, side, norm):
+    torch.manual_seed(0)
+    network = BoundaryMaskNetwork(6, 3, [8, 8], norm, num_deconv=num_deconv).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 6, 28, 28)
+    expected = network(x)
+    assert [maps.shape for maps in expected] == [(2, 3, side, side), (2, 1, side, side)]
+    assert [len(maps) for maps in network(x[:0])] == [0, 0]
+    torch.testing.assert_close(torch.jit.script(network)(x), expected)
+    if num_deconv == 1:
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected)
+        rois = {0: torch.export.Dim("rois", min=2)}
+        exported = torch.export.export(network, (x.repeat(2, 1, 1, 1),), dynamic_shapes=(rois,)).module()
+        torch.testing.assert_close(exported(x), expected)
+
+
+def test_both_branches_feed_each_other():
+    network = BoundaryMaskNetwork(6, 3, [8, 8])
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    masks, boundaries = network(torch.randn(2, 6, 28, 28))
+    masks.sum().backward(retain_graph=True)
+    assert network.boundary_in.weight.grad.any() and network.boundary_fcn[0].weight.grad.any()
+    network.zero_grad()
+    boundaries.sum().backward()
+    assert network.mask_fcn[0].weight.grad.any() and network.deconv.weight.grad.any()
+
+
 def test_impossible_sizes_are_named():
     with pytest.raises(ValueError, match="num_deconv must be 0 or more, got -1"):
         FCNMaskNetwork(6, 3, [8], num_deconv=-1)
+    with pytest.raises(ValueError, match="num_deconv must be 1 or more with a boundary branch, got 0"):
+        BoundaryMaskNetwork(6, 3, [8], num_deconv=0)
+    with pytest.raises(ValueError, match="conv_dims is empty"):
+        BoundaryMaskNetwork(6, 3, [])
     with pytest.raises(ValueError, match="conv_dims is empty"):
         MaskIoUNetwork((6, 14, 14), 3, [])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2")
-from detectron2.modeling import GeneralizedRCNN, build_backbone, build_proposal_generator
+from detectron2.modeling import GeneralizedRCNN, build_backbone, build_model, build_proposal_generator
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.utils.events import EventStorage
@@ -119,3 +119,29 @@ def test_other_heads_train_a_step_and_infer(tiny_cfg, make_batch, head, ours):
     assert set(losses) >= LOSSES and all(math.isfinite(loss) for loss in losses.values())
     assert all(len(p) == 5 and p.pred_keypoints.shape == (5, 17, 3) for p in predictions)
     assert all(p.pred_masks.shape == (5, 64, 80) for p in predictions)
+
+
+# Further losses of our mask heads.
+MASK_LOSSES = {
+    "BoundaryMaskHead": {"loss_mask_boundary"},
+    "MLPMaskHead": set(),
+    "MaskScoringHead": {"loss_mask_iou"},
+}
+ROI_HEADS = ("StandardROIHeads", "FusedROIHeads", "CascadeROIHeads", "FusedCascadeROIHeads")
+
+
+@pytest.mark.parametrize("roi_heads", ROI_HEADS)
+@pytest.mark.parametrize("mask_head", MASK_LOSSES)
+def test_mask_heads_under_all_roi_heads(tiny_cfg, make_batch, mask_head, roi_heads):
+    cfg = tiny_cfg(
+        *["MODEL.ROI_MASK_HEAD.NAME", mask_head, "MODEL.ROI_HEADS.NAME", roi_heads],
+        *["MODEL.ROI_MASK_HEAD.ACTIVATION", "softmax", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+        *["MODEL.ROI_MASK_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.MASK_IOU.FC_DIM", "16"],
+        *["MODEL.ROI_MASK_HEAD.MASK_IOU.CONV_DIM", "8"],
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    losses, predictions = step_and_infer(model, make_batch([[4, 4, 40, 60], [30, 10, 76, 50]]))
+    assert {key for key in losses if key.startswith("loss_mask")} == {"loss_mask"} | MASK_LOSSES[mask_head]
+    assert predictions[0].pred_masks.shape == (5, 64, 80)
+    assert predictions[0].has("mask_scores") == (mask_head == "MaskScoringHead")

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 
 import mrcnn_ext
 from mrcnn_ext.layers import MaskIoUNetwork
-from mrcnn_ext.modeling import FCNMaskHead, MaskScoringHead, MLPMaskHead
+from mrcnn_ext.modeling import BoundaryMaskHead, FCNMaskHead, MaskScoringHead, MLPMaskHead
 from mrcnn_ext.modeling.mask_head.base import MaskTargets
 
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
@@ -28,9 +28,11 @@ HEADS = {
     "FCN": lambda **kwargs: FCNMaskHead(SHAPE, conv_dims=[16, 16], **kwargs),
     "FCN 56": lambda **kwargs: FCNMaskHead(SHAPE, conv_dims=[16, 16], num_deconv=2, **kwargs),
     "MLP": lambda **kwargs: MLPMaskHead(SHAPE, fc_dims=[16], output_size=14, **kwargs),
+    "boundary": lambda **kwargs: BoundaryMaskHead(SHAPE, conv_dims=[16, 16], num_deconv=2, **kwargs),
+    "scored boundary": lambda **kwargs: scoring(BoundaryMaskHead(SHAPE, conv_dims=[16, 16], **kwargs)),
     "scored FCN": lambda **kwargs: scoring(FCNMaskHead(SHAPE, conv_dims=[16, 16], **kwargs)),
 }
-SIDES = {"FCN": 28, "FCN 56": 56, "MLP": 14, "scored FCN": 28}
+SIDES = {"FCN": 28, "FCN 56": 56, "MLP": 14, "boundary": 28, "scored boundary": 14, "scored FCN": 28}
 every_head = pytest.mark.parametrize("name", HEADS)
 every_form = pytest.mark.parametrize(
     "form",
@@ -148,6 +150,25 @@ def test_softmax_masks_are_probabilities_that_add_up():
     torch.testing.assert_close(total, 1 - background)
 
 
+def test_boundary_loss_has_its_weight_and_what_it_learns_is_no_mask(proposals):
+    x, losses = torch.randn(3, 8, 14, 14), []
+    for weight in (1.0, 2.5):
+        torch.manual_seed(0)
+        head = BoundaryMaskHead(SHAPE, num_classes=K, conv_dims=[16, 16], boundary_loss_weight=weight)
+        losses.append({key: loss.item() for key, loss in train(head, x, proposals())[0].items()})
+    assert losses[1]["loss_mask"] == losses[0]["loss_mask"]
+    assert losses[1]["loss_mask_boundary"] == pytest.approx(2.5 * losses[0]["loss_mask_boundary"])
+    assert head.layers(x).shape[1] == K + 1 and head.eval().layers(x).shape[1] == K
+
+
+def test_boundary_branch_wants_an_even_resolution(tiny_cfg):
+    cfg = tiny_cfg(
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "15", "MODEL.ROI_MASK_HEAD.NAME", "BoundaryMaskHead"
+    )
+    with pytest.raises(ValueError, match=r"POOLER_RESOLUTION 28\), got 15 x 15"):
+        build_model(cfg)
+
+
 def test_unknown_activation_names_the_known_ones():
     with pytest.raises(ValueError, match=r"ACTIVATION\) must be one of \('sigmoid', 'softmax'\), got 'relu'"):
         build("FCN", activation="relu")
@@ -223,25 +244,21 @@ def test_config_sets_every_argument(tiny_cfg):
     section = "MODEL.ROI_MASK_HEAD"
     cfg = tiny_cfg(
         *[f"{section}.ACTIVATION", "softmax", f"{section}.NUM_DECONV", "2", f"{section}.LOSS_WEIGHT", "0.5"],
-        *[
-            f"{section}.NUM_FC",
-            "3",
-            f"{section}.FC_DIM",
-            "20",
-            f"{section}.OUTPUT_SIZE",
-            "14",
-            "VIS_PERIOD",
-            "7",
-        ],
+        *[f"{section}.CONV_DIM", "32", f"{section}.NORM", "GN", f"{section}.NUM_BOUNDARY_CONV", "3"],
+        *[f"{section}.BOUNDARY_LOSS_WEIGHT", "0.75", f"{section}.NUM_FC", "3", f"{section}.FC_DIM", "20"],
+        *[f"{section}.OUTPUT_SIZE", "14", "VIS_PERIOD", "7"],
         *[f"{section}.MASK_IOU.MASK_HEAD", "MLPMaskHead", f"{section}.MASK_IOU.LOSS_WEIGHT", "0.25"],
         *[f"{section}.MASK_IOU.NUM_CONV", "2", f"{section}.MASK_IOU.CONV_DIM", "12"],
         *[f"{section}.MASK_IOU.NUM_FC", "1", f"{section}.MASK_IOU.FC_DIM", "10"],
     )
-    heads = {
-        name: ROI_MASK_HEAD_REGISTRY.get(name)(cfg, SHAPE) for name in ("FCNMaskHead", "MaskScoringHead")
-    }
+    names = ("FCNMaskHead", "BoundaryMaskHead", "MaskScoringHead")
+    heads = {name: ROI_MASK_HEAD_REGISTRY.get(name)(cfg, SHAPE) for name in names}
     x = torch.randn(2, 8, 14, 14)
     assert heads["FCNMaskHead"].layers(x).shape == (2, K + 1, 56, 56)
+    boundary = heads["BoundaryMaskHead"]
+    assert boundary.layers(x).shape == (2, K + 2, 28, 28) and boundary.boundary_loss_weight == 0.75
+    assert len(boundary.network.boundary_fcn) == 3 and boundary.network.deconv.out_channels == 32
+    assert isinstance(boundary.network.mask_fcn[0].norm, torch.nn.GroupNorm)
     scored = heads["MaskScoringHead"]
     assert type(scored.mask_head) is MLPMaskHead and scored.layers(x).shape == (2, K + 1, 14, 14)
     assert scored.mask_head.fc3.weight.shape == (20, 20)
@@ -253,7 +270,7 @@ def test_config_sets_every_argument(tiny_cfg):
     assert scored.layers(x).shape == (2, 1, 28, 28) and scored.mask_iou.predictor.out_features == K
 
 
-@pytest.mark.parametrize("name", ["MLPMaskHead", "MaskScoringHead"])
+@pytest.mark.parametrize("name", ["BoundaryMaskHead", "MLPMaskHead", "MaskScoringHead"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_accelerated_model_gives_the_same(tiny_cfg, make_batch, name, bf16):
     torch.manual_seed(0)

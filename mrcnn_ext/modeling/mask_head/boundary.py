@@ -1,0 +1,96 @@
+"""A mask head that looks for the mask's boundary too, for detectron2."""
+
+from functools import partial
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
+from torch import Tensor
+
+from ...layers.mask_losses import boundary_loss, mask_boundaries
+from ...layers.mask_networks import BoundaryMaskNetwork
+from .base import MaskHead, MaskTargets
+
+__all__ = ["BoundaryMaskHead"]
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class BoundaryMaskHead(MaskHead):
+    """`BoundaryMaskNetwork` with detectron2's mask loss and inference, and ``loss_mask_boundary`` beside
+    ``loss_mask`` (Cheng et al., Boundary-preserving Mask R-CNN, ECCV 2020).
+
+    Takes features of twice the resolution of an FCN head's: pooled to 28 for masks of 28.
+
+    Args:
+        input_shape (ShapeSpec): of the pooled features.
+        num_classes: masks per RoI; 1 for class-agnostic masks.
+        conv_dims: output channels of each 3x3 convolution of the mask branch and, last, of everything behind.
+        conv_norm: normalisation of the 3x3 convolutions: a name of detectron2's get_norm ("" for none, "BN",
+            "GN", "SyncBN", ...) or a callable that makes the layer from a channel count.
+        num_boundary_conv: 3x3 convolutions of the boundary branch.
+        num_deconv: transposed convolutions; each beyond the first doubles the side of the masks.
+        boundary_loss_weight: factor of ``loss_mask_boundary``.
+        kwargs: ``activation``, ``loss_weight`` and ``vis_period`` of `MaskHead`.
+
+    Raises:
+        ValueError: pooled features of odd height or width.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape,
+        *,
+        num_classes: int,
+        conv_dims,
+        conv_norm="",
+        num_boundary_conv: int = 2,
+        num_deconv: int = 1,
+        boundary_loss_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(num_classes=num_classes, **kwargs)
+        if input_shape.height % 2 or input_shape.width % 2:
+            raise ValueError(
+                "the boundary branch takes pooled features of even height and width (MODEL.ROI_MASK_HEAD."
+                f"POOLER_RESOLUTION 28), got {input_shape.height} x {input_shape.width}"
+            )
+        norm = partial(get_norm, conv_norm) if conv_norm else None
+        self.network = BoundaryMaskNetwork(
+            input_shape.channels, self.num_maps, list(conv_dims), norm, num_boundary_conv, num_deconv
+        )
+        self.boundary_loss_weight = boundary_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
+            "conv_norm": head.NORM,
+            "num_boundary_conv": head.get("NUM_BOUNDARY_CONV", 2),
+            "num_deconv": head.get("NUM_DECONV", 1),
+            "boundary_loss_weight": head.get("BOUNDARY_LOSS_WEIGHT", 1.0),
+        }
+
+    def layers(self, x):
+        """Logits of the masks and, in training, of the boundaries, the last map."""
+        masks, boundaries = self.network(x)
+        if self.training:
+            return torch.cat([masks, boundaries], dim=1)
+        else:
+            return masks
+
+    def losses(self, logits: Tensor, targets: MaskTargets) -> dict[str, Tensor]:
+        losses = super().losses(logits[:, :-1], targets)
+        boundaries = logits[:, -1]
+        if len(targets) == 0:
+            losses["loss_mask_boundary"] = boundaries.sum() * 0
+        else:
+            loss = boundary_loss(boundaries, mask_boundaries(targets.masks))
+            losses["loss_mask_boundary"] = loss * self.boundary_loss_weight
+        return losses
+
+    def log_odds(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return super().log_odds(logits[:, : self.num_maps], classes)
