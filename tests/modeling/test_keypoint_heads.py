@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import build_keypoint_head
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from mrcnn_ext import accelerate
 from mrcnn_ext.layers import heatmaps_to_keypoints
 from mrcnn_ext.modeling import HeatmapKeypointHead, SimCCKeypointHead
 
@@ -267,3 +268,53 @@ def test_trains_and_infers_in_a_model(tiny_cfg, make_batch, roi_heads, opts):
     assert all(p.grad is not None for p in model.parameters())
     with torch.no_grad():
         assert model.eval().inference(batch)[0]["instances"].pred_keypoints.shape == (5, 17, 3)
+
+
+KEYS = {
+    "heatmap, oks": ["NAME", "HeatmapKeypointHead", "DECODING", "oks"],
+    "WASP": ["NAME", "HeatmapKeypointHead", "WASP_RATES", "[1, 2]", "NORM", "BN"],
+    "SimCC": ["NAME", "SimCCKeypointHead"],
+}
+
+
+@pytest.fixture
+def make_model(tiny_cfg):
+    def make(head, *opts):
+        cfg = tiny_cfg("MODEL.ROI_HEADS.NAME", "FusedROIHeads", *opts)
+        cfg.MODEL.ROI_KEYPOINT_HEAD.merge_from_list(KEYS[head])
+        torch.manual_seed(0)
+        return build_model(cfg).eval()
+
+    return make
+
+
+@pytest.mark.parametrize("head", KEYS)
+def test_an_accelerated_model_gives_the_same_keypoints(make_model, make_batch, head):
+    model, batch = make_model(head), make_batch(*BOXES)
+    fast = accelerate(model, bf16=False)
+    assert fast.acceleration.steps["keypoints"].startswith("decoded at once by ")
+    with torch.no_grad():
+        expected, got = (m.inference(batch)[0]["instances"] for m in (model, fast))
+        assert accelerate(model, bf16=True).inference(batch)[0]["instances"].has("pred_keypoints")
+    torch.testing.assert_close(got.pred_keypoints, expected.pred_keypoints, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("head", ["WASP", "SimCC"])
+def test_scripts_with_the_stock_decoding(make_model, make_batch, head):
+    from detectron2.export import scripting_with_instances
+
+    model = make_model(head)
+    fields = {"proposal_boxes": Boxes, "pred_boxes": Boxes}
+    tensors = ["objectness_logits", "pred_classes", "scores", "pred_masks", "pred_keypoints"]
+    fields |= dict.fromkeys([*tensors, "pred_keypoint_heatmaps"], torch.Tensor)
+    inputs = [{"image": make_batch(*BOXES)[0]["image"]}]
+    with torch.no_grad():
+        expected = model.inference(inputs, do_postprocess=False)[0]
+        got = scripting_with_instances(model, fields).inference(inputs, do_postprocess=False)[0]
+        torch.testing.assert_close(got.pred_keypoints, expected.pred_keypoints)
+        # Scripting changes the model: another one.
+        scripted = scripting_with_instances(
+            make_model(head, "MODEL.ROI_KEYPOINT_HEAD.DECODING", "dark"), fields
+        )
+        with pytest.raises(torch.jit.Error, match="TorchScript has the keypoint decoding 'stock' only"):
+            scripted.inference(inputs, do_postprocess=False)

@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.ops import DeformConv2d, RoIPool
 
 from ...layers.processor import cpu_has_bf16
+from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
 from .class_swap import defines, restore, swap
 from .detections import FastDetections, FastProposals
@@ -241,6 +242,8 @@ def _replace_keypoints(model):
     head = getattr(model.roi_heads, "keypoint_head", None)
     if head is None:
         return "no keypoint head"
+    if isinstance(head, KeypointHead) and defines(head, KeypointHead, "forward", "decode"):
+        return f"decoded at once by {type(head).__name__} itself"
     if not defines(head, BaseKeypointRCNNHead, "forward"):
         return f"left alone: {type(head).__name__} decodes its own"
     swap(head, FastKeypoints)
