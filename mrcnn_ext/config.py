@@ -39,7 +39,7 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     mask.setdefault("ACTIVATION", "sigmoid")
     # FCNMaskHead: transposed convolutions. The side of the masks is POOLER_RESOLUTION times 2^NUM_DECONV: 14, 28,
     # 56, 112 for 0, 1, 2, 3 (with the ROI heads of C4 half of it). BoundaryMaskHead: half of that, so that
-    # POOLER_RESOLUTION 28 gives 28, 56, 112 for 1, 2, 3.
+    # POOLER_RESOLUTION 28 gives the same.
     mask.setdefault("NUM_DECONV", 1)
     # FCNMaskHead: further bilinear upsampling of the logits; the paper's 1 is none.
     mask.setdefault("UP_SCALE", 1.0)

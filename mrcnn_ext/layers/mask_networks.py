@@ -43,10 +43,7 @@ class FCNMaskNetwork(nn.Sequential):
         num_deconv: int = 1,
     ):
         super().__init__()
-        if len(conv_dims) == 0:
-            raise ValueError("conv_dims is empty: its last entry is the width of the transposed convolution")
-        if num_deconv < 0:
-            raise ValueError(f"num_deconv must be 0 or more, got {num_deconv}")
+        _check_layers(conv_dims, num_deconv)
         for index, dim in enumerate(conv_dims[:-1], start=1):
             self.add_module(f"mask_fcn{index}", ConvNormReLU(in_channels, dim, norm))
             in_channels = dim
@@ -109,21 +106,23 @@ class BoundaryMaskNetwork(nn.Module):
     (R, in_channels, H, W) pooled features -> (R, num_classes, s H, s W) logits of the masks and (R, 1, s H, s W)
     logits of their boundaries, s = 2^(num_deconv - 1); H and W are even.
 
-    The mask branch is that of `FCNMaskNetwork` on features of half the resolution. In the paper both branches work
-    at half the resolution; here the boundary branch keeps the full one, and they meet behind the first transposed
-    convolution.
+    The mask branch takes the features at half their resolution, the boundary branch comes down to it by a
+    convolution. In the paper the boundary branch sees the finest level of the pyramid alone, here that of the
+    RoI, at twice the usual resolution.
 
     Args:
         in_channels: channels of the pooled features.
         num_classes: masks per RoI, K; 1 for class-agnostic masks.
-        conv_dims: output channels of each 3x3 convolution of the mask branch and, last, of everything behind.
-        norm: makes the normalisation layer of a 3x3 convolution from its channel count; None for none.
-        num_boundary_conv: 3x3 convolutions of the boundary branch.
-        num_deconv: transposed convolutions, one after the other. From 28x28 features 1, 2 and 3 give masks of
-            28, 56 and 112.
+        conv_dims: output channels of each 3x3 convolution of the mask branch and, last, of the transposed
+            convolutions of both.
+        norm: makes the normalisation layer of a 3x3 convolution with stride 1 from its channel count; None for
+            none.
+        num_boundary_conv: 3x3 convolutions of the boundary branch with stride 1.
+        num_deconv: transposed convolutions, one after the other. From 28x28 features 0, 1, 2 and 3 give masks of
+            14, 28, 56 and 112.
 
     Raises:
-        ValueError: if ``conv_dims`` is empty or ``num_deconv`` below 1.
+        ValueError: if ``conv_dims`` is empty or ``num_deconv`` negative.
     """
 
     def __init__(
@@ -136,39 +135,41 @@ class BoundaryMaskNetwork(nn.Module):
         num_deconv: int = 1,
     ):
         super().__init__()
-        if len(conv_dims) == 0:
-            raise ValueError("conv_dims is empty: its last entry is the width of the transposed convolution")
-        if num_deconv < 1:
-            raise ValueError(f"num_deconv must be 1 or more with a boundary branch, got {num_deconv}")
-        self.mask_fcn, channels, width = nn.Sequential(), in_channels, conv_dims[-1]
-        for dim in conv_dims[:-1]:
-            self.mask_fcn.append(ConvNormReLU(channels, dim, norm))
-            channels = dim
-        self.deconv = nn.ConvTranspose2d(channels, width, kernel_size=2, stride=2)
-        self.boundary_in = nn.Conv2d(in_channels, width, kernel_size=1)
-        self.mask_to_boundary = nn.Conv2d(width, width, kernel_size=1)
-        self.boundary_fcn = nn.Sequential(
-            *[ConvNormReLU(width, width, norm) for _ in range(num_boundary_conv)]
-        )
-        self.boundary_to_mask = nn.Conv2d(width, width, kernel_size=1)
+        _check_layers(conv_dims, num_deconv)
+        self.mask_fcn, dim = nn.Sequential(), in_channels
+        for out_channels in conv_dims[:-1]:
+            self.mask_fcn.append(ConvNormReLU(dim, out_channels, norm))
+            dim = out_channels
+        self.boundary_down = nn.Conv2d(in_channels, dim, kernel_size=3, stride=2, padding=1)
+        self.mask_to_boundary = nn.Conv2d(dim, dim, kernel_size=1)
+        self.boundary_fcn = nn.Sequential(*[ConvNormReLU(dim, dim, norm) for _ in range(num_boundary_conv)])
+        self.boundary_to_mask = nn.Conv2d(dim, dim, kernel_size=1)
         self.mask_up, self.boundary_up = nn.Sequential(), nn.Sequential()
-        for branch in (self.mask_up, self.boundary_up):
-            for _ in range(num_deconv - 1):
-                branch.append(nn.ConvTranspose2d(width, width, kernel_size=2, stride=2))
+        for _ in range(num_deconv):
+            for branch in (self.mask_up, self.boundary_up):
+                branch.append(nn.ConvTranspose2d(dim, conv_dims[-1], kernel_size=2, stride=2))
                 branch.append(nn.ReLU())
-        self.predictor = nn.Conv2d(width, num_classes, kernel_size=1)
-        self.boundary_predictor = nn.Conv2d(width, 1, kernel_size=1)
+            dim = conv_dims[-1]
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 msra_fill(layer)
+        self.predictor = nn.Conv2d(dim, num_classes, kernel_size=1)
+        self.boundary_predictor = nn.Conv2d(dim, 1, kernel_size=1)
         predictor_fill(self.predictor)
         predictor_fill(self.boundary_predictor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mask = F.relu(self.deconv(self.mask_fcn(F.avg_pool2d(x, 2))))
-        boundary = self.boundary_fcn(F.relu(self.boundary_in(x) + self.mask_to_boundary(mask)))
-        mask = F.relu(mask + self.boundary_to_mask(boundary))
+        mask = self.mask_fcn(F.avg_pool2d(x, 2))
+        boundary = self.boundary_fcn(F.relu(self.boundary_down(x)) + self.mask_to_boundary(mask))
+        mask = mask + self.boundary_to_mask(boundary)
         return self.predictor(self.mask_up(mask)), self.boundary_predictor(self.boundary_up(boundary))
+
+
+def _check_layers(conv_dims: Sequence[int], num_deconv: int) -> None:
+    if len(conv_dims) == 0:
+        raise ValueError("conv_dims is empty: its last entry is the width of the transposed convolution")
+    if num_deconv < 0:
+        raise ValueError(f"num_deconv must be 0 or more, got {num_deconv}")
 
 
 def predictor_fill(layer: nn.Conv2d | nn.Linear) -> None:

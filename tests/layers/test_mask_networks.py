@@ -66,7 +66,7 @@ def test_mask_iou_network_takes_masks_of_any_size():
 
 
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
-@pytest.mark.parametrize("num_deconv, side", [(1, 28), (2, 56), (3, 112)])
+@pytest.mark.parametrize("num_deconv, side", [(0, 14), (1, 28), (2, 56), (3, 112)])
 def test_boundary_network(num_deconv, side, norm):
     torch.manual_seed(0)
     network = BoundaryMaskNetwork(6, 3, [8, 8], norm, num_deconv=num_deconv).eval()
@@ -91,17 +91,15 @@ def test_both_branches_feed_each_other():
         nn.init.normal_(parameter, std=0.1)
     masks, boundaries = network(torch.randn(2, 6, 28, 28))
     masks.sum().backward(retain_graph=True)
-    assert network.boundary_in.weight.grad.any() and network.boundary_fcn[0].weight.grad.any()
+    assert network.boundary_down.weight.grad.any() and network.boundary_fcn[0].weight.grad.any()
     network.zero_grad()
     boundaries.sum().backward()
-    assert network.mask_fcn[0].weight.grad.any() and network.deconv.weight.grad.any()
+    assert network.mask_fcn[0].weight.grad.any() and network.mask_to_boundary.weight.grad.any()
 
 
 def test_impossible_sizes_are_named():
     with pytest.raises(ValueError, match="num_deconv must be 0 or more, got -1"):
         FCNMaskNetwork(6, 3, [8], num_deconv=-1)
-    with pytest.raises(ValueError, match="num_deconv must be 1 or more with a boundary branch, got 0"):
-        BoundaryMaskNetwork(6, 3, [8], num_deconv=0)
     with pytest.raises(ValueError, match="conv_dims is empty"):
         BoundaryMaskNetwork(6, 3, [])
     with pytest.raises(ValueError, match="conv_dims is empty"):

@@ -257,7 +257,7 @@ def test_config_sets_every_argument(tiny_cfg):
     assert heads["FCNMaskHead"].layers(x).shape == (2, K + 1, 56, 56)
     boundary = heads["BoundaryMaskHead"]
     assert boundary.layers(x).shape == (2, K + 2, 28, 28) and boundary.boundary_loss_weight == 0.75
-    assert len(boundary.network.boundary_fcn) == 3 and boundary.network.deconv.out_channels == 32
+    assert len(boundary.network.boundary_fcn) == 3 and boundary.network.mask_up[0].out_channels == 32
     assert isinstance(boundary.network.mask_fcn[0].norm, torch.nn.GroupNorm)
     scored = heads["MaskScoringHead"]
     assert type(scored.mask_head) is MLPMaskHead and scored.layers(x).shape == (2, K + 1, 14, 14)

@@ -20,16 +20,18 @@ class BoundaryMaskHead(MaskHead):
     """`BoundaryMaskNetwork` with detectron2's mask loss and inference, and ``loss_mask_boundary`` beside
     ``loss_mask`` (Cheng et al., Boundary-preserving Mask R-CNN, ECCV 2020).
 
-    Takes features of twice the resolution of an FCN head's: pooled to 28 for masks of 28.
+    Takes features of twice the resolution of an FCN head's: pooled to 28 for masks of 28 by one transposed
+    convolution.
 
     Args:
         input_shape (ShapeSpec): of the pooled features.
         num_classes: masks per RoI; 1 for class-agnostic masks.
-        conv_dims: output channels of each 3x3 convolution of the mask branch and, last, of everything behind.
+        conv_dims: output channels of each 3x3 convolution of the mask branch and, last, of the transposed
+            convolutions.
         conv_norm: normalisation of the 3x3 convolutions: a name of detectron2's get_norm ("" for none, "BN",
             "GN", "SyncBN", ...) or a callable that makes the layer from a channel count.
         num_boundary_conv: 3x3 convolutions of the boundary branch.
-        num_deconv: transposed convolutions; each beyond the first doubles the side of the masks.
+        num_deconv: transposed convolutions; each doubles the side of the masks.
         boundary_loss_weight: factor of ``loss_mask_boundary``.
         kwargs: ``activation``, ``loss_weight`` and ``vis_period`` of `MaskHead`.
 
