@@ -9,9 +9,9 @@ BUILD_DIR=${BUILD_DIR:-${TMPDIR:-/tmp}/mrcnn_ext_sanitize_$(id -u)}
 mkdir -p "$BUILD_DIR/mrcnn_ext"
 
 # A copy of the package that the sanitized library joins: the one in the source tree stays as it is.
-rm -rf "$BUILD_DIR/mrcnn_ext" && cp -r mrcnn_ext "$BUILD_DIR/mrcnn_ext" && rm -f "$BUILD_DIR"/mrcnn_ext/_C*
-rm -rf "$BUILD_DIR/csrc" && cp -r csrc "$BUILD_DIR/csrc"
-rm -rf "$BUILD_DIR/tests" && cp -r tests "$BUILD_DIR/tests" && cp pyproject.toml "$BUILD_DIR"
+rm -rf "$BUILD_DIR/mrcnn_ext" && cp -rp mrcnn_ext "$BUILD_DIR/mrcnn_ext" && rm -f "$BUILD_DIR"/mrcnn_ext/_C*
+rm -rf "$BUILD_DIR/csrc" && cp -rp csrc "$BUILD_DIR/csrc"
+rm -rf "$BUILD_DIR/tests" && cp -rp tests "$BUILD_DIR/tests" && cp pyproject.toml "$BUILD_DIR"
 cp -r setup.py configs "$BUILD_DIR"
 
 FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
