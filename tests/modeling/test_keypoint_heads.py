@@ -4,6 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2")
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -11,7 +12,7 @@ from detectron2.modeling.roi_heads import build_keypoint_head
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from mrcnn_ext import accelerate
+from mrcnn_ext import accelerate, model_zoo
 from mrcnn_ext.layers import heatmaps_to_keypoints
 from mrcnn_ext.modeling import HeatmapKeypointHead, SimCCKeypointHead
 
@@ -318,3 +319,22 @@ def test_scripts_with_the_stock_decoding(make_model, make_batch, head):
         )
         with pytest.raises(torch.jit.Error, match="TorchScript has the keypoint decoding 'stock' only"):
             scripted.inference(inputs, do_postprocess=False)
+
+
+def test_a_lazy_config_takes_our_heads():
+    cfg = model_zoo.get_config("COCO-MultiTask/mask_keypoint_rcnn_R_50_FPN.py")
+    overrides = {
+        "_target_": "mrcnn_ext.modeling.FusedROIHeads",
+        "keypoint_samples_per_image": 8,
+        "keypoint_box_scale": 1.2,
+        "keypoint_head.conv_dims": [16],
+        "keypoint_head.wasp_rates": [1, 2],
+        "keypoint_head.decoding": "oks",
+        "keypoint_head.num_keypoints": 3,
+        "keypoint_head.oks_sigmas": [0.1, 0.1, 0.05],
+    }
+    lines = [f"model.roi_heads.{key}={value}" for key, value in overrides.items()]
+    heads = instantiate(LazyConfig.apply_overrides(cfg, lines).model.roi_heads)
+    assert (heads.keypoint_samples_per_image, heads.keypoint_box_scale) == (8, 1.2)
+    assert heads.keypoint_head.oks_sigmas.tolist() == pytest.approx([0.1, 0.1, 0.05])
+    assert len(heads.keypoint_head.wasp.branches) == 2
