@@ -96,15 +96,21 @@ def run(
             readers = source.readers(mapper.image_format, done)
             samples = stack.enter_context(contextlib.closing(overlapped(read, readers, threads, ahead)))
             groups = batches(_until_end(samples), lambda s: _padded_size(model, s), batch_size)
-            results = overlapped(finish_all, predicted(groups), 1, _AHEAD)
+            # What the model has done is not lost when it fails later.
+            results = overlapped(finish_all, predicted(groups), 1, _AHEAD, complete=True)
             for result in stack.enter_context(contextlib.closing(results)):
                 yield from result
     finally:
         model.train(was_training)
 
 
-def overlapped(function: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
-    """``function(item)`` of each item in their order, computed by threads, ``ahead`` of them in advance."""
+def overlapped(
+    function: Callable, items: Iterable, workers: int, ahead: int, complete: bool = False
+) -> Iterator:
+    """``function(item)`` of each item in their order, computed by threads, ``ahead`` of them in advance.
+
+    When that ends early, what waits is dropped, or with ``complete`` done to the end.
+    """
     executor = ThreadPoolExecutor(workers, thread_name_prefix=f"mrcnn_ext-{threading.get_ident()}")
     pending = deque()
     try:
@@ -115,7 +121,7 @@ def overlapped(function: Callable, items: Iterable, workers: int, ahead: int) ->
         while pending:
             yield pending.popleft().result()
     finally:
-        executor.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=not complete)
 
 
 def batches(samples: Iterable, key: Callable, batch_size: int) -> Iterator[list]:

@@ -62,7 +62,7 @@ def predict(
         metadata: names of the classes, and their ids in the results. Default: those of the source, if it is a
             dataset, or of the config's test data; without any, ids are the model's own, from 0.
         min_score: predictions below are left out.
-        pictures: folder for a picture of each image with its predictions.
+        pictures: folder for a picture of each image with its predictions, of the image's name.
         picture_score: predictions below are not drawn.
         accelerate: use `mrcnn_ext.accelerate`, with its defaults, if ``model`` is not accelerated already.
         batch_size: images at a time, at most; only images that are padded to the same size go together, which leaves
@@ -84,6 +84,14 @@ def predict(
     """
     predictor = _predictor(model, mapper)
     source = open_source(source)
+    if (
+        pictures is not None
+        and source.root
+        and Path(pictures).resolve().is_relative_to(Path(source.root).resolve())
+    ):
+        raise UserError(
+            f"{pictures}: the pictures would be among the images of {source.root}: give another folder"
+        )
     metadata = metadata or source.metadata or predictor.metadata
     kinds = categories(metadata)
     identity = {
@@ -113,11 +121,8 @@ def predict(
         for record in records:
             record["category_id"] = _category_id(record["category_id"], kinds)
         if pictures is not None:
-            name = Path(image["file_name"])
-            if "frame" in image:
-                name = name.with_name(f"{name.stem}_{image['frame']:06d}")
             likely = instances[instances.scores >= picture_score]
-            path = Path(pictures, name).with_suffix(".jpg")
+            path = _picture_path(pictures, image, sample.record)
             draw(sample.image, predictor.mapper.image_format, likely, metadata, path)
         results.write(sample.index, image, records)
 
@@ -182,6 +187,19 @@ def predictions(
                 yield record, instances
 
 
+def _picture_path(folder, image: dict, record: dict) -> Path:
+    """Named as the image is, within the folder."""
+    name = Path(image["file_name"])
+    if "frame" in image:
+        name = Path(f"{name.stem}_{image['frame']:06d}.jpg")
+    elif name.is_absolute() or ".." in name.parts:
+        name = Path(f"{image['id']}_{name.name}")
+    path = Path(folder, name)
+    if path.exists() and path.samefile(record["file_name"]):
+        raise UserError(f"{path}: the picture would take the place of the image: give another folder")
+    return path
+
+
 def _category_id(label: int, kinds: dict[int, dict]) -> int:
     if kinds and label not in kinds:
         raise UserError(
@@ -206,6 +224,9 @@ def _predictor(model, mapper) -> Predictor:
 
 
 def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 1, or 0 for the default, got {value}")
     model = predictor.model
     if accelerate and not hasattr(model, "acceleration"):
         model = _accelerated(model)

@@ -33,7 +33,7 @@ class ImageFiles:
 
     def __init__(self, records: Sequence[dict], root: str = "", metadata: Metadata | None = None):
         self.metadata = metadata
-        self._root = root
+        self.root = root
         self._records = [
             {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
             for record in records
@@ -55,7 +55,7 @@ class ImageFiles:
 
     def short_name(self, record: dict) -> str:
         file_name = record["file_name"]
-        return Path(os.path.relpath(file_name, self._root)).as_posix() if self._root else file_name
+        return Path(os.path.relpath(file_name, self.root)).as_posix() if self.root else os.fspath(file_name)
 
 
 class Video:
@@ -70,6 +70,7 @@ class Video:
 
     sequential = True  # a frame follows from the one before
     metadata = None
+    root = ""
 
     def __init__(self, path: str):
         self._path = path
@@ -150,7 +151,7 @@ def open_source(source) -> ImageFiles | Video:
     if name in DatasetCatalog.list():
         return _dataset(name)
     if os.path.isdir(name):
-        found = (path for path in Path(name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = (p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         files = sorted(found, key=lambda path: path.relative_to(name).as_posix())
         if not files:
             raise UserError(f"{name}: no images in this folder; looked for {' '.join(IMAGE_SUFFIXES)}")
@@ -160,7 +161,7 @@ def open_source(source) -> ImageFiles | Video:
             f"{name!r} is no file, folder or registered dataset{did_you_mean(name, DatasetCatalog.list())}"
         )
     if name.lower().endswith(IMAGE_SUFFIXES):
-        return _numbered([name], os.path.dirname(name) or ".")
+        return _numbered([name], "")
     return Video(name)
 
 

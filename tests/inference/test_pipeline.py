@@ -71,6 +71,26 @@ def test_overlapped_ends_its_threads_when_something_fails(where):
     assert not our_threads()
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_what_waits_when_the_end_is_early(complete):
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    def work(item):
+        begun.set()
+        go.wait(20)
+        done.append(item)
+
+    def items():
+        yield from range(3)
+        begun.wait(20)  # the first is in work, the others wait
+        threading.Timer(0.2, go.set).start()
+        raise KeyError("end")
+
+    with pytest.raises(KeyError):
+        list(overlapped(work, items(), 1, 5, complete))
+    assert done == ([0, 1, 2] if complete else [0])
+
+
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 4))
 def test_batches_hold_equal_sizes_and_every_image_once(sizes, batch_size):
     samples = list(enumerate(sizes))

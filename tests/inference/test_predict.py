@@ -98,6 +98,8 @@ def test_accelerated_predictions_are_those_of_the_accelerated_model(cfg, predict
 def test_a_model_of_ones_own_with_a_mapper(cfg, predictor, folder):
     with pytest.raises(ValueError, match="a model needs mapper="):
         next(predictions(predictor.model, folder))
+    with pytest.raises(ValueError, match="workers must be at least 1, or 0 for the default, got -1"):
+        next(predictions(predictor, folder, workers=-1))
     with pytest.raises(TypeError, match="must be a config, a Predictor or a torch.nn.Module, got int"):
         next(predictions(3, folder))
     mapper = DatasetMapper(
@@ -112,6 +114,26 @@ def test_a_model_of_ones_own_with_a_mapper(cfg, predictor, folder):
     for record, instances in found:
         expected = alone(str(record["file_name"]))
         assert torch.equal(instances.scores, expected.scores[expected.scores >= 0.3])
+
+
+class OfAnotherKind(torch.nn.Module):
+    """No GeneralizedRCNN, and says nothing about how it pads."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, inputs):
+        return self.inner(inputs)
+
+
+def test_a_model_that_accelerate_does_not_take_runs_as_it_is(cfg, predictor, folder, caplog):
+    model = OfAnotherKind(predictor.model)
+    found = list(predictions(model, folder, mapper=predictor.mapper, batch_size=2))
+    assert "OfAnotherKind is not accelerated: mrcnn_ext.accelerate takes GeneralizedRCNN" in caplog.text
+    alone = one_at_a_time(cfg)
+    for record, instances in found:
+        assert_equal(instances, alone(record["file_name"]))
 
 
 def evaluate(dataset, results):
@@ -176,7 +198,7 @@ def test_an_interrupted_run_continues(predictor, folder, tmp_path, monkeypatch):
             predict(predictor, folder, output, progress=False)
         assert not output.exists()
     summary = predict(predictor, folder, output, progress=False)
-    assert summary["images"] == 7 and summary["continued"] >= 3
+    assert summary["images"] == 7 and summary["continued"] == 4  # three, and one after the second start
     assert output.read_bytes() == whole.read_bytes()
     assert predict(predictor, folder, output, progress=False) == {**summary, "continued": 7}
 
@@ -275,13 +297,27 @@ def test_pictures(predictor, folder, tmp_path):
     predict(
         predictor, folder, tmp_path / "a.json", pictures=tmp_path / "drawn", picture_score=0.0, progress=False
     )
-    drawn = cv2.imread(str(tmp_path / "drawn" / "more" / "1.jpg"))
+    drawn = cv2.imread(str(tmp_path / "drawn" / "more" / "1.png"))
     original = cv2.imread(str(folder / "more" / "1.png"))
     assert drawn.shape == original.shape
     difference = np.abs(drawn.astype(int) - original)
     assert (difference.max(axis=2) > 60).mean() > 0.02, "nothing is drawn"
     assert np.median(difference) < 20, "not the picture"
-    assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == 7
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == 7
+
+
+def test_pictures_never_take_the_place_of_images(predictor, folder, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    options = {"progress": False, "overwrite": True}
+    with pytest.raises(UserError, match="drawn: the pictures would be among the images of .*pictures: give"):
+        predict(predictor, folder, tmp_path / "a.json", pictures=folder / "drawn", **options)
+    files = sorted(before)[:2]
+    predict(predictor, files, tmp_path / "a.json", pictures=folder.parent / "drawn", **options)
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["1_0.png", "2_2.png"]
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="0.png: the picture would take the place of the image"):
+        predict(predictor, ["0.png"], tmp_path / "a.json", pictures=".", **options)
+    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == before
 
 
 @pytest.fixture
@@ -322,6 +358,29 @@ def test_an_interrupted_video_continues(predictor, video, tmp_path, monkeypatch)
     assert output.read_bytes() == whole.read_bytes()
     images = json.loads((tmp_path / "results.images.json").read_text())["images"]
     assert images[6] == {"id": 7, "file_name": "street.avi", "height": 160, "width": 256, "frame": 6}
+
+
+def test_a_video_that_is_cut_short_is_told(predictor, video, tmp_path, caplog):
+    content = Path(video).read_bytes()
+    Path(video).write_bytes(content[: content.rfind(b"00dc", 0, content.rfind(b"idx1")) - 10000])
+    summary = predict(predictor, video, tmp_path / "results.json", progress=False)
+    assert 0 < summary["images"] < 7
+    (message,) = (record.getMessage() for record in caplog.records if "street.avi" in record.getMessage())
+    assert f"announces 7 frames, of which OpenCV reads {summary['images']}: is it cut short?" in message
+
+
+def test_a_frame_that_cannot_be_decoded_is_named(predictor, video, monkeypatch):
+    class Damaged(cv2.VideoCapture):
+        def retrieve(self):
+            return (False, None) if self.get(cv2.CAP_PROP_POS_FRAMES) == 3 else super().retrieve()
+
+    monkeypatch.setattr(cv2, "VideoCapture", Damaged)
+    with pytest.raises(
+        UserError, match="street.avi, frame 2: the image cannot be read: OpenCV cannot decode"
+    ):
+        list(predictions(predictor, video, accelerate=False))
+    found = predictions(predictor, video, accelerate=False, skip_unreadable=True)
+    assert [record["frame"] for record, _ in found] == [0, 1, 3, 4, 5, 6]
 
 
 def test_what_is_no_source_is_named(tmp_path, scenes):
