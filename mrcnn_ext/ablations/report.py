@@ -135,10 +135,13 @@ def markdown(study, results, tables=None) -> str:
         "the same order, and they start from the same backbone and RPN. AP in points on the scenes: mean ± standard "
         "deviation over the seeds; in brackets the paper's, on COCO. A margin's spread is the root of the sum of the "
         "squares of both rows' deviations. Times are the processor's, on one thread.",
-        "",
-        f"Of {len(verdicts)} comparisons {sum(v.margin > 0 for v in verdicts)} go the expected way, "
-        f"{sum(v.margin > v.spread for v in verdicts)} of them by more than the seed spread.",
     ]
+    if verdicts:
+        lines += [
+            "",
+            f"Of {len(verdicts)} comparisons {sum(v.margin > 0 for v in verdicts)} go the expected way, "
+            f"{sum(v.margin > v.spread for v in verdicts)} of them by more than the seed spread.",
+        ]
     for table in shown:
         lines += ["", *_section(table, results)]
     return "\n".join(lines) + "\n"
