@@ -10,7 +10,11 @@ _METHODS = ("stock", "dark", "quadratic", "oks")
 
 
 def heatmaps_to_keypoints(
-    maps: Tensor, rois: Tensor, method: str = "stock", sigmas: Tensor | None = None
+    maps: Tensor,
+    rois: Tensor,
+    method: str = "stock",
+    sigmas: Tensor | None = None,
+    covered: float = 0.53,
 ) -> Tensor:
     """Decodes one keypoint per heatmap; a drop-in for ``detectron2.structures.heatmaps_to_keypoints``.
 
@@ -29,14 +33,14 @@ def heatmaps_to_keypoints(
 
     ``"oks"`` is the place at which the object keypoint similarity to a keypoint drawn from the heatmap's softmax
     is highest on average: what to answer where COCO's AP is the measure (Purkrabek and Matas, *ProbPose: A
-    Probabilistic Approach to 2D Human Pose Estimation*, CVPR 2025). The area of the object is taken as 0.53 of
-    its box, about what it is of people on COCO.
+    Probabilistic Approach to 2D Human Pose Estimation*, CVPR 2025).
 
     Args:
         maps: (R, K, H, W) heatmap logits of any floating dtype; decoded in fp32 or wider.
         rois: (R, 4) boxes, x0, y0, x1, y1 in pixels; sides below one pixel count as one.
         method: "stock", "dark", "quadratic" or "oks".
         sigmas: (K,) of object keypoint similarity, for "oks".
+        covered: part of its RoI that an object covers, for "oks"; 0.53 is about what people cover of their box.
 
     Returns:
         (R, K, 4): x, y in pixels of the image (the centre of the first pixel is at 0.5), logit, score.
@@ -60,7 +64,7 @@ def heatmaps_to_keypoints(
         else:
             pixels = torch.tensor(maps.shape[2:], dtype=dtype, device=maps.device)
             if method == "oks":
-                similarity = _expected_similarity(maps, length, sigmas.to(maps))
+                similarity = _expected_similarity(maps, covered * length.prod(dim=1), length, sigmas.to(maps))
                 place, logit, height = _taylor_maximum(maps, similarity.clamp(min=_TINY).log(), margin=1)
             else:
                 surface = _smoothed_log_probability(maps) if method == "dark" else maps
@@ -275,17 +279,14 @@ def _smoothed_log_probability(maps: Tensor) -> Tensor:
     return probability.view(R, K, H, W).clamp(min=_TINY).log()
 
 
-_AREA_OF_BOX = 0.53
-
-
-def _expected_similarity(maps: Tensor, length: Tensor, sigmas: Tensor) -> Tensor:
+def _expected_similarity(maps: Tensor, area: Tensor, length: Tensor, sigmas: Tensor) -> Tensor:
     """Expected object keypoint similarity of each cell, and of one more on every side, to a keypoint drawn from
     the softmax: (R, K, H + 2, W + 2).
 
     COCO's similarity is a Gaussian of the distance, exp(-d^2 / (2 area (2 sigma)^2)): a product over the axes, so
     that the expectation is a matrix product per axis.
     """
-    variance = _AREA_OF_BOX * length.prod(dim=1)[:, None] * (2 * sigmas) ** 2  # (R, K), pixels squared
+    variance = area[:, None] * (2 * sigmas) ** 2  # (R, K), pixels squared
     kernels = []
     for axis, cells in enumerate(maps.shape[2:]):
         steps = torch.arange(-1, cells + 1, dtype=maps.dtype, device=maps.device)

@@ -240,6 +240,23 @@ def test_keypoints_beyond_the_box_are_trained_with_larger_rois(tiny_cfg, make_ba
     assert losses[0] == 0 < losses[1]
 
 
+@pytest.mark.parametrize("form", MODELS)
+def test_the_expected_similarity_is_that_of_the_object(tiny_cfg, form):
+    """An enlarged RoI makes an object neither larger nor its keypoints easier to COCO."""
+    scores = []
+    for scale in ("1.0", "1.25"):
+        options = ["MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE", scale, "MODEL.ROI_KEYPOINT_HEAD.DECODING", "oks"]
+        head = MODELS[form](tiny_cfg, *options).roi_heads.keypoint_head
+        image = Instances(
+            (64, 80), pred_boxes=scaled_boxes(Boxes(torch.tensor([[10.0, 5, 40, 60]])), float(scale))
+        )
+        cells = (torch.arange(56) + 0.5) / 56 - 0.5  # of the RoI; below the same Gaussian in pixels
+        y, x = cells[:, None] * float(scale) * 55, cells * float(scale) * 30
+        head.decode((-(x**2 + y**2) / 50).expand(1, 17, 56, 56), [image])
+        scores.append(image.pred_keypoints[0, :, 2])
+    torch.testing.assert_close(scores[0], scores[1], rtol=0.02, atol=0)
+
+
 def test_every_loss_has_its_weight(tiny_cfg, make_batch):
     keys = {
         "loss_cls": "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT",

@@ -17,6 +17,7 @@ from ...layers.keypoint_targets import heatmap_loss, keypoints_to_cells
 
 __all__ = ["KeypointHead"]
 
+_COVERED = 0.53  # part of its box that a person covers, about
 _DECODINGS = ("stock", "dark", "quadratic", "oks")
 
 
@@ -76,6 +77,8 @@ class KeypointHead(BaseKeypointRCNNHead):
         self.target_sigma = float(target_sigma)
         self.label_smoothing = float(label_smoothing)
         self.decoding = decoding
+        # Sides of the RoIs over those of the objects' boxes; ROI heads that enlarge them say so here.
+        self.roi_scale = 1.0
         sigmas = _checked_sigmas(oks_sigmas, num_keypoints) if decoding == "oks" else None
         self.register_buffer("oks_sigmas", sigmas, persistent=False)
 
@@ -145,7 +148,9 @@ class KeypointHead(BaseKeypointRCNNHead):
         """Attaches the keypoints of (R, K, S_h, S_w) heatmaps to the instances."""
         heatmaps = heatmaps.detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
-        keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas)[..., [0, 1, 3]]
+        covered = _COVERED / self.roi_scale**2
+        keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas, covered)
+        keypoints = keypoints[..., [0, 1, 3]]
         counts = [
             image.pred_boxes.tensor.shape[0] for image in instances
         ]  # tracing follows a shape, not a len

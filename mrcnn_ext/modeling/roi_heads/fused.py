@@ -22,6 +22,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
 from .keypoint_rois import keypoints_in_boxes, sample_keypoint_rois, scaled_boxes
 
@@ -63,6 +64,11 @@ class _FusedHeads:
             raise ValueError(f"keypoint_box_scale must be above 0, got {keypoint_box_scale}")
         self.keypoint_samples_per_image = keypoint_samples_per_image
         self.keypoint_box_scale = float(keypoint_box_scale)
+        self._tell_scale(kwargs.get("keypoint_head"))
+
+    def _tell_scale(self, keypoint_head):
+        if isinstance(keypoint_head, KeypointHead):
+            keypoint_head.roi_scale = self.keypoint_box_scale
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -266,6 +272,7 @@ class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
         self.keypoint_on = keypoint_head is not None
         if self.keypoint_on:
             self.keypoint_head = keypoint_head
+            self._tell_scale(keypoint_head)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
