@@ -43,8 +43,7 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     mask.setdefault("NUM_DECONV", 1)
     # FCNMaskHead: further bilinear upsampling of the logits; the paper's 1 is none.
     mask.setdefault("UP_SCALE", 1.0)
-    # BoundaryMaskHead: convolutions of the boundary branch, factor of loss_mask_boundary. NORM "BN" or "GN" makes
-    # it learn faster.
+    # BoundaryMaskHead: convolutions of the boundary branch, factor of loss_mask_boundary.
     mask.setdefault("NUM_BOUNDARY_CONV", 2)
     mask.setdefault("BOUNDARY_LOSS_WEIGHT", 1.0)
     # MLPMaskHead: hidden layers, their width, and the side of the masks.

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2")
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.export import scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, mask_rcnn_loss
@@ -11,6 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 import mrcnn_ext
+from mrcnn_ext import model_zoo
 from mrcnn_ext.layers import MaskIoUNetwork
 from mrcnn_ext.modeling import BoundaryMaskHead, FCNMaskHead, MaskScoringHead, MLPMaskHead
 from mrcnn_ext.modeling.mask_head.base import MaskTargets
@@ -270,16 +274,64 @@ def test_config_sets_every_argument(tiny_cfg):
     assert scored.layers(x).shape == (2, 1, 28, 28) and scored.mask_iou.predictor.out_features == K
 
 
+@pytest.mark.parametrize("name", ["boundary", "MLP", "scored"])
+def test_lazy_config(name):
+    heads = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.py").model.roi_heads
+    heads.num_classes = K
+    shape = ShapeSpec(channels=256, height=14, width=14)
+    if name == "boundary":
+        heads.mask_head._target_ = BoundaryMaskHead
+        heads.mask_head.update(conv_dims=[16] * 3, num_deconv=2)
+    elif name == "MLP":
+        heads.mask_head = L(MLPMaskHead)(input_shape=shape, num_classes="${..num_classes}", fc_dims=[8, 8])
+    else:
+        # One level deeper in the config.
+        heads.mask_head.update(conv_dims=[16] * 3, num_classes="${...num_classes}")
+        mask_iou = L(MaskIoUNetwork)(
+            input_size=[256, 14, 14], num_classes="${...num_classes}", conv_dims=[8, 8], fc_dims=[16]
+        )
+        heads.mask_head = L(MaskScoringHead)(mask_head=heads.mask_head, mask_iou=mask_iou, loss_weight=0.5)
+    instances = detections(3)
+    with torch.no_grad():
+        instantiate(heads.mask_head).eval()(torch.randn(3, 256, 14, 14), [instances])
+    assert instances.pred_masks.shape == (3, 1, 28, 28)
+    assert instances.has("mask_scores") == (name == "scored")
+
+
+@pytest.mark.parametrize("name", ["BoundaryMaskHead", "MaskScoringHead"])
+def test_softmax_model_scripts(tiny_cfg, make_batch, name):
+    section = "MODEL.ROI_MASK_HEAD"
+    torch.manual_seed(0)
+    model = build_model(
+        tiny_cfg("MODEL.KEYPOINT_ON", "False", f"{section}.NAME", name, f"{section}.ACTIVATION", "softmax")
+    ).eval()
+    _widen_predictors(model.roi_heads.mask_head)
+    names = ["objectness_logits", "scores", "pred_classes", "pred_masks"]
+    names += ["mask_scores"] if name == "MaskScoringHead" else []
+    fields = {"proposal_boxes": Boxes, "pred_boxes": Boxes} | dict.fromkeys(names, torch.Tensor)
+    inputs = [{"image": item["image"]} for item in make_batch([[4, 4, 40, 60]])]
+    with torch.no_grad():
+        expected = model.inference(inputs, do_postprocess=False)[0]
+        got = scripting_with_instances(model, fields).inference(inputs, do_postprocess=False)[0]
+    for field in set(names) - {"objectness_logits"}:
+        torch.testing.assert_close(getattr(got, field), expected.get(field))
+
+
+def _widen_predictors(mask_head):
+    """Gives the layers that start close to zero weights that tell masks apart."""
+    for key, parameter in mask_head.named_parameters():
+        if "mask_iou.predictor" in key:
+            torch.nn.init.constant_(parameter, 0.5)
+        elif "predictor.weight" in key:
+            torch.nn.init.normal_(parameter, std=0.3 / parameter[0].numel() ** 0.5)
+
+
 @pytest.mark.parametrize("name", ["BoundaryMaskHead", "MLPMaskHead", "MaskScoringHead"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_accelerated_model_gives_the_same(tiny_cfg, make_batch, name, bf16):
     torch.manual_seed(0)
     model = build_model(tiny_cfg("MODEL.ROI_MASK_HEAD.NAME", name)).eval()
-    for key, parameter in model.roi_heads.mask_head.named_parameters():
-        if "predictor.weight" in key:  # or every mask is about 0.5
-            torch.nn.init.normal_(parameter, std=0.3 / parameter[0].numel() ** 0.5)
-        elif "mask_iou.predictor" in key:
-            torch.nn.init.constant_(parameter, 0.5)
+    _widen_predictors(model.roi_heads.mask_head)
     batch = make_batch([[4, 4, 40, 60]])
     with torch.no_grad():
         expected = model.inference(batch, do_postprocess=False)[0]

@@ -119,8 +119,9 @@ class MaskHead(BaseMaskRCNNHead):
         return {"loss_mask": loss(logits, targets.classes, targets.masks) * self.loss_weight}
 
     def log_odds(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """(R, m, m) log-odds of the given class of each RoI, from what ``layers`` gave."""
-        return mask_log_odds(logits, classes, self.softmax)
+        """(R, m, m) log-odds of the given class of each RoI, from what ``layers`` gave; maps after the first
+        num_maps are a subclass's own."""
+        return mask_log_odds(logits[:, : self.num_maps], classes, self.softmax)
 
     def inference(self, logits: Tensor, instances: list[Instances]) -> None:
         """Gives each instance the probabilities of its class within its box, ``pred_masks`` (N, 1, m, m)."""

@@ -93,6 +93,3 @@ class BoundaryMaskHead(MaskHead):
             loss = boundary_loss(boundaries, mask_boundaries(targets.masks))
             losses["loss_mask_boundary"] = loss * self.boundary_loss_weight
         return losses
-
-    def log_odds(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return super().log_odds(logits[:, : self.num_maps], classes)
