@@ -1,5 +1,7 @@
 """A detector as one function of tensors: what TorchScript, torch.export and ONNX can follow."""
 
+import math
+
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
@@ -10,9 +12,12 @@ from torchvision.ops import nms
 from ..layers import roi_align_pyramid
 from ..layers.mask_losses import mask_log_odds
 from ..modeling import FusedROIPooler
+from ..modeling.mask_head import MaskHead, MaskScoringHead
 from .boxes import scaled_boxes
 
 __all__ = ["Detector"]
+
+_IN_LINE = 1000  # boxes of 4000 coordinates
 
 
 class Detector(nn.Module):
@@ -40,7 +45,10 @@ class Detector(nn.Module):
         pools_once = heads.mask_on and self.keypoint_on and self.keypoint_box_scale == 1
         self.pools_once = pools_once and (self.is_c4 or getattr(heads, "pools_once", False))
         self.output_names = ["boxes", "scores", "classes"]
-        self.output_names += ["masks"] * heads.mask_on + ["heatmaps"] * self.keypoint_on
+        if heads.mask_on:
+            self.output_names += ["masks", "mask_scores"] if _scores_masks(heads.mask_head) else ["masks"]
+        if self.keypoint_on:
+            self.output_names += ["heatmaps"]
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """
@@ -51,8 +59,9 @@ class Detector(nn.Module):
 
         Returns:
             boxes (R, 4) float32, x0, y0, x1, y1 in pixels; scores (R,), falling; classes (R,) int64; from a
-            model with masks, their probabilities (R, 1, m, m); from one with keypoints, the heatmaps' logits
-            (R, K, S_h, S_w), each over its box times the model's ``keypoint_box_scale``.
+            model with masks, their probabilities (R, 1, m, m), and of `MaskScoringHead` their scores (R,); from
+            one with keypoints, the heatmaps' logits (R, K, S_h, S_w), each over its box times the model's
+            ``keypoint_box_scale``.
         """
         model, heads = self.model, self.model.roi_heads
         features = model.backbone(((image - model.pixel_mean) / model.pixel_std)[None])
@@ -62,8 +71,7 @@ class Detector(nn.Module):
         outputs = [boxes, scores, classes]
         if heads.mask_on:
             x = self._pool("mask", features, boxes)
-            logits, softmax = heads.mask_head.layers(x), getattr(heads.mask_head, "softmax", False)
-            outputs.append(mask_log_odds(logits, F.pad(classes, (0, 1)), softmax)[:-1, None].sigmoid())
+            outputs += _masks(heads.mask_head, x, scores, classes)
         if self.keypoint_on:
             if not self.pools_once:
                 x = self._pool("keypoint", features, scaled_boxes(boxes, self.keypoint_box_scale))
@@ -143,6 +151,22 @@ def _pooled(pooler: FusedROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor
     )
 
 
+def _scores_masks(mask_head: nn.Module) -> bool:
+    return isinstance(mask_head, MaskScoringHead)
+
+
+def _masks(head: nn.Module, x: Tensor, scores: Tensor, classes: Tensor) -> list[Tensor]:
+    """What a mask head makes of R + 1 RoIs, for the first R."""
+    logits, classes = head.layers(x), F.pad(classes, (0, 1))
+    network = head.mask_head if _scores_masks(head) else head
+    log_odds = network.log_odds if isinstance(network, MaskHead) else mask_log_odds
+    masks = log_odds(logits, classes)[:, None].sigmoid()
+    if not _scores_masks(head):
+        return [masks[:-1]]
+    ious = head.mask_iou(x, masks).gather(1, classes[:, None])[:, 0].clamp(0, 1)
+    return [masks[:-1], ious[:-1] * scores]
+
+
 def _mean(x: Tensor) -> Tensor:
     return x.mean(dim=[2, 3])
 
@@ -157,6 +181,21 @@ def _kept(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return nms(F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=-torch.inf), threshold)[:-2]
 
 
+def _apart(boxes: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Boxes moved so that those of different classes do not meet.
+
+    This rounds them, and where classes lie in one line, boxes of the last most. So torchvision's batched_nms does
+    it for up to 1000 candidates, and detectron2's answers depend on it. Beyond that it takes class by class: a
+    square of classes comes as close to it as one suppression can.
+    """
+    side = F.pad(boxes.flatten(), (0, 1)).max() + 1
+    line = (classes * side)[:, None]
+    columns = math.isqrt(num_classes - 1) + 1
+    row = classes // columns
+    square = torch.stack([classes - row * columns, row], dim=1).repeat(1, 2) * side
+    return boxes + torch.where(torch.ones_like(classes).sum() > _IN_LINE, square, line)
+
+
 def _suppressed(boxes: Tensor, scores: Tensor, predictor: nn.Module, limit: Tensor):
     """Boxes, scores and classes of the detections, from boxes (R, 4) or (R, 4 K), and scores (R, K + 1)."""
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
@@ -166,9 +205,7 @@ def _suppressed(boxes: Tensor, scores: Tensor, predictor: nn.Module, limit: Tens
     # Not -1, which ONNX cannot infer from no rows.
     boxes, scores = boxes.unflatten(1, (predictor.bbox_pred.out_features // 4, 4)), scores[rows, classes]
     boxes = _clipped(boxes[rows, 0] if boxes.shape[1] == 1 else boxes[rows, classes], limit)
-    # Classes do not suppress each other when they lie apart: so detectron2 does it for up to 1000 candidates.
-    apart = classes * (F.pad(boxes.flatten(), (0, 1)).max() + 1)
-    keep = _kept(boxes + apart[:, None], scores, predictor.test_nms_thresh)
+    keep = _kept(_apart(boxes, classes, predictor.num_classes), scores, predictor.test_nms_thresh)
     if predictor.test_topk_per_image >= 0:
         keep = keep[: predictor.test_topk_per_image]
     return boxes[keep], scores[keep], classes[keep]

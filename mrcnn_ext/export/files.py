@@ -10,7 +10,8 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor
 
-from ..modeling import accelerate
+from ..modeling import KeypointHead, accelerate
+from ..modeling.keypoint_head.base import _COVERED as COVERED
 from .detector import Detector
 from .runtime import METADATA, SUFFIXES, ExportedModel, require
 from .support import check_exportable
@@ -67,7 +68,7 @@ def export_model(model: GeneralizedRCNN, path: str | os.PathLike) -> ExportedMod
     ).requires_grad_(False)
     check_exportable(model, format)
     detector = Detector(model).eval()
-    metadata = _metadata(detector, format)
+    metadata = _metadata(detector)
     write = {"torchscript": _write_torchscript, "torch_export": _write_torch_export, "onnx": _write_onnx}
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
@@ -81,29 +82,31 @@ def export_model(model: GeneralizedRCNN, path: str | os.PathLike) -> ExportedMod
     return exported
 
 
-def _metadata(detector: Detector, format: str) -> dict:
+def _metadata(detector: Detector) -> dict:
     model = detector.model
     constraints = model.backbone.padding_constraints or {}
-    coarsest = max(model.proposal_generator.anchor_generator.strides)
     metadata = {
         "device": str(model.device),
         "input_format": model.input_format,
         "keypoints": None,
-        # torch.export holds a side of one cell for a special case: even the coarsest level must have two.
-        "min_side": coarsest + 1 if format == "torch_export" else 1,
         "outputs": detector.output_names,
         "pixel_mean": model.pixel_mean.flatten().tolist(),
         "size_divisibility": constraints.get("size_divisibility", model.backbone.size_divisibility),
     }
     if detector.keypoint_on:
-        head = model.roi_heads.keypoint_head
-        sigmas = getattr(head, "oks_sigmas", None)
         metadata["keypoints"] = {
             "box_scale": detector.keypoint_box_scale,
-            "decoding": getattr(head, "decoding", "stock"),
-            "sigmas": None if sigmas is None else sigmas.tolist(),
+            **_decoding(model.roi_heads.keypoint_head),
         }
     return metadata
+
+
+def _decoding(head) -> dict:
+    """What `layers.heatmaps_to_keypoints` takes besides heatmaps and RoIs, as numbers."""
+    if not isinstance(head, KeypointHead) or head.decoding != "oks":
+        return {"method": getattr(head, "decoding", "stock")}
+    covered = COVERED / head.roi_scale**2
+    return {"method": "oks", "sigmas": head.oks_sigmas.tolist(), "covered": covered}
 
 
 def _example(detector: Detector, metadata: dict, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -123,10 +126,10 @@ def _write_torchscript(detector, path, metadata) -> None:
 
 def _write_torch_export(detector, path, metadata) -> None:
     multiple = max(metadata["size_divisibility"], 1)
-    least = -(-metadata["min_side"] // multiple)
-    sides = [torch.export.Dim(name, min=least, max=2**16 // multiple) for name in ("height", "width")]
     if multiple > 1:
-        sides = [multiple * side for side in sides]
+        sides = [multiple * torch.export.Dim(name, max=2**16 // multiple) for name in ("height", "width")]
+    else:
+        sides = [torch.export.Dim.AUTO] * 2
     program = torch.export.export(
         detector,
         _example(detector, metadata, 3, 4),

@@ -18,7 +18,7 @@ from ..modeling import (
     KeypointHead,
 )
 from ..modeling.acceleration.class_swap import defines
-from ..modeling.mask_head import MaskHead
+from ..modeling.mask_head import MaskHead, MaskScoringHead
 
 __all__ = ["check_exportable"]
 
@@ -61,13 +61,13 @@ def check_exportable(model: nn.Module, format: str) -> None:
         _refuse(proposals, "only detectron2's RPN has")
     if not defines(proposals.anchor_generator, DefaultAnchorGenerator, "forward", "_grid_anchors"):
         _refuse(proposals.anchor_generator, "only detectron2's DefaultAnchorGenerator has")
-    _check_heads(model.roi_heads)
+    _check_heads(model.roi_heads, format)
     for name, module in model.roi_heads.named_modules():
         if name == "pooler" or name.endswith("_pooler"):
             _check_pooler(name, module, format)
 
 
-def _check_heads(heads) -> None:
+def _check_heads(heads, format) -> None:
     if not any(isinstance(heads, owner) and defines(heads, owner, *methods) for owner, methods in _ROI_HEADS):
         known = ", ".join(owner.__name__ for owner, _ in _ROI_HEADS)
         _refuse(heads, f"there is one for {known}")
@@ -79,6 +79,13 @@ def _check_heads(heads) -> None:
             _refuse(predictor, "only detectron2's FastRCNNOutputLayers has")
     if heads.mask_on:
         head = heads.mask_head
+        if defines(head, MaskScoringHead, "forward", "layers"):
+            if format == "onnx":
+                _refuse(
+                    head,
+                    "its adaptive pooling is no operator of ONNX's. TorchScript and torch.export have it",
+                )
+            head = head.mask_head
         stock = defines(head, BaseMaskRCNNHead, "forward")
         if not stock and not defines(head, MaskHead, "forward", "inference"):
             _refuse(head, "it makes masks in a way of its own")
