@@ -49,7 +49,8 @@ def mask_log_odds(logits: Tensor, classes: Tensor, softmax: bool = False) -> Ten
     """
     num_masks = logits.shape[1] - 1 if softmax else logits.shape[1]
     channels = _channels(classes, num_masks)
-    own = logits[torch.arange(logits.shape[0], device=classes.device), channels]
+    # As many as classes: the number of logits may count as a constant where ONNX is exported.
+    own = logits[torch.arange(classes.shape[0], device=classes.device), channels]
     if not softmax:
         return own
     index = channels[:, None, None, None].expand(-1, 1, logits.shape[2], logits.shape[3])
