@@ -169,7 +169,7 @@ def test_boundary_branch_wants_an_even_resolution(tiny_cfg):
     cfg = tiny_cfg(
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "15", "MODEL.ROI_MASK_HEAD.NAME", "BoundaryMaskHead"
     )
-    with pytest.raises(ValueError, match=r"POOLER_RESOLUTION 28\), got 15 x 15"):
+    with pytest.raises(ValueError, match="even height and width, got 15 x 15: set POOLER_RESOLUTION to 28"):
         build_model(cfg)
 
 

@@ -55,8 +55,9 @@ class BoundaryMaskHead(MaskHead):
         super().__init__(num_classes=num_classes, **kwargs)
         if input_shape.height % 2 or input_shape.width % 2:
             raise ValueError(
-                "the boundary branch takes pooled features of even height and width (MODEL.ROI_MASK_HEAD."
-                f"POOLER_RESOLUTION 28), got {input_shape.height} x {input_shape.width}"
+                "BoundaryMaskHead takes pooled features of even height and width, got "
+                f"{input_shape.height} x {input_shape.width}: set POOLER_RESOLUTION to 28, in "
+                "MODEL.ROI_MASK_HEAD or, for a C4 model, in MODEL.ROI_BOX_HEAD"
             )
         norm = partial(get_norm, conv_norm) if conv_norm else None
         self.network = BoundaryMaskNetwork(

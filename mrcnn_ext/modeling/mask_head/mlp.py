@@ -14,8 +14,8 @@ class MLPMaskHead(SequentialMaskHead):
     """`MLPMaskNetwork` with detectron2's mask loss and inference.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features. Res5ROIHeads tell twice the height and width that their
-            features have; give half of them there.
+        input_shape (ShapeSpec): of the pooled features. Those of detectron2's own Res5ROIHeads are half as high and
+            wide as they tell; FusedRes5ROIHeads tell the truth.
         num_classes: masks per RoI; 1 for class-agnostic masks.
         fc_dims: width of each hidden layer.
         output_size: side of the masks.
