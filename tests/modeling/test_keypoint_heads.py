@@ -304,7 +304,7 @@ def test_an_accelerated_model_gives_the_same_keypoints(make_model, make_batch, h
 def test_scripts_with_the_stock_decoding(make_model, make_batch, head):
     from detectron2.export import scripting_with_instances
 
-    model = make_model(head)
+    model = make_model(head, "MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE", "1.25")
     fields = {"proposal_boxes": Boxes, "pred_boxes": Boxes}
     tensors = ["objectness_logits", "pred_classes", "scores", "pred_masks", "pred_keypoints"]
     fields |= dict.fromkeys([*tensors, "pred_keypoint_heatmaps"], torch.Tensor)

@@ -129,6 +129,9 @@ class _JointHeads(_FusedHeads):
             self.mask_on
             and self.keypoint_on
             and self.keypoint_box_scale == 1
+            # A subclass may have a branch of its own.
+            and type(self)._forward_mask is StandardROIHeads._forward_mask
+            and type(self)._forward_keypoint is _JointHeads._forward_keypoint
             and list(self.mask_in_features) == list(self.keypoint_in_features)
             and _equal_poolers(self.mask_pooler, self.keypoint_pooler)
         )
@@ -187,10 +190,11 @@ class _JointHeads(_FusedHeads):
             instances, _ = select_foreground_proposals(self._with_scaled_boxes(instances), self.num_classes)
             instances = select_proposals_with_visible_keypoints(instances)
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        rois = boxes
         if not self.training and self.keypoint_box_scale != 1.0:
-            for x in instances:
-                x.pred_boxes = scaled_boxes(x.pred_boxes, self.keypoint_box_scale)
-        rois = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+            rois = [scaled_boxes(b, self.keypoint_box_scale) for b in boxes]
+            for i, x in enumerate(instances):
+                x.pred_boxes = rois[i]
         if self.keypoint_pooler is not None:
             result = self.keypoint_head(
                 self.keypoint_pooler([features[f] for f in self.keypoint_in_features], rois), instances
