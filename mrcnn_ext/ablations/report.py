@@ -62,7 +62,7 @@ class Verdict:
             direction = (
                 "the paper's direction" if self.margin * self.paper > 0 else "THE OTHER WAY than the paper"
             )
-        text += f", {direction} in {self.wins} of {self.pairs} seeds"
+        text += f": {direction}, ahead in {self.wins} of {self.pairs} seeds"
         if self.spread != self.spread:
             return text + "; one seed, no spread"
         above = "above" if abs(self.margin) > self.spread else "WITHIN"

@@ -62,21 +62,21 @@ def test_margin_above_the_spread_in_the_papers_direction():
     assert found.spread == pytest.approx(math.sqrt(2**2 + 2**2))
     assert found.paper == pytest.approx(5.1)
     assert str(found) == (
-        "**+6.0** (paper +5.1), the paper's direction in 3 of 3 seeds; above the seed spread of 2.8"
+        "**+6.0** (paper +5.1): the paper's direction, ahead in 3 of 3 seeds; above the seed spread of 2.8"
     )
 
 
 def test_rows_that_go_the_other_way_are_told():
     found = verdict(1)
     assert found.margin == -0.5 and found.wins == 0
-    assert "**-0.5** (paper +3.4), THE OTHER WAY than the paper" in str(found)
+    assert "**-0.5** (paper +3.4): THE OTHER WAY than the paper, ahead in 0 of 3 seeds" in str(found)
     assert "WITHIN the seed spread of 1.8" in str(found)
 
 
 def test_one_seed_has_no_spread_and_ours_no_paper():
     found = verdict(2)
     assert (found.margin, found.pairs, found.paper) == (5.5, 1, None)
-    assert str(found) == "**+5.5**, as expected in 1 of 1 seeds; one seed, no spread"
+    assert str(found) == "**+5.5**: as expected, ahead in 1 of 1 seeds; one seed, no spread"
 
 
 def test_unfinished_rows():
