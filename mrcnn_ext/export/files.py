@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..modeling import KeypointHead, accelerate
 from ..modeling.keypoint_head.base import _COVERED as COVERED
@@ -19,7 +20,7 @@ from .support import check_exportable
 __all__ = ["export_model"]
 
 _OPSET = 16  # the first whose RoiAlign has half-pixel centres
-_TOLERANCE = 1e-3  # pixels, of boxes
+_TOLERANCE = 0.05  # pixels, of boxes: rounding in a deep network stays well below, a kept size does not
 
 
 def export_model(model: GeneralizedRCNN, path: str | os.PathLike) -> ExportedModel:
@@ -114,7 +115,7 @@ def _example(detector: Detector, metadata: dict, height: int, width: int) -> tup
     unit = max(metadata["size_divisibility"], *detector.model.proposal_generator.anchor_generator.strides)
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(1, 3, 2 * height, 2 * width, generator=generator) * 255
-    picture = torch.nn.functional.interpolate(picture, (height * unit, width * unit), mode="bilinear")[0]
+    picture = F.interpolate(picture, (height * unit, width * unit), mode="bilinear")[0]
     device = detector.model.device
     return picture.to(device), torch.tensor(picture.shape[1:], device=device)
 
@@ -159,7 +160,12 @@ def _write_onnx(detector, path, metadata) -> None:
 def _check_answers(detector: Detector, exported: ExportedModel, path: Path) -> None:
     """A backbone may have kept sizes of the picture it was traced with."""
     picture, _ = _example(detector, exported.metadata, 5, 3)
-    found = exported.instances(picture)
+    try:
+        found = exported.instances(picture)
+    except Exception as error:  # onnxruntime has errors of its own
+        raise RuntimeError(
+            f"{path.name} was not written: it fails for an image of another size than it was made with ({error})"
+        ) from error
     (expected,) = detector.model.inference([{"image": picture}], do_postprocess=False)
     difference = float("inf")
     if len(found) == len(expected):

@@ -321,6 +321,19 @@ def test_a_file_of_other_answers_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_fails_for_other_sizes_is_not_written(tmp_path):
+    class FixedSize(type(make_model().backbone)):
+        def forward(self, x):
+            height, width = (int(side) for side in x.shape[2:])
+            return super().forward(x.flatten(2).unflatten(2, (height, width)))
+
+    model = make_model()
+    model.backbone.__class__ = FixedSize
+    with pytest.raises(RuntimeError, match="model.ts was not written: it fails for an image of another size"):
+        export_model(model, tmp_path / "model.ts")
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_paths(tmp_path, monkeypatch):
     model = make_model()
     with pytest.raises(ValueError, match=r"path must end with one of .ts, .pt2, .onnx, got .*model.pth"):
