@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from ..layers import roi_align_pyramid
+from ..layers.boxes import scaled_boxes
 from ..layers.mask_losses import mask_log_odds
 from ..modeling import FusedROIPooler
 from ..modeling.mask_head import MaskHead, MaskScoringHead
-from .boxes import scaled_boxes
 
 __all__ = ["Detector"]
 

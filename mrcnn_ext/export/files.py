@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..modeling import KeypointHead, accelerate
-from ..modeling.keypoint_head.base import _COVERED as COVERED
 from .detector import Detector
 from .runtime import METADATA, SUFFIXES, ExportedModel, require
 from .support import check_exportable
@@ -106,8 +105,7 @@ def _decoding(head) -> dict:
     """What `layers.heatmaps_to_keypoints` takes besides heatmaps and RoIs, as numbers."""
     if not isinstance(head, KeypointHead) or head.decoding != "oks":
         return {"method": getattr(head, "decoding", "stock")}
-    covered = COVERED / head.roi_scale**2
-    return {"method": "oks", "sigmas": head.oks_sigmas.tolist(), "covered": covered}
+    return {"method": "oks", "sigmas": head.oks_sigmas.tolist(), "covered": head.covered()}
 
 
 def _example(detector: Detector, metadata: dict, height: int, width: int) -> tuple[Tensor, Tensor]:

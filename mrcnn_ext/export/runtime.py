@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layers import heatmaps_to_keypoints  # importing it also loads the operators that the files call
-from .boxes import scaled_boxes
+from ..layers.boxes import scaled_boxes
 
 __all__ = ["METADATA", "SUFFIXES", "ExportedModel", "require"]
 

@@ -6,11 +6,12 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.modeling import GeneralizedRCNNWithTTA as _GeneralizedRCNNWithTTA
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
+from detectron2.structures import Boxes
 from fvcore.transforms import HFlipTransform
 from torch import Tensor
 
+from ..layers.boxes import scaled_boxes
 from .keypoint_head import KeypointHead
-from .roi_heads.keypoint_rois import scaled_boxes
 
 __all__ = ["GeneralizedRCNNWithTTA"]
 
@@ -72,7 +73,8 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
     def _decode_keypoints(self, heatmaps: Tensor, instances) -> None:
         roi_heads = self.model.roi_heads
         boxes = instances.pred_boxes
-        instances.pred_boxes = scaled_boxes(boxes, getattr(roi_heads, "keypoint_box_scale", 1.0))
+        scale = getattr(roi_heads, "keypoint_box_scale", 1.0)
+        instances.pred_boxes = Boxes(scaled_boxes(boxes.tensor, scale))
         if isinstance(roi_heads.keypoint_head, KeypointHead):
             roi_heads.keypoint_head.decode(heatmaps, [instances])
         else:

@@ -10,11 +10,8 @@ from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visibl
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from mrcnn_ext.modeling.roi_heads.keypoint_rois import (
-    keypoints_in_boxes,
-    sample_keypoint_rois,
-    scaled_boxes,
-)
+from mrcnn_ext.layers.boxes import scaled_boxes
+from mrcnn_ext.modeling.roi_heads.keypoint_rois import keypoints_in_boxes, sample_keypoint_rois
 
 MATCHER = Matcher([0.5], [0, 1], allow_low_quality_matches=False)
 BOXES = ([[4, 4, 40, 60], [30, 10, 76, 50]], [[8, 8, 24, 30]])
@@ -225,8 +222,8 @@ def test_train_on_pred_boxes_moves_the_rois(tiny_cfg, make_batch, form, samples)
 
 
 def test_scaled_boxes_keep_their_centres():
-    boxes = scaled_boxes(Boxes(torch.tensor([[10.0, 20, 30, 60], [0, 0, 0, 0]])), 1.5)
-    assert boxes.tensor.tolist() == [[5, 10, 35, 70], [0, 0, 0, 0]]
+    boxes = scaled_boxes(torch.tensor([[10.0, 20, 30, 60], [0, 0, 0, 0]]), 1.5)
+    assert boxes.tolist() == [[5, 10, 35, 70], [0, 0, 0, 0]]
 
 
 def test_keypoints_beyond_the_box_are_trained_with_larger_rois(tiny_cfg, make_batch):
@@ -247,9 +244,8 @@ def test_the_expected_similarity_is_that_of_the_object(tiny_cfg, form):
     for scale in ("1.0", "1.25"):
         options = ["MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE", scale, "MODEL.ROI_KEYPOINT_HEAD.DECODING", "oks"]
         head = MODELS[form](tiny_cfg, *options).roi_heads.keypoint_head
-        image = Instances(
-            (64, 80), pred_boxes=scaled_boxes(Boxes(torch.tensor([[10.0, 5, 40, 60]])), float(scale))
-        )
+        roi = scaled_boxes(torch.tensor([[10.0, 5, 40, 60]]), float(scale))
+        image = Instances((64, 80), pred_boxes=Boxes(roi))
         cells = (torch.arange(56) + 0.5) / 56 - 0.5  # of the RoI; below the same Gaussian in pixels
         y, x = cells[:, None] * float(scale) * 55, cells * float(scale) * 30
         head.decode((-(x**2 + y**2) / 50).expand(1, 17, 56, 56), [image])

@@ -144,12 +144,16 @@ class KeypointHead(BaseKeypointRCNNHead):
         return total / (valid.sum().clamp(min=1) if normalizer is None else normalizer)
 
     @torch.jit.unused
+    def covered(self) -> float:
+        """Part of the RoI that the object covers, about, which the decoding "oks" needs."""
+        return _COVERED / self.roi_scale**2
+
+    @torch.jit.unused
     def decode(self, heatmaps, instances: list[Instances]) -> None:
         """Attaches the keypoints of (R, K, S_h, S_w) heatmaps to the instances."""
         heatmaps = heatmaps.detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
-        covered = _COVERED / self.roi_scale**2
-        keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas, covered)
+        keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas, self.covered())
         keypoints = keypoints[..., [0, 1, 3]]
         counts = [
             image.pred_boxes.tensor.shape[0] for image in instances

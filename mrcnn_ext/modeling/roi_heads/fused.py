@@ -22,9 +22,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ...layers.boxes import scaled_boxes
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
-from .keypoint_rois import keypoints_in_boxes, sample_keypoint_rois, scaled_boxes
+from .keypoint_rois import keypoints_in_boxes, sample_keypoint_rois
 
 __all__ = ["FusedCascadeROIHeads", "FusedROIHeads", "FusedRes5ROIHeads"]
 
@@ -113,7 +114,7 @@ class _FusedHeads:
             return proposals
         scaled = [Instances(image.image_size, **image.get_fields()) for image in proposals]
         for image in scaled:
-            image.proposal_boxes = scaled_boxes(image.proposal_boxes, self.keypoint_box_scale)
+            image.proposal_boxes = Boxes(scaled_boxes(image.proposal_boxes.tensor, self.keypoint_box_scale))
         return scaled
 
 
@@ -192,7 +193,7 @@ class _JointHeads(_FusedHeads):
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
         rois = boxes
         if not self.training and self.keypoint_box_scale != 1.0:
-            rois = [scaled_boxes(b, self.keypoint_box_scale) for b in boxes]
+            rois = [Boxes(scaled_boxes(b.tensor, self.keypoint_box_scale)) for b in boxes]
             for i, x in enumerate(instances):
                 x.pred_boxes = rois[i]
         if self.keypoint_pooler is not None:
@@ -336,7 +337,7 @@ class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
         if self.keypoint_on:
             if not pools_once:
                 for image in instances:
-                    image.pred_boxes = scaled_boxes(image.pred_boxes, self.keypoint_box_scale)
+                    image.pred_boxes = Boxes(scaled_boxes(image.pred_boxes.tensor, self.keypoint_box_scale))
                 x = self._shared_roi_transform(maps, [image.pred_boxes for image in instances])
             instances = self.keypoint_head(x, instances)
             for image, original in zip(instances, boxes, strict=True):

@@ -1,12 +1,12 @@
-"""Which RoIs the keypoint head is trained on, and how much of the image around them it sees."""
+"""Which RoIs the keypoint head is trained on."""
 
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor
 
-__all__ = ["keypoints_in_boxes", "sample_keypoint_rois", "scaled_boxes"]
+__all__ = ["keypoints_in_boxes", "sample_keypoint_rois"]
 
 
 def keypoints_in_boxes(keypoints: Tensor, boxes: Tensor) -> Tensor:
@@ -60,10 +60,3 @@ def sample_keypoint_rois(
                 rois.set(name, value[index[rows]])
         sampled.append(rois)
     return sampled
-
-
-def scaled_boxes(boxes: Boxes, scale: float) -> Boxes:
-    """Boxes with the same centres and ``scale`` times the sides; they may reach out of the image."""
-    x0, y0, x1, y1 = boxes.tensor.unbind(1)
-    width, height = (x1 - x0) * ((scale - 1) / 2), (y1 - y0) * ((scale - 1) / 2)
-    return Boxes(torch.stack([x0 - width, y0 - height, x1 + width, y1 + height], dim=1))

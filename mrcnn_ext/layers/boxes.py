@@ -1,4 +1,4 @@
-"""What the exported graph and the runtime both do to boxes. Does not need detectron2."""
+"""Boxes as tensors."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ __all__ = ["scaled_boxes"]
 
 
 def scaled_boxes(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes (R, 4) with the same centres and ``scale`` times the sides."""
+    """Boxes (R, 4) with the same centres and ``scale`` times the sides; they may reach out of the image."""
     if scale == 1:
         return boxes
     grow = (boxes[:, 2:] - boxes[:, :2]) * ((scale - 1) / 2)
