@@ -148,7 +148,7 @@ def _exit_on_user_error(rank, function, *args):
     except UserError as error:
         if rank > 0:
             # As a rule every process finds the same error: the first tells it and its end ends the others.
-            time.sleep(3)
+            time.sleep(10)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -370,9 +370,15 @@ def test_a_video_that_is_cut_short_is_told(predictor, video, tmp_path, caplog):
 
 
 def test_a_frame_that_cannot_be_decoded_is_named(predictor, video, monkeypatch):
-    class Damaged(cv2.VideoCapture):
+    class Damaged:  # no subclass: OpenCV's deallocation corrupts the memory of those
+        def __init__(self, path, stock=cv2.VideoCapture):
+            self.stock = stock(path)
+
+        def __getattr__(self, name):
+            return getattr(self.stock, name)
+
         def retrieve(self):
-            return (False, None) if self.get(cv2.CAP_PROP_POS_FRAMES) == 3 else super().retrieve()
+            return (False, None) if self.get(cv2.CAP_PROP_POS_FRAMES) == 3 else self.stock.retrieve()
 
     monkeypatch.setattr(cv2, "VideoCapture", Damaged)
     with pytest.raises(
