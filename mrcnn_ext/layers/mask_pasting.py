@@ -1,6 +1,8 @@
 """Instance masks pasted into their image, touching no more of the image than the boxes cover."""
 
-import numpy as np
+import math
+import mmap
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,11 +36,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
     height, width = (int(side) for side in image_size)
     device = masks.device
     masks, boxes = masks.detach().float(), boxes.detach().to(device, torch.float32)
-    # numpy's zeros are pages which the system clears when they are first touched: those of the boxes only.
-    if device.type == "cpu":
-        pasted = torch.from_numpy(np.zeros((len(masks), height, width), dtype=np.bool_))
-    else:
-        pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=device)
+    pasted = _nothing((len(masks), height, width), device)
     left, top, right, bottom = boxes[:, :, None].unbind(1)
     xs, ys = sample_places(0, width, left, right), sample_places(0, height, top, bottom)
     regions = pixel_regions(boxes, height, width)
@@ -47,6 +45,17 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
             values = sample_mask(mask, x[x0:x1], y[y0:y1])
             torch.ge(values, threshold, out=image[y0:y1, x0:x1])
     return pasted
+
+
+def _nothing(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    size = math.prod(shape)
+    if device.type != "cpu" or size == 0 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    # Pages which the system clears when they are first touched: those of the boxes only. Small ones; numpy's zeros
+    # ask for huge pages, and to find and clear those can take longer than all the rest.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.bool).view(shape)
 
 
 # The pixels, the arithmetic and its order are detectron2's, for the sake of those close to the threshold.
