@@ -78,3 +78,16 @@ def make_batch():
         return batch
 
     return make
+
+
+@pytest.fixture
+def proposals(make_batch):
+    """Foreground proposals with ground truth, as the ROI heads hand them to the heads."""
+
+    def make(*boxes_per_image):
+        per_image = [item["instances"] for item in make_batch(*boxes_per_image)]
+        for instances in per_image:
+            instances.proposal_boxes = Boxes(instances.gt_boxes.tensor + 1.5)
+        return per_image
+
+    return make

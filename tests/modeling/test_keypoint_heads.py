@@ -31,19 +31,6 @@ def build(name, seed=0, num_keypoints=17, **arguments):
     return cls(SHAPE, num_keypoints=num_keypoints, **{**defaults, "loss_normalizer": "visible", **arguments})
 
 
-@pytest.fixture
-def proposals(make_batch):
-    """Foreground proposals with ground truth, as the ROI heads hand them to the heads."""
-
-    def make(*boxes_per_image):
-        per_image = [item["instances"] for item in make_batch(*boxes_per_image)]
-        for instances in per_image:
-            instances.proposal_boxes = Boxes(instances.gt_boxes.tensor + 1.5)
-        return per_image
-
-    return make
-
-
 def loss_of(head, x, instances):
     with EventStorage():
         return head.train()(x, instances)["loss_keypoint"]

@@ -30,19 +30,6 @@ def build(cls, arguments, seed=0):
     return cls(**arguments)
 
 
-@pytest.fixture
-def proposals(make_batch):
-    """Foreground proposals with ground truth, as the ROI heads hand them to the heads: 2 images, 3 boxes."""
-
-    def make(*boxes_per_image):
-        per_image = [item["instances"] for item in make_batch(*boxes_per_image)]
-        for instances in per_image:
-            instances.proposal_boxes = Boxes(instances.gt_boxes.tensor + 1.5)
-        return per_image
-
-    return make
-
-
 @pytest.mark.parametrize("name", PAIRS)
 def test_one_seed_gives_the_weights_and_outputs_of_the_stock_head(name):
     cls, stock_cls, arguments = PAIRS[name]

@@ -1,13 +1,11 @@
 """The paper's heatmap keypoint head, for detectron2."""
 
-from functools import partial
-
 from detectron2.config import configurable
-from detectron2.layers import get_norm
 from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 from torch import nn
 
 from ...layers.keypoint_networks import HeatmapKeypointNetwork
+from ..norms import norm_maker
 from .base import KeypointHead
 
 __all__ = ["HeatmapKeypointHead"]
@@ -42,7 +40,7 @@ class HeatmapKeypointHead(KeypointHead, nn.Sequential):
         **kwargs,
     ):
         super().__init__(num_keypoints=num_keypoints, **kwargs)
-        norm = partial(get_norm, conv_norm) if conv_norm else None
+        norm = norm_maker(conv_norm)
         network = HeatmapKeypointNetwork(
             input_shape.channels, num_keypoints, list(conv_dims), norm, up_scale, list(wasp_rates)
         )

@@ -1,13 +1,11 @@
 """A keypoint head that classifies coordinates, for detectron2."""
 
-from functools import partial
-
 from detectron2.config import configurable
-from detectron2.layers import get_norm
 from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 
 from ...layers.keypoint_networks import SimCCKeypointNetwork
 from ...layers.keypoint_targets import axis_loss
+from ..norms import norm_maker
 from .base import KeypointHead
 
 __all__ = ["SimCCKeypointHead"]
@@ -42,7 +40,7 @@ class SimCCKeypointHead(KeypointHead):
                 "SimCCKeypointHead: input_shape needs the height and width of the pooled features, got "
                 f"{input_shape}"
             )
-        norm = partial(get_norm, conv_norm) if conv_norm else None
+        norm = norm_maker(conv_norm)
         size = (input_shape.height, input_shape.width)
         self.network = SimCCKeypointNetwork(
             input_shape.channels, num_keypoints, size, list(conv_dims), norm, split_ratio

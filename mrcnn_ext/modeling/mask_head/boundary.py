@@ -1,15 +1,13 @@
 """A mask head that looks for the mask's boundary too, for detectron2."""
 
-from functools import partial
-
 import torch
 from detectron2.config import configurable
-from detectron2.layers import get_norm
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from torch import Tensor
 
 from ...layers.mask_losses import boundary_loss, mask_boundaries
 from ...layers.mask_networks import BoundaryMaskNetwork
+from ..norms import norm_maker
 from .base import MaskHead, MaskTargets
 
 __all__ = ["BoundaryMaskHead"]
@@ -59,7 +57,7 @@ class BoundaryMaskHead(MaskHead):
                 f"{input_shape.height} x {input_shape.width}: set POOLER_RESOLUTION to 28, in "
                 "MODEL.ROI_MASK_HEAD or, for a C4 model, in MODEL.ROI_BOX_HEAD"
             )
-        norm = partial(get_norm, conv_norm) if conv_norm else None
+        norm = norm_maker(conv_norm)
         self.network = BoundaryMaskNetwork(
             input_shape.channels, self.num_maps, list(conv_dims), norm, num_boundary_conv, num_deconv
         )

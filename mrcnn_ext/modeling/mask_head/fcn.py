@@ -1,12 +1,10 @@
 """The paper's FCN mask head, for detectron2."""
 
-from functools import partial
-
 from detectron2.config import configurable
-from detectron2.layers import get_norm
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 
 from ...layers.mask_networks import FCNMaskNetwork
+from ..norms import norm_maker
 from .base import SequentialMaskHead
 
 __all__ = ["FCNMaskHead"]
@@ -41,7 +39,7 @@ class FCNMaskHead(SequentialMaskHead):
         **kwargs,
     ):
         super().__init__(num_classes=num_classes, **kwargs)
-        norm = partial(get_norm, conv_norm) if conv_norm else None
+        norm = norm_maker(conv_norm)
         self.take_layers(
             FCNMaskNetwork(input_shape.channels, self.num_maps, list(conv_dims), norm, up_scale, num_deconv)
         )
