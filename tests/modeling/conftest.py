@@ -82,9 +82,11 @@ def make_batch():
 
 @pytest.fixture
 def proposals(make_batch):
-    """Foreground proposals with ground truth, as the ROI heads hand them to the heads."""
+    """Foreground proposals with ground truth, as the ROI heads hand them to the heads: 2 images of 3 boxes, or of
+    those given."""
 
     def make(*boxes_per_image):
+        boxes_per_image = boxes_per_image or ([[4, 4, 40, 60], [9, 9, 30, 30]], [[8, 8, 70, 30]])
         per_image = [item["instances"] for item in make_batch(*boxes_per_image)]
         for instances in per_image:
             instances.proposal_boxes = Boxes(instances.gt_boxes.tensor + 1.5)

@@ -58,20 +58,6 @@ def build(name, **kwargs):
     return head
 
 
-@pytest.fixture
-def proposals(make_batch):
-    """Foreground proposals with ground truth: 2 images of 3 boxes; or of none."""
-
-    def make(*boxes_per_image):
-        boxes_per_image = boxes_per_image or ([[4, 4, 40, 60], [9, 9, 30, 30]], [[8, 8, 70, 30]])
-        per_image = [item["instances"] for item in make_batch(*boxes_per_image)]
-        for instances in per_image:
-            instances.proposal_boxes = Boxes(instances.gt_boxes.tensor + 1.5)
-        return per_image
-
-    return make
-
-
 def train(head, x, proposals, iteration=1):
     with EventStorage(iteration) as storage:
         losses = head.train()(x, proposals)
