@@ -16,6 +16,10 @@
 //
 // resized_heatmap_argmax returns the largest pixel of heatmaps (R, K, H, W) resized by bicubic interpolation
 // to sizes (R, 2) = [height, width], int64: its place (R, K, 2) = [y, x], int64, and its value (R, K).
+//
+// winograd_conv3x3 is a 3x3 convolution of stride 1 and padding 1 of a map (N, C, H, W), plus a bias and
+// `add`, then a ReLU if asked for. weight: (36, O / 16, C, 16), as mrcnn_ext/layers/winograd.py transforms
+// it. C and O are multiples of 16.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -28,6 +32,9 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "int canonical_level, bool rois_need_grad) -> (Tensor[], Tensor)");
   m.def(
       "masks_to_rle(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+  m.def(
+      "winograd_conv3x3(Tensor input, Tensor weight, Tensor? scale, Tensor? bias, Tensor? add, bool relu) "
+      "-> Tensor");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

@@ -7,9 +7,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <torch/library.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <atomic>
@@ -21,6 +18,8 @@
 #include "cpu_kernels.h"
 #include "cpu_layout.h"
 #include "cpu_plan.h"
+#include "memory.h"
+#include "parallel.h"
 
 namespace mrcnn_ext {
 namespace {
@@ -44,33 +43,6 @@ const Kernels<T>& select_kernels(bool nhwc) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) layouts = &set.bf16;
   if constexpr (std::is_same_v<T, c10::Half>) layouts = &set.f16;
   return nhwc ? layouts->nhwc : layouts->nchw;
-}
-
-// Calls body(unit) for every unit, on whichever thread is free: units differ in cost.
-template <typename Body>
-void share_out(int64_t units, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), units);
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t unit = next++; unit < units; unit = next++) body(unit);
-  });
-}
-
-// A result of tens of megabytes is fresh memory from the kernel at every call, and faulting it in page by
-// page costs more than computing it. Asks for huge pages where the system leaves that to the program.
-at::Tensor empty_result(at::IntArrayRef size, const at::TensorOptions& options) {
-  const at::Tensor result = at::empty(size, options);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHugePage = uintptr_t(1) << 21;
-  const uintptr_t begin =
-      (reinterpret_cast<uintptr_t>(result.mutable_data_ptr()) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(result.mutable_data_ptr()) + result.nbytes()) & ~(kHugePage - 1);
-  // Best effort: without huge pages the result is the same.
-  if (begin < end && result.nbytes() >= 8 * kHugePage)
-    (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return result;
 }
 
 at::MemoryFormat common_format(at::TensorList features) { return features[0].suggest_memory_format(); }

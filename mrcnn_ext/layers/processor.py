@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-__all__ = ["cpu_has_bf16"]
+__all__ = ["cpu_has_amx", "cpu_has_bf16"]
 
 
 def cpu_has_bf16() -> bool:
@@ -13,3 +13,8 @@ def cpu_has_bf16() -> bool:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def cpu_has_amx() -> bool:
+    """Whether this processor multiplies tiles of bf16, eight times faster than vectors."""
+    return bool(platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("amx_bf16"))

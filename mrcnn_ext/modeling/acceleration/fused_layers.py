@@ -7,11 +7,14 @@ result is written. The parameters themselves are left alone: the copy is made an
 import logging
 import operator
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ...layers.winograd import winograd_conv3x3, winograd_weight
 
 __all__ = ["FusedConv", "FusedConvTranspose", "FusedLinear", "foldable", "onednn_fuses", "weights_for"]
 
@@ -65,8 +68,9 @@ def weights_for(module: nn.Module, sources: tuple[Tensor | None, ...], setting, 
 class FusedConv:
     """Mixin for a Conv2d, with or without a ``norm`` and a ReLU of its own.
 
-    Attributes to swap it in with: ``dtype``, of the weight and the output; ``relu``, whether the stock forward
-    ends with a ReLU; ``onednn``, whether to use oneDNN's fused convolutions on the CPU.
+    Attributes to swap it in with: ``dtype``, of the input and the output; ``relu``, whether the stock forward
+    ends with a ReLU; ``onednn``, whether to use oneDNN's fused convolutions on the CPU; ``winograd``, what
+    3x3 convolutions multiply by Winograd's algorithm there: "int16", "float32" or None.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,11 +82,17 @@ class FusedConv:
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(dtype)
             if norm is None or foldable(norm):
-                return self._convolve(x, *self._weights(norm), relu, add)
-            x = norm(self._convolve(x, *self._weights(None)).float()).to(dtype)
+                return self._convolve(x, norm, relu, add)
+            x = norm(self._convolve(x, None).float()).to(dtype)
             return _finish(x, relu, add)
 
-    def _convolve(self, x, weight, bias, relu=False, add=None):
+    def _convolve(self, x, norm, relu=False, add=None):
+        winograd = self._swapped["winograd"]
+        if winograd and x.device.type == "cpu" and self._winograd_serves():
+            make = partial(self._make_winograd, norm, winograd == "int16")
+            weight, bias = weights_for(self, self._sources(norm), winograd, make)
+            return winograd_conv3x3(x, weight, bias, add, relu)
+        weight, bias = weights_for(self, self._sources(norm), None, partial(self._make, norm))
         # oneDNN's fused convolutions take no empty batch and no padding by name.
         if not self._swapped["onednn"] or x.device.type != "cpu" or x.numel() == 0 or self.padding in _NAMED:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -98,24 +108,43 @@ class FusedConv:
             add, x, weight, bias, *geometry, "add", 1.0, unary, [], ""
         )
 
-    def _weights(self, norm):
-        sources = (self.weight, self.bias)
-        if norm is not None:
-            sources += (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return weights_for(self, sources, None, lambda: self._make(norm))
+    def _winograd_serves(self):
+        geometry = (self.kernel_size, self.stride, self.dilation, self.groups)
+        return (
+            geometry == ((3, 3), (1, 1), (1, 1), 1)
+            and self.padding in ((1, 1), "same")
+            and self.padding_mode == "zeros"
+            and self.in_channels % 16 == self.out_channels % 16 == 0
+        )
 
-    def _make(self, norm):
-        dtype, weight, bias = self._swapped["dtype"], self.weight, self.bias
+    def _sources(self, norm):
+        sources = (self.weight, self.bias)
+        return (
+            sources
+            if norm is None
+            else (*sources, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+
+    def _fold(self, norm):
+        weight, bias = self.weight.detach(), self.bias
         if norm is not None:
             scale = (norm.running_var + norm.eps).rsqrt()
             scale = scale if norm.weight is None else scale * norm.weight
             shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
             bias = shift if norm.bias is None else shift + norm.bias
             weight = weight * scale.view(-1, 1, 1, 1)
+        return weight, bias
+
+    def _make(self, norm):
+        weight, bias = self._fold(norm)
+        dtype = self._swapped["dtype"]
         # Not in oneDNN's blocked layouts: which is best depends on the size of the image, and bringing a wrong one
         # into it costs more than the convolution.
-        weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
-        return weight, _to(bias, dtype)
+        return weight.to(dtype).contiguous(memory_format=torch.channels_last), _to(bias, dtype)
+
+    def _make_winograd(self, norm, int16):
+        weight, bias = self._fold(norm)
+        return winograd_weight(weight, int16), _to(bias, torch.float32)
 
 
 class FusedConvTranspose:

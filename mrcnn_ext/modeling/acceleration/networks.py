@@ -20,13 +20,14 @@ from .fused_layers import FusedConv, FusedConvTranspose, FusedLinear, weights_fo
 __all__ = ["fuse_network"]
 
 
-def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool) -> bool:
+def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool, winograd: str | None) -> bool:
     """Makes the layers of a network fused ones that compute in ``dtype``, if it is one of those known here.
 
     Args:
         network: a backbone without what feeds it, or a head.
         dtype: of the layers; heads give float32 in the end.
         onednn: whether to use oneDNN's fused convolutions on the CPU.
+        winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
 
     Returns:
         Whether it is known; otherwise it is left as it was.
@@ -36,7 +37,8 @@ def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool) -> bool:
     others = set(network.bottom_up.modules()) if isinstance(network, FPN) else ()
     for module in [module for module in network.modules() if module not in others]:
         if _is_conv(module):
-            swap(module, FusedConv, dtype=dtype, relu=_ends_with_relu(module), onednn=onednn)
+            relu = _ends_with_relu(module)
+            swap(module, FusedConv, dtype=dtype, relu=relu, onednn=onednn, winograd=winograd)
         elif defines(module, nn.ConvTranspose2d, "forward"):
             swap(module, FusedConvTranspose, dtype=dtype)
         elif defines(module, nn.Linear, "forward"):

@@ -1,0 +1,230 @@
+// 3x3 convolutions of stride 1 on the CPU, by Winograd's minimal filtering; see kernels.h.
+//
+// Images are laid out on one canvas, a row or column of zeros between neighbours, and the canvas is cut into
+// tiles: many small maps (RoIs of 14 x 14) then waste no cells at their borders. A thread takes a block of
+// tiles whose transforms stay in its cache, and the result does not depend on the number of threads.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace mrcnn_ext {
+namespace winograd {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// nullptr where this processor is not served. As ATen chose for its own kernels.
+const Kernels* best_kernels() {
+#if defined(__x86_64__)
+  static const std::string capability = at::get_cpu_capability();
+  static const bool vnni = __builtin_cpu_supports("avx512vnni");
+  if (capability == "AVX512") return vnni ? &avx512_vnni_kernels() : &avx512_kernels();
+  if (capability == "AVX2") return &avx2_kernels();
+#endif
+  return nullptr;
+}
+
+// Images side by side, `across` of them in a row.
+class Canvas {
+ public:
+  Canvas(int64_t images, int64_t height, int64_t width) : height_(height), width_(width) {
+    int64_t fewest = std::numeric_limits<int64_t>::max();
+    int64_t across = 1;
+    for (int64_t i = 1; i <= std::min<int64_t>(images, 32); ++i) {
+      const int64_t tiles =
+          ceil_div(ceil_div(images, i) * (height + 1) - 1, kOutput) * ceil_div(i * (width + 1) - 1, kOutput);
+      if (tiles < fewest) fewest = tiles, across = i;
+    }
+    const int64_t down = ceil_div(images, across);
+    for (int64_t y = 0; y < down * (height + 1) - 1; ++y) {
+      const int64_t first = y / (height + 1) * across;
+      const bool between = y % (height + 1) == height;
+      row_begin_.push_back((first * height + y % (height + 1)) * width);
+      row_end_.push_back(between ? 0 : std::min(across, images - first) * (width + 1));
+    }
+    for (int64_t x = 0; x < across * (width + 1) - 1; ++x) {
+      const bool between = x % (width + 1) == width;
+      column_.push_back(between ? -1 : x / (width + 1) * height * width + x % (width + 1));
+    }
+    tiles_down_ = ceil_div(row_begin_.size(), kOutput);
+    tiles_across_ = ceil_div(column_.size(), kOutput);
+  }
+
+  int64_t tiles() const { return tiles_down_ * tiles_across_; }
+
+  // The cells [offset, offset + side) of a tile on both axes, as places in (images, height, width); -1 for
+  // none.
+  void cells(int64_t tile, int64_t offset, int64_t side, int64_t* places) const {
+    const int64_t top = tile / tiles_across_ * kOutput + offset,
+                  left = tile % tiles_across_ * kOutput + offset;
+    for (int64_t y = top; y < top + side; ++y) {
+      const bool inside = y >= 0 && y < static_cast<int64_t>(row_begin_.size());
+      const int64_t end = inside ? std::min<int64_t>(row_end_[y], column_.size()) : 0;
+      for (int64_t x = left; x < left + side; ++x)
+        *places++ = x >= 0 && x < end && column_[x] >= 0 ? row_begin_[y] + column_[x] : -1;
+    }
+  }
+
+ private:
+  int64_t height_, width_, tiles_down_, tiles_across_;
+  std::vector<int64_t> row_begin_, row_end_;  // place of the first cell; columns from which on there is none
+  std::vector<int64_t> column_;               // place within a row; -1 between images
+};
+
+// Tiles that a thread takes at a time.
+int64_t block_size(int64_t tiles, int64_t tile_bytes, int64_t weight_bytes) {
+  // What is transformed stays in the second-level cache. Weights that the third-level cache may not hold are
+  // read from memory once a block: then it is better large.
+  static const int64_t kCache =
+      std::getenv("WG_CACHE") ? std::atoi(std::getenv("WG_CACHE")) * 1024 : 900 * 1024;
+  static const int64_t kLarge = std::getenv("WG_LARGE") ? std::atoi(std::getenv("WG_LARGE")) : 96;
+  int64_t most = std::max<int64_t>(kCache / tile_bytes / kRows, 1) * kRows;
+  if (weight_bytes > 16 * 1024 * 1024) most = kLarge;
+  // Equal shares for all threads.
+  const int64_t threads = at::get_num_threads();
+  const int64_t rounds = ceil_div(tiles, most * threads);
+  return ceil_div(ceil_div(tiles, rounds * threads), kRows) * kRows;
+}
+
+// Value: what is multiplied, float or int16_t.
+template <typename T, typename Value>
+void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& weight_scale,
+              const at::Tensor& bias, const at::Tensor& added, bool relu, const Kernels& kernels,
+              const Transforms<T>& transforms, const at::Tensor& output) {
+  constexpr bool kQuantized = std::is_same_v<Value, int16_t>;
+  const int64_t channels = input.size(1), out_channels = output.size(1);
+  const Canvas canvas(input.size(0), input.size(2), input.size(3));
+  const int64_t block = block_size(
+      canvas.tiles(), kPoints * (channels * sizeof(Value) + kChunk * sizeof(float)), weight.nbytes());
+  const int64_t point_stride = out_channels * channels;
+
+  const T* from = input.const_data_ptr<T>();
+  const Value* weights = weight.const_data_ptr<Value>();
+  const float* weight_scales = kQuantized ? weight_scale.const_data_ptr<float>() : nullptr;
+  const float* biases = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+  const T* add = added.defined() ? added.const_data_ptr<T>() : nullptr;
+  T* to = output.mutable_data_ptr<T>();
+  const std::vector<T> zeros(channels, T(0));
+  const auto workspace = [&](at::ScalarType dtype, int64_t size) {
+    return at::empty({at::get_num_threads(), size}, input.options().dtype(dtype));
+  };
+  const at::Tensor all_values = workspace(c10::CppTypeToScalarType<Value>::value, kPoints * block * channels);
+  const at::Tensor all_products = workspace(at::kFloat, kPoints * block * kChunk);
+  const at::Tensor all_scales = workspace(at::kFloat, kQuantized ? kPoints * (block + channels) : 0);
+
+  share_out(ceil_div(canvas.tiles(), block), [&](int64_t unit) {
+    const int64_t thread = at::get_thread_num();
+    Value* values = all_values.mutable_data_ptr<Value>() + thread * all_values.size(1);
+    float* products = all_products.mutable_data_ptr<float>() + thread * all_products.size(1);
+    float* scales = all_scales.mutable_data_ptr<float>() + thread * all_scales.size(1);
+    const int64_t first = unit * block;
+    const int64_t tiles = std::min(block, canvas.tiles() - first);
+    const int64_t rows = ceil_div(tiles, kRows) * kRows;
+
+    std::vector<int64_t> places(tiles * kPoints);
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      canvas.cells(first + tile, -1, kInput, places.data() + tile * kPoints);
+    std::vector<const T*> inputs(places.size());
+    for (size_t i = 0; i < inputs.size(); ++i)
+      inputs[i] = places[i] < 0 ? zeros.data() : from + places[i] * channels;
+    if constexpr (kQuantized)
+      transforms.quantized_inputs(inputs.data(), tiles, channels, values, scales, rows,
+                                  scales + kPoints * block);
+    else
+      transforms.inputs(inputs.data(), tiles, channels, values, rows);
+    // The rows up to the next multiple of kRows are multiplied too, and not read.
+    for (int64_t point = 0; point < kPoints; ++point) {
+      const int64_t row = point * rows + tiles;
+      std::fill_n(values + row * channels, (rows - tiles) * channels, Value(0));
+      if constexpr (kQuantized) std::fill_n(scales + row, rows - tiles, 0.f);
+    }
+
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      canvas.cells(first + tile, 0, kOutput, places.data() + tile * kOutputs);
+    for (int64_t i = 0; i < tiles * kOutputs; ++i)
+      if (places[i] > 0) places[i] *= out_channels;
+    for (int64_t channel = 0; channel < out_channels; channel += kChunk) {
+      const int64_t count = std::min(kChunk, out_channels - channel);
+      const Value* chunk = weights + channel * channels;
+      if constexpr (kQuantized)
+        kernels.multiply_int16(values, scales, rows, channels, chunk, point_stride, weight_scales + channel,
+                               out_channels, count / kPanel, products);
+      else
+        kernels.multiply(values, rows, channels, chunk, point_stride, count / kPanel, products);
+      transforms.outputs(products, rows, tiles, count, biases == nullptr ? nullptr : biases + channel,
+                         add == nullptr ? nullptr : add + channel, relu, places.data(), to + channel);
+    }
+  });
+}
+
+at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& scale,
+                   const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& add, bool relu) {
+  const Kernels* kernels = best_kernels();
+  TORCH_CHECK_NOT_IMPLEMENTED(kernels != nullptr, "winograd_conv3x3: this processor has no AVX2");
+  TORCH_CHECK_VALUE(input.dim() == 4, "winograd_conv3x3: input must be (N, C, H, W), got ", input.sizes());
+  TORCH_CHECK_TYPE(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16,
+                   "winograd_conv3x3: input must be float32 or bfloat16, got ", input.scalar_type());
+  const int64_t channels = input.size(1);
+  TORCH_CHECK_VALUE(channels > 0 && channels % kPanel == 0 && channels <= kMostChannels,
+                    "winograd_conv3x3: input must have a multiple of ", kPanel, " channels, at most ",
+                    kMostChannels, ", got ", channels);
+  const bool quantized = scale.has_value();
+  TORCH_CHECK_TYPE(weight.scalar_type() == (quantized ? at::kShort : at::kFloat),
+                   "winograd_conv3x3: weight must be int16 with a scale and float32 without, got ",
+                   weight.scalar_type());
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) == kPoints &&
+                        weight.size(2) * weight.size(3) == channels * kPanel &&
+                        weight.size(3) == (quantized ? 2 * kPanel : kPanel) && weight.is_contiguous(),
+                    "winograd_conv3x3: weight must be contiguous and what winograd_weight makes for ",
+                    channels, " input channels, got ", weight.sizes());
+  const int64_t out_channels = weight.size(1) * kPanel;
+  TORCH_CHECK_VALUE(!quantized || (scale->sizes() == at::IntArrayRef({kPoints, out_channels}) &&
+                                   scale->scalar_type() == at::kFloat && scale->is_contiguous()),
+                    "winograd_conv3x3: scale must be (36, ", out_channels, ") float32 contiguous");
+  TORCH_CHECK_VALUE(!bias || (bias->sizes() == at::IntArrayRef{out_channels} &&
+                              bias->scalar_type() == at::kFloat && bias->is_contiguous()),
+                    "winograd_conv3x3: bias must be (", out_channels, ",) float32 contiguous");
+  const std::vector<int64_t> size = {input.size(0), out_channels, input.size(2), input.size(3)};
+  TORCH_CHECK_VALUE(!add || (add->sizes() == size && add->scalar_type() == input.scalar_type()),
+                    "winograd_conv3x3: add must have the output's shape ", size,
+                    " and the input's dtype, got ", add ? add->sizes() : at::IntArrayRef{});
+
+  const auto layout = at::MemoryFormat::ChannelsLast;
+  const at::Tensor output = empty_result(size, input.options().memory_format(layout));
+  if (output.numel() == 0) return output;
+  const at::Tensor dense = input.contiguous(layout);
+  const at::Tensor added = add ? add->contiguous(layout) : at::Tensor();
+  const auto run = [&](auto value, auto element, const auto& transforms) {
+    convolve<decltype(element), decltype(value)>(dense, weight, scale.value_or(at::Tensor()),
+                                                 bias.value_or(at::Tensor()), added, relu, *kernels,
+                                                 transforms, output);
+  };
+  const auto run_in = [&](auto value) {
+    if (input.scalar_type() == at::kFloat)
+      run(value, float(), kernels->f32);
+    else
+      run(value, c10::BFloat16(), kernels->bf16);
+  };
+  quantized ? run_in(int16_t()) : run_in(float());
+  return output;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) { m.impl("winograd_conv3x3", conv3x3); }
+
+}  // namespace winograd
+}  // namespace mrcnn_ext

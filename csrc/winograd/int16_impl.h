@@ -1,0 +1,44 @@
+// The products of int16, written against a type Sums like I32 of simd/*_begin.h.
+namespace int16_products {
+
+template <typename Sums, int kVectors>
+inline void multiply_rows(const int16_t* transformed, const float* scales, int64_t channels,
+                          const int16_t* weights, const float* weight_scales, float* products) {
+  typename Sums::Register sums[kRows][kVectors];
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kVectors; ++i) sums[row][i] = Sums::zero();
+  for (int64_t channel = 0; channel < channels; channel += 2) {
+    typename Sums::Register weight[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t first = i * Sums::kLanes;
+      weight[i] = Sums::load(weights + (first / kPanel * channels + channel) * kPanel + first % kPanel * 2);
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const auto value = Sums::broadcast_pair(transformed + row * channels + channel);
+      for (int i = 0; i < kVectors; ++i) sums[row][i] = Sums::add_products(sums[row][i], value, weight[i]);
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    const auto scale = F32::broadcast(scales[row]);
+    for (int i = 0; i < kVectors; ++i) {
+      const auto both = F32::multiply(scale, F32::load(weight_scales + i * F32::kLanes));
+      F32::store(products + row * kChunk + i * F32::kLanes,
+                 F32::multiply(both, Sums::to_float(sums[row][i])));
+    }
+  }
+}
+
+template <typename Sums>
+void multiply(const int16_t* transformed, const float* scales, int64_t rows, int64_t channels,
+              const int16_t* weights, int64_t point_stride, const float* weight_scales, int64_t scale_stride,
+              int64_t panels, float* products) {
+  for_each_product<Sums::kLanes>(rows, panels, [&](auto vectors, int64_t point, int64_t row, int64_t panel) {
+    const int64_t first = point * rows + row;
+    multiply_rows<Sums, decltype(vectors)::value>(transformed + first * channels, scales + first, channels,
+                                                  weights + point * point_stride + panel * channels * kPanel,
+                                                  weight_scales + point * scale_stride + panel * kPanel,
+                                                  products + first * kChunk + panel * kPanel);
+  });
+}
+
+}  // namespace int16_products

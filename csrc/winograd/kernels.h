@@ -1,0 +1,84 @@
+// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, *Fast Algorithms for Convolutional Neural
+// Networks*, CVPR 2016): a 3x3 convolution of stride 1 in 36 multiplications for each 4x4 outputs and pair of
+// channels, not 144. `kernels.h` is the table of entry points that each instruction set fills in.
+//
+// On one axis Y = A^T [(G g) * (B^T d)]: d are 6 inputs, g the 3 taps, Y 4 outputs. The polynomials are
+// interpolated at 0, +-5/8, +-3/2 and infinity rather than at Lavin's 0, +-1, +-2: the result is then as good
+// as twice the rounding error of a direct sum, three times better than with his.
+//
+// The transforms are float32, whatever the dtype of the maps. The products between them are too, or else of
+// int16, two of which a processor multiplies in the time of one float32. Each row of V and of U, the channels
+// of one tile or output channel at one point, has a scale of its own, by which its Euclidean norm is at most
+// kNorm: by Cauchy and Schwarz no sum of products then leaves int32, whatever the number of channels. With
+// 256 channels a standard deviation is some 2900 steps, ten times finer than bf16, and the sums are exact.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+
+namespace mrcnn_ext {
+namespace winograd {
+
+constexpr int64_t kOutput = 4;  // side of a tile
+constexpr int64_t kInput = 6;   // side of what it is computed from
+constexpr int64_t kOutputs = kOutput * kOutput;
+constexpr int64_t kPoints = kInput * kInput;
+constexpr int64_t kPanel = 16;          // output channels of a panel of weights
+constexpr int64_t kChunk = 4 * kPanel;  // output channels computed at a time
+constexpr int64_t kRows = 6;            // tiles multiplied at a time
+
+// kNorm squared, and what rounding adds to it for up to kMostChannels, is below 2^31.
+constexpr float kNorm = 46000, kLargest = 32767;
+constexpr int64_t kMostChannels = 1 << 16;
+
+// V[p] = B^T d B for each point p: (kPoints, rows, channels). `inputs` points to the channels of the 36 cells
+// of each tile. channels is a multiple of kPanel.
+template <typename T>
+using TransformInputs = void (*)(const T* const* inputs, int64_t tiles, int64_t channels, float* transformed,
+                                 int64_t rows);
+// The same as int16, to be multiplied by scales, (kPoints, rows). scratch: (kPoints, channels).
+template <typename T>
+using QuantizeInputs = void (*)(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
+                                float* scales, int64_t rows, float* scratch);
+
+// M[p] = V[p] U[p]^T for each point p: (kPoints, rows, kChunk), of which the first `panels` panels are
+// written. weights: (panels, channels, kPanel) for each point, point_stride apart.
+using Multiply = void (*)(const float* transformed, int64_t rows, int64_t channels, const float* weights,
+                          int64_t point_stride, int64_t panels, float* products);
+// The same of int16. weights: (panels, channels / 2, kPanel, 2) for each point; weight_scales: (panels,
+// kPanel) for each point, scale_stride apart.
+using MultiplyInt16 = void (*)(const int16_t* transformed, const float* scales, int64_t rows,
+                               int64_t channels, const int16_t* weights, int64_t point_stride,
+                               const float* weight_scales, int64_t scale_stride, int64_t panels,
+                               float* products);
+
+// Y = A^T M A + bias, + added, then ReLU if asked for. places: where the 16 cells of each tile go, in
+// elements from `output` and `added`; negative where there is no such cell. bias, added: or nullptr.
+template <typename T>
+using TransformOutputs = void (*)(const float* products, int64_t rows, int64_t tiles, int64_t channels,
+                                  const float* bias, const T* added, bool relu, const int64_t* places,
+                                  T* output);
+
+template <typename T>
+struct Transforms {
+  TransformInputs<T> inputs;
+  QuantizeInputs<T> quantized_inputs;
+  TransformOutputs<T> outputs;
+};
+
+struct Kernels {
+  Transforms<float> f32;
+  Transforms<c10::BFloat16> bf16;
+  Multiply multiply;
+  MultiplyInt16 multiply_int16;
+};
+
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_vnni_kernels();
+#endif
+
+}  // namespace winograd
+}  // namespace mrcnn_ext

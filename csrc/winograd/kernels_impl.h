@@ -1,0 +1,185 @@
+// The kernels, written against the register type F32 of the including file; see simd/*_begin.h.
+
+constexpr float kA = 0.625f, kB = 1.5f;  // the points besides 0 and infinity are +-kA and +-kB
+constexpr float kA2 = kA * kA, kB2 = kB * kB;
+
+using Register = F32::Register;
+
+// B^T d of six values.
+inline void transform_inputs_1d(const Register* d, int64_t stride, Register* v) {
+  const Register a = F32::broadcast(kA), minus_a = F32::broadcast(-kA);
+  const Register b = F32::broadcast(kB), minus_b = F32::broadcast(-kB);
+  const Register minus_a2 = F32::broadcast(-kA2), minus_b2 = F32::broadcast(-kB2);
+  const Register a2_b2 = F32::broadcast(kA2 * kB2), minus_sum = F32::broadcast(-(kA2 + kB2));
+  const Register d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride];
+  const Register even_a = F32::fma(minus_b2, d2, d4), odd_a = F32::fma(minus_b2, d1, d3);
+  const Register even_b = F32::fma(minus_a2, d2, d4), odd_b = F32::fma(minus_a2, d1, d3);
+  v[0] = F32::fma(a2_b2, d[0], F32::fma(minus_sum, d2, d4));
+  v[1] = F32::fma(a, odd_a, even_a);
+  v[2] = F32::fma(minus_a, odd_a, even_a);
+  v[3] = F32::fma(b, odd_b, even_b);
+  v[4] = F32::fma(minus_b, odd_b, even_b);
+  v[5] = F32::fma(a2_b2, d1, F32::fma(minus_sum, d3, d[5 * stride]));
+}
+
+// A^T m of six values.
+inline void transform_outputs_1d(const Register* m, int64_t stride, Register* y) {
+  const Register minus = F32::broadcast(-1);
+  const Register sum_a = F32::add(m[stride], m[2 * stride]);
+  const Register sum_b = F32::add(m[3 * stride], m[4 * stride]);
+  const Register difference_a = F32::fma(minus, m[2 * stride], m[stride]);
+  const Register difference_b = F32::fma(minus, m[4 * stride], m[3 * stride]);
+  y[0] = F32::add(m[0], F32::add(sum_a, sum_b));
+  y[1] = F32::fma(F32::broadcast(kA), difference_a, F32::multiply(F32::broadcast(kB), difference_b));
+  y[2] = F32::fma(F32::broadcast(kA2), sum_a, F32::multiply(F32::broadcast(kB2), sum_b));
+  y[3] = F32::fma(F32::broadcast(kA2 * kA), difference_a,
+                  F32::fma(F32::broadcast(kB2 * kB), difference_b, m[5 * stride]));
+}
+
+// B^T d B of one tile, points `point_stride` apart.
+template <typename T>
+inline void transform_tile(const T* const* inputs, int64_t channels, float* transformed,
+                           int64_t point_stride) {
+  for (int64_t channel = 0; channel < channels; channel += F32::kLanes) {
+    Register columns[kPoints];  // (6 columns, 6): B^T d
+    for (int64_t x = 0; x < kInput; ++x) {
+      Register cells[kInput];
+      for (int64_t y = 0; y < kInput; ++y) cells[y] = F32::load(inputs[y * kInput + x] + channel);
+      transform_inputs_1d(cells, 1, columns + x * kInput);
+    }
+    for (int64_t y = 0; y < kInput; ++y) {
+      Register values[kInput];
+      transform_inputs_1d(columns + y, kInput, values);
+      for (int64_t x = 0; x < kInput; ++x)
+        F32::store(transformed + (y * kInput + x) * point_stride + channel, values[x]);
+    }
+  }
+}
+
+template <typename T>
+void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, float* transformed,
+                      int64_t rows) {
+  for (int64_t tile = 0; tile < tiles; ++tile)
+    transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels, rows * channels);
+}
+
+// Writes values as int16 and returns their scale; NaN where they are not finite.
+inline float quantize(const float* values, int64_t count, int16_t* quantized) {
+  Register squares = F32::zero(), largest = F32::zero();
+  for (int64_t i = 0; i < count; i += F32::kLanes) {
+    const Register value = F32::load(values + i);
+    squares = F32::fma(value, value, squares);
+    largest = F32::max(F32::max(largest, value), F32::multiply(F32::broadcast(-1), value));
+  }
+  alignas(64) float lanes[2][F32::kLanes];
+  F32::store(lanes[0], squares);
+  F32::store(lanes[1], largest);
+  float sum = 0, most = 0;
+  for (int i = 0; i < F32::kLanes; ++i) sum += lanes[0][i], most = std::max(most, lanes[1][i]);
+  const float scale = std::max(std::sqrt(sum) * (1 / kNorm), most * (1 / kLargest));
+  const bool finite = sum <= std::numeric_limits<float>::max();
+  const Register inverse = F32::broadcast(finite && scale > 0 ? 1 / scale : 0);
+  for (int64_t i = 0; i < count; i += F32::kLanes)
+    I32::store_rounded(quantized + i, F32::multiply(F32::load(values + i), inverse));
+  return finite ? scale : std::numeric_limits<float>::quiet_NaN();
+}
+
+template <typename T>
+void quantize_inputs(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
+                     float* scales, int64_t rows, float* scratch) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    transform_tile(inputs + tile * kPoints, channels, scratch, channels);
+    for (int64_t point = 0; point < kPoints; ++point) {
+      const int64_t row = point * rows + tile;
+      scales[row] = quantize(scratch + point * channels, channels, transformed + row * channels);
+    }
+  }
+}
+
+// Calls body(vectors, point, row, panel) for kRows rows and so many vectors of output channels at a time as
+// there are registers for their sums: 4 panels in 24 of 32 registers, one in 12 of 16. Weights stay in cache
+// from rows to rows.
+template <int kLanes, typename Body>
+inline void for_each_product(int64_t rows, int64_t panels, const Body& body) {
+  constexpr int kAtOnce = kLanes == 16 ? 4 : 1;
+  constexpr int kVectors = kPanel / kLanes;
+  for (int64_t point = 0; point < kPoints; ++point) {
+    int64_t panel = 0;
+    for (; panel + kAtOnce <= panels; panel += kAtOnce)
+      for (int64_t row = 0; row < rows; row += kRows)
+        body(std::integral_constant<int, kVectors * kAtOnce>(), point, row, panel);
+    for (; panel < panels; ++panel)
+      for (int64_t row = 0; row < rows; row += kRows)
+        body(std::integral_constant<int, kVectors>(), point, row, panel);
+  }
+}
+
+template <int kVectors>
+inline void multiply_rows(const float* transformed, int64_t channels, const float* weights, float* products) {
+  Register sums[kRows][kVectors];
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kVectors; ++i) sums[row][i] = F32::zero();
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    Register weight[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t first = i * F32::kLanes;
+      weight[i] = F32::load(weights + (first / kPanel * channels + channel) * kPanel + first % kPanel);
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const Register value = F32::broadcast(transformed[row * channels + channel]);
+      for (int i = 0; i < kVectors; ++i) sums[row][i] = F32::fma(value, weight[i], sums[row][i]);
+    }
+  }
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kVectors; ++i) F32::store(products + row * kChunk + i * F32::kLanes, sums[row][i]);
+}
+
+inline void multiply(const float* transformed, int64_t rows, int64_t channels, const float* weights,
+                     int64_t point_stride, int64_t panels, float* products) {
+  for_each_product<F32::kLanes>(rows, panels, [&](auto vectors, int64_t point, int64_t row, int64_t panel) {
+    const int64_t first = point * rows + row;
+    multiply_rows<decltype(vectors)::value>(transformed + first * channels, channels,
+                                            weights + point * point_stride + panel * channels * kPanel,
+                                            products + first * kChunk + panel * kPanel);
+  });
+}
+
+template <typename T>
+void transform_outputs(const float* products, int64_t rows, int64_t tiles, int64_t channels,
+                       const float* bias, const T* added, bool relu, const int64_t* places, T* output) {
+  for (int64_t tile = 0; tile < tiles; ++tile, places += kOutputs) {
+    for (int64_t channel = 0; channel < channels; channel += F32::kLanes) {
+      const float* from = products + tile * kChunk + channel;
+      Register columns[kInput * kOutput];  // (6 columns, 4): A^T m
+      for (int64_t x = 0; x < kInput; ++x) {
+        Register values[kInput];
+        for (int64_t y = 0; y < kInput; ++y) values[y] = F32::load(from + (y * kInput + x) * rows * kChunk);
+        transform_outputs_1d(values, 1, columns + x * kOutput);
+      }
+      const Register shift = bias == nullptr ? F32::zero() : F32::load(bias + channel);
+      for (int64_t y = 0; y < kOutput; ++y) {
+        Register values[kOutput];
+        transform_outputs_1d(columns + y, kOutput, values);
+        for (int64_t x = 0; x < kOutput; ++x) {
+          const int64_t place = places[y * kOutput + x];
+          if (place < 0) continue;
+          Register value = F32::add(values[x], shift);
+          if (added != nullptr) value = F32::add(value, F32::load(added + place + channel));
+          if (relu) value = F32::max(F32::zero(), value);
+          F32::store(output + place + channel, value);
+        }
+      }
+    }
+  }
+}
+
+#include "int16_impl.h"
+
+template <typename T>
+Transforms<T> transforms_of() {
+  return {transform_inputs<T>, quantize_inputs<T>, transform_outputs<T>};
+}
+
+inline Kernels all_kernels() {
+  return {transforms_of<float>(), transforms_of<c10::BFloat16>(), multiply, int16_products::multiply<I32>};
+}
