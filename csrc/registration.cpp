@@ -18,8 +18,9 @@
 // to sizes (R, 2) = [height, width], int64: its place (R, K, 2) = [y, x], int64, and its value (R, K).
 //
 // winograd_conv3x3 is a 3x3 convolution of stride 1 and padding 1 of a map (N, C, H, W), plus a bias and
-// `add`, then a ReLU if asked for. weight: (36, O / 16, C, 16), as mrcnn_ext/layers/winograd.py transforms
-// it. C and O are multiples of 16.
+// `add`, then a ReLU if asked for. weight and scale are what winograd_weight makes of the convolution's
+// weight (O, C, 3, 3) or, transposed, for the convolution of its gradient: (36, O / 16, C, 16) float32 and an
+// empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32. C and O are multiples of 16.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -33,8 +34,9 @@ TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "masks_to_rle(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
   m.def(
-      "winograd_conv3x3(Tensor input, Tensor weight, Tensor? scale, Tensor? bias, Tensor? add, bool relu) "
+      "winograd_conv3x3(Tensor input, Tensor weight, Tensor scale, Tensor? bias, Tensor? add, bool relu) "
       "-> Tensor");
+  m.def("winograd_weight(Tensor weight, bool int16, bool transposed) -> (Tensor, Tensor)");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

@@ -189,7 +189,13 @@ struct I32 {
     return sum + Register(_mm256_madd_epi16(__m256i(a), __m256i(b)));
   }
   static __m256 to_float(Register value) { return _mm256_cvtepi32_ps(__m256i(value)); }
-  // Rounds to nearest even.
+  // Rounds to nearest even, as does store_rounded.
+  static Register round(__m256 value) { return Register(_mm256_cvtps_epi32(value)); }
+  // Neighbours of 16 bits each, to be multiplied in pairs.
+  static void store_pairs(int16_t* to, Register even, Register odd) {
+    const Register pairs = (even & 0xffff) | (odd << 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), __m256i(pairs));
+  }
   static void store_rounded(int16_t* to, __m256 value) {
     const __m256i rounded = _mm256_cvtps_epi32(value);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to),

@@ -187,7 +187,13 @@ struct I32 {
     return sum + Register(_mm512_madd_epi16(__m512i(a), __m512i(b)));
   }
   static __m512 to_float(Register value) { return _mm512_cvtepi32_ps(__m512i(value)); }
-  // Rounds to nearest even.
+  // Rounds to nearest even, as does store_rounded.
+  static Register round(__m512 value) { return Register(_mm512_cvtps_epi32(value)); }
+  // Neighbours of 16 bits each, to be multiplied in pairs.
+  static void store_pairs(int16_t* to, Register even, Register odd) {
+    const Register pairs = (even & 0xffff) | (odd << 16);
+    _mm512_storeu_si512(to, __m512i(pairs));
+  }
   static void store_rounded(int16_t* to, __m512 value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(value)));
   }

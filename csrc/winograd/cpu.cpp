@@ -13,6 +13,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -170,7 +171,7 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
   });
 }
 
-at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& scale,
+at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& scale,
                    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& add, bool relu) {
   const Kernels* kernels = best_kernels();
   TORCH_CHECK_NOT_IMPLEMENTED(kernels != nullptr, "winograd_conv3x3: this processor has no AVX2");
@@ -181,18 +182,17 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const std:
   TORCH_CHECK_VALUE(channels > 0 && channels % kPanel == 0 && channels <= kMostChannels,
                     "winograd_conv3x3: input must have a multiple of ", kPanel, " channels, at most ",
                     kMostChannels, ", got ", channels);
-  const bool quantized = scale.has_value();
-  TORCH_CHECK_TYPE(weight.scalar_type() == (quantized ? at::kShort : at::kFloat),
-                   "winograd_conv3x3: weight must be int16 with a scale and float32 without, got ",
-                   weight.scalar_type());
+  const bool quantized = weight.scalar_type() == at::kShort;
+  TORCH_CHECK_TYPE(quantized || weight.scalar_type() == at::kFloat,
+                   "winograd_conv3x3: weight must be int16 or float32, got ", weight.scalar_type());
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) == kPoints &&
                         weight.size(2) * weight.size(3) == channels * kPanel &&
                         weight.size(3) == (quantized ? 2 * kPanel : kPanel) && weight.is_contiguous(),
                     "winograd_conv3x3: weight must be contiguous and what winograd_weight makes for ",
                     channels, " input channels, got ", weight.sizes());
   const int64_t out_channels = weight.size(1) * kPanel;
-  TORCH_CHECK_VALUE(!quantized || (scale->sizes() == at::IntArrayRef({kPoints, out_channels}) &&
-                                   scale->scalar_type() == at::kFloat && scale->is_contiguous()),
+  TORCH_CHECK_VALUE(!quantized || (scale.sizes() == at::IntArrayRef({kPoints, out_channels}) &&
+                                   scale.scalar_type() == at::kFloat && scale.is_contiguous()),
                     "winograd_conv3x3: scale must be (36, ", out_channels, ") float32 contiguous");
   TORCH_CHECK_VALUE(!bias || (bias->sizes() == at::IntArrayRef{out_channels} &&
                               bias->scalar_type() == at::kFloat && bias->is_contiguous()),
@@ -208,9 +208,8 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const std:
   const at::Tensor dense = input.contiguous(layout);
   const at::Tensor added = add ? add->contiguous(layout) : at::Tensor();
   const auto run = [&](auto value, auto element, const auto& transforms) {
-    convolve<decltype(element), decltype(value)>(dense, weight, scale.value_or(at::Tensor()),
-                                                 bias.value_or(at::Tensor()), added, relu, *kernels,
-                                                 transforms, output);
+    convolve<decltype(element), decltype(value)>(dense, weight, scale, bias.value_or(at::Tensor()), added,
+                                                 relu, *kernels, transforms, output);
   };
   const auto run_in = [&](auto value) {
     if (input.scalar_type() == at::kFloat)
@@ -222,9 +221,60 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const std:
   return output;
 }
 
+// transposed: for the convolution of the gradient, input and output channels exchanged and the taps turned.
+std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int16, bool transposed) {
+  const Kernels* kernels = best_kernels();
+  TORCH_CHECK_NOT_IMPLEMENTED(kernels != nullptr, "winograd_weight: this processor has no AVX2");
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0 &&
+                        weight.size(0) % kPanel == 0 && weight.size(1) % kPanel == 0,
+                    "winograd_weight: weight must have shape (O, C, 3, 3) with O and C multiples of ", kPanel,
+                    ", got ", weight.sizes());
+  at::Tensor taps = weight.to(at::kFloat);
+  if (transposed) taps = taps.transpose(0, 1);
+  const int64_t outputs = taps.size(0), channels = taps.size(1);
+  TORCH_CHECK_VALUE(channels <= kMostChannels, "winograd_weight: at most ", kMostChannels,
+                    " input channels, got ", channels);
+  const std::vector<int64_t> size = {kPoints, outputs / kPanel, int16 ? channels / 2 : channels,
+                                     int16 ? 2 * kPanel : kPanel};
+  const at::Tensor values = at::empty(size, taps.options().dtype(int16 ? at::kShort : at::kFloat));
+  const at::Tensor scale = at::empty({int16 ? kPoints : 0, outputs}, taps.options());
+  const float* from = taps.const_data_ptr<float>();
+  const int64_t point_stride = outputs * channels;
+  const at::Tensor workspace =
+      at::empty({at::get_num_threads(), (kPoints + 9) * channels * kPanel}, taps.options());
+
+  share_out(outputs / kPanel, [&](int64_t panel) {
+    float* gathered = workspace.mutable_data_ptr<float>() + at::get_thread_num() * workspace.size(1);
+    float* transformed = gathered + 9 * channels * kPanel;
+    float* to = gathered;
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t turned = transposed ? 8 - tap : tap;
+        const float* tap_from = from + panel * kPanel * taps.stride(0) + channel * taps.stride(1) +
+                                turned / 3 * taps.stride(2) + turned % 3 * taps.stride(3);
+        for (int64_t i = 0; i < kPanel; ++i) *to++ = tap_from[i * taps.stride(0)];
+      }
+    }
+    kernels->transform_weights(gathered, channels, transformed);
+    const int64_t place = panel * channels * kPanel;
+    if (int16) {
+      kernels->quantize_weights(transformed, channels, values.mutable_data_ptr<int16_t>() + place,
+                                point_stride, scale.mutable_data_ptr<float>() + panel * kPanel, outputs);
+    } else {
+      for (int64_t point = 0; point < kPoints; ++point)
+        std::copy_n(transformed + point * channels * kPanel, channels * kPanel,
+                    values.mutable_data_ptr<float>() + point * point_stride + place);
+    }
+  });
+  return {values, scale};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) { m.impl("winograd_conv3x3", conv3x3); }
+TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) {
+  m.impl("winograd_conv3x3", conv3x3);
+  m.impl("winograd_weight", transform);
+}
 
 }  // namespace winograd
 }  // namespace mrcnn_ext

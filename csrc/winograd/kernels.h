@@ -53,6 +53,14 @@ using MultiplyInt16 = void (*)(const int16_t* transformed, const float* scales, 
                                const float* weight_scales, int64_t scale_stride, int64_t panels,
                                float* products);
 
+// U = G g G^T of the kPanel outputs of one panel: to (kPoints, channels, kPanel). taps: (channels, 9,
+// kPanel).
+using TransformWeights = void (*)(const float* taps, int64_t channels, float* transformed);
+// Writes that as int16, (channels / 2, kPanel, 2) for each point, points point_stride apart, and the scales,
+// kPanel for each point, scale_stride apart.
+using QuantizeWeights = void (*)(const float* transformed, int64_t channels, int16_t* quantized,
+                                 int64_t point_stride, float* scales, int64_t scale_stride);
+
 // Y = A^T M A + bias, + added, then ReLU if asked for. places: where the 16 cells of each tile go, in
 // elements from `output` and `added`; negative where there is no such cell. bias, added: or nullptr.
 template <typename T>
@@ -72,6 +80,8 @@ struct Kernels {
   Transforms<c10::BFloat16> bf16;
   Multiply multiply;
   MultiplyInt16 multiply_int16;
+  TransformWeights transform_weights;
+  QuantizeWeights quantize_weights;
 };
 
 #if defined(__x86_64__)

@@ -22,6 +22,22 @@ inline void transform_inputs_1d(const Register* d, int64_t stride, Register* v) 
   v[5] = F32::fma(a2_b2, d1, F32::fma(minus_sum, d3, d[5 * stride]));
 }
 
+// G g of three taps.
+inline void transform_weights_1d(const Register* g, int64_t stride, Register* u) {
+  constexpr float kAtA = 1 / (2 * kA2 * (kA2 - kB2)), kAtB = 1 / (2 * kB2 * (kB2 - kA2));
+  const Register g1 = g[stride], g2 = g[2 * stride];
+  const auto at = [&](float point, float factor, Register* pair) {
+    const Register even =
+        F32::multiply(F32::broadcast(factor), F32::fma(F32::broadcast(point * point), g2, g[0]));
+    pair[0] = F32::fma(F32::broadcast(factor * point), g1, even);
+    pair[1] = F32::fma(F32::broadcast(-factor * point), g1, even);
+  };
+  u[0] = F32::multiply(F32::broadcast(1 / (kA2 * kB2)), g[0]);
+  at(kA, kAtA, u + 1);
+  at(kB, kAtB, u + 3);
+  u[5] = g2;
+}
+
 // A^T m of six values.
 inline void transform_outputs_1d(const Register* m, int64_t stride, Register* y) {
   const Register minus = F32::broadcast(-1);
@@ -63,25 +79,37 @@ void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, f
     transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels, rows * channels);
 }
 
-// Writes values as int16 and returns their scale; NaN where they are not finite.
+// By what a row of int16 is to be multiplied, of these squares' sum and this largest size; NaN where they are
+// not finite.
+inline float scale_of(float squares, float largest) {
+  if (!(squares <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
+  return std::max(std::sqrt(squares) * (1 / kNorm), largest * (1 / kLargest));
+}
+
+inline float inverse_of(float scale) { return scale > 0 ? 1 / scale : 0; }
+
+inline Register max_size(Register largest, Register value) {
+  return F32::max(F32::max(largest, value), F32::multiply(F32::broadcast(-1), value));
+}
+
+// Writes values as int16 and returns their scale.
 inline float quantize(const float* values, int64_t count, int16_t* quantized) {
   Register squares = F32::zero(), largest = F32::zero();
   for (int64_t i = 0; i < count; i += F32::kLanes) {
     const Register value = F32::load(values + i);
     squares = F32::fma(value, value, squares);
-    largest = F32::max(F32::max(largest, value), F32::multiply(F32::broadcast(-1), value));
+    largest = max_size(largest, value);
   }
   alignas(64) float lanes[2][F32::kLanes];
   F32::store(lanes[0], squares);
   F32::store(lanes[1], largest);
   float sum = 0, most = 0;
   for (int i = 0; i < F32::kLanes; ++i) sum += lanes[0][i], most = std::max(most, lanes[1][i]);
-  const float scale = std::max(std::sqrt(sum) * (1 / kNorm), most * (1 / kLargest));
-  const bool finite = sum <= std::numeric_limits<float>::max();
-  const Register inverse = F32::broadcast(finite && scale > 0 ? 1 / scale : 0);
+  const float scale = scale_of(sum, most);
+  const Register inverse = F32::broadcast(inverse_of(scale));
   for (int64_t i = 0; i < count; i += F32::kLanes)
     I32::store_rounded(quantized + i, F32::multiply(F32::load(values + i), inverse));
-  return finite ? scale : std::numeric_limits<float>::quiet_NaN();
+  return scale;
 }
 
 template <typename T>
@@ -175,11 +203,64 @@ void transform_outputs(const float* products, int64_t rows, int64_t tiles, int64
 
 #include "int16_impl.h"
 
+inline void transform_weights(const float* taps, int64_t channels, float* transformed) {
+  for (int64_t channel = 0; channel < channels; ++channel, taps += 9 * kPanel) {
+    for (int64_t i = 0; i < kPanel; i += F32::kLanes) {
+      Register columns[3 * kInput];  // (3 columns, 6): G g
+      for (int64_t x = 0; x < 3; ++x) {
+        Register g[3];
+        for (int64_t y = 0; y < 3; ++y) g[y] = F32::load(taps + (3 * y + x) * kPanel + i);
+        transform_weights_1d(g, 1, columns + x * kInput);
+      }
+      for (int64_t y = 0; y < kInput; ++y) {
+        Register values[kInput];
+        transform_weights_1d(columns + y, kInput, values);
+        for (int64_t x = 0; x < kInput; ++x)
+          F32::store(transformed + ((y * kInput + x) * channels + channel) * kPanel + i, values[x]);
+      }
+    }
+  }
+}
+
+inline void quantize_weights(const float* transformed, int64_t channels, int16_t* quantized,
+                             int64_t point_stride, float* scales, int64_t scale_stride) {
+  for (int64_t point = 0; point < kPoints; ++point, transformed += channels * kPanel) {
+    for (int64_t i = 0; i < kPanel; i += F32::kLanes) {
+      const float* from = transformed + i;
+      Register squares = F32::zero(), largest = F32::zero();
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const Register value = F32::load(from + channel * kPanel);
+        squares = F32::fma(value, value, squares);
+        largest = max_size(largest, value);
+      }
+      alignas(64) float lanes[3][F32::kLanes];
+      F32::store(lanes[0], squares);
+      F32::store(lanes[1], largest);
+      for (int lane = 0; lane < F32::kLanes; ++lane) {
+        const float scale = scale_of(lanes[0][lane], lanes[1][lane]);
+        scales[point * scale_stride + i + lane] = scale;
+        lanes[2][lane] = inverse_of(scale);
+      }
+      const Register inverse = F32::load(lanes[2]);
+      for (int64_t channel = 0; channel < channels; channel += 2) {
+        const auto even = I32::round(F32::multiply(inverse, F32::load(from + channel * kPanel)));
+        const auto odd = I32::round(F32::multiply(inverse, F32::load(from + (channel + 1) * kPanel)));
+        I32::store_pairs(quantized + point * point_stride + channel * kPanel + 2 * i, even, odd);
+      }
+    }
+  }
+}
+
 template <typename T>
 Transforms<T> transforms_of() {
   return {transform_inputs<T>, quantize_inputs<T>, transform_outputs<T>};
 }
 
 inline Kernels all_kernels() {
-  return {transforms_of<float>(), transforms_of<c10::BFloat16>(), multiply, int16_products::multiply<I32>};
+  return {transforms_of<float>(),
+          transforms_of<c10::BFloat16>(),
+          multiply,
+          int16_products::multiply<I32>,
+          transform_weights,
+          quantize_weights};
 }
