@@ -113,5 +113,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Evaluate an accelerated copy of the model (mrcnn_ext.accelerate), in bf16 where the device has it.
     cfg.MODEL.setdefault("ACCELERATE", False)
 
+    # Train the model accelerated: fused pooling, channels-last, and on the CPU faster convolutions, most of all
+    # with SOLVER.AMP.ENABLED.
+    cfg.MODEL.setdefault("ACCELERATE_TRAINING", False)
+
     # "SGD", which is detectron2's, or "AdamW"; both take their rates and decays from SOLVER.
     cfg.SOLVER.setdefault("OPTIMIZER", "SGD")

@@ -7,3 +7,4 @@ train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.val_loss = dict(enabled=True, max_images=0)
 train.allow_partial_weights = False
 train.accelerate = False  # evaluate an accelerated copy of the model
+train.accelerate_training = False  # train the model accelerated, on the CPU above all

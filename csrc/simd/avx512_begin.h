@@ -195,6 +195,6 @@ struct I32 {
     _mm512_storeu_si512(to, __m512i(pairs));
   }
   static void store_rounded(int16_t* to, __m512 value) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(value)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(value)));
   }
 };

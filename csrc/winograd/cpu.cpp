@@ -9,7 +9,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <string>
@@ -41,7 +40,7 @@ const Kernels* best_kernels() {
 // Images side by side, `across` of them in a row.
 class Canvas {
  public:
-  Canvas(int64_t images, int64_t height, int64_t width) : height_(height), width_(width) {
+  Canvas(int64_t images, int64_t height, int64_t width) {
     int64_t fewest = std::numeric_limits<int64_t>::max();
     int64_t across = 1;
     for (int64_t i = 1; i <= std::min<int64_t>(images, 32); ++i) {
@@ -80,7 +79,7 @@ class Canvas {
   }
 
  private:
-  int64_t height_, width_, tiles_down_, tiles_across_;
+  int64_t tiles_down_, tiles_across_;
   std::vector<int64_t> row_begin_, row_end_;  // place of the first cell; columns from which on there is none
   std::vector<int64_t> column_;               // place within a row; -1 between images
 };
@@ -89,15 +88,20 @@ class Canvas {
 int64_t block_size(int64_t tiles, int64_t tile_bytes, int64_t weight_bytes) {
   // What is transformed stays in the second-level cache. Weights that the third-level cache may not hold are
   // read from memory once a block: then it is better large.
-  static const int64_t kCache =
-      std::getenv("WG_CACHE") ? std::atoi(std::getenv("WG_CACHE")) * 1024 : 900 * 1024;
-  static const int64_t kLarge = std::getenv("WG_LARGE") ? std::atoi(std::getenv("WG_LARGE")) : 96;
-  int64_t most = std::max<int64_t>(kCache / tile_bytes / kRows, 1) * kRows;
-  if (weight_bytes > 16 * 1024 * 1024) most = kLarge;
-  // Equal shares for all threads.
+  constexpr int64_t kCache = 900 * 1024, kHeavy = 16 * 1024 * 1024, kLargeBlock = 96;
+  const int64_t fitting = std::max<int64_t>(kCache / tile_bytes / kRows, 1) * kRows;
+  const int64_t largest = weight_bytes > kHeavy ? kLargeBlock : fitting;
+  // The largest of those by which the threads are done about as soon as they can be.
   const int64_t threads = at::get_num_threads();
-  const int64_t rounds = ceil_div(tiles, most * threads);
-  return ceil_div(ceil_div(tiles, rounds * threads), kRows) * kRows;
+  const auto busiest = [&](int64_t block) {
+    const int64_t blocks = tiles / block, rest = ceil_div(tiles % block, kRows) * kRows;
+    return blocks / threads * block + (blocks % threads > 0 ? block : rest);
+  };
+  int64_t soonest = std::numeric_limits<int64_t>::max();
+  for (int64_t block = kRows; block <= largest; block += kRows) soonest = std::min(soonest, busiest(block));
+  int64_t best = largest;
+  while (20 * busiest(best) > 21 * soonest) best -= kRows;
+  return best;
 }
 
 // Value: what is multiplied, float or int16_t.
@@ -199,7 +203,7 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const at::
                     "winograd_conv3x3: bias must be (", out_channels, ",) float32 contiguous");
   const std::vector<int64_t> size = {input.size(0), out_channels, input.size(2), input.size(3)};
   TORCH_CHECK_VALUE(!add || (add->sizes() == size && add->scalar_type() == input.scalar_type()),
-                    "winograd_conv3x3: add must have the output's shape ", size,
+                    "winograd_conv3x3: add must have the output's shape ", at::IntArrayRef(size),
                     " and the input's dtype, got ", add ? add->sizes() : at::IntArrayRef{});
 
   const auto layout = at::MemoryFormat::ChannelsLast;

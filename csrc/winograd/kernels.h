@@ -9,8 +9,9 @@
 // The transforms are float32, whatever the dtype of the maps. The products between them are too, or else of
 // int16, two of which a processor multiplies in the time of one float32. Each row of V and of U, the channels
 // of one tile or output channel at one point, has a scale of its own, by which its Euclidean norm is at most
-// kNorm: by Cauchy and Schwarz no sum of products then leaves int32, whatever the number of channels. With
-// 256 channels a standard deviation is some 2900 steps, ten times finer than bf16, and the sums are exact.
+// kInputNorm or kWeightNorm: by Cauchy and Schwarz no sum of products then leaves int32, whatever the number
+// of channels. With 256 channels a standard deviation of V is some 2000 steps, several times finer than bf16,
+// and the sums are exact.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -28,8 +29,11 @@ constexpr int64_t kPanel = 16;          // output channels of a panel of weights
 constexpr int64_t kChunk = 4 * kPanel;  // output channels computed at a time
 constexpr int64_t kRows = 6;            // tiles multiplied at a time
 
-// kNorm squared, and what rounding adds to it for up to kMostChannels, is below 2^31.
-constexpr float kNorm = 46000, kLargest = 32767;
+// The product of the norms, and of what rounding adds to them for up to kMostChannels, is below 2^31. No
+// element of a row is larger than its norm, so that those of V are int16; those of U are made to be.
+constexpr float kInputNorm = 32700, kWeightNorm = 65000, kLargestWeight = 32767;
+// A row of a smaller sum of squares counts as zeros: float32 has no more digits for it.
+constexpr float kLeastSquares = 2e-31f;
 constexpr int64_t kMostChannels = 1 << 16;
 
 // V[p] = B^T d B for each point p: (kPoints, rows, channels). `inputs` points to the channels of the 36 cells

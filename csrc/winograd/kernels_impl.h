@@ -79,33 +79,27 @@ void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, f
     transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels, rows * channels);
 }
 
-// By what a row of int16 is to be multiplied, of these squares' sum and this largest size; NaN where they are
-// not finite.
-inline float scale_of(float squares, float largest) {
+// By what a row of int16 is to be multiplied that has this sum of squares and gets this norm; NaN where its
+// values are not finite.
+inline float scale_of(float squares, float norm) {
   if (!(squares <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
-  return std::max(std::sqrt(squares) * (1 / kNorm), largest * (1 / kLargest));
+  return squares < kLeastSquares ? 0 : std::sqrt(squares) / norm;
 }
 
 inline float inverse_of(float scale) { return scale > 0 ? 1 / scale : 0; }
 
-inline Register max_size(Register largest, Register value) {
-  return F32::max(F32::max(largest, value), F32::multiply(F32::broadcast(-1), value));
-}
-
 // Writes values as int16 and returns their scale.
 inline float quantize(const float* values, int64_t count, int16_t* quantized) {
-  Register squares = F32::zero(), largest = F32::zero();
+  Register squares = F32::zero();
   for (int64_t i = 0; i < count; i += F32::kLanes) {
     const Register value = F32::load(values + i);
     squares = F32::fma(value, value, squares);
-    largest = max_size(largest, value);
   }
-  alignas(64) float lanes[2][F32::kLanes];
-  F32::store(lanes[0], squares);
-  F32::store(lanes[1], largest);
-  float sum = 0, most = 0;
-  for (int i = 0; i < F32::kLanes; ++i) sum += lanes[0][i], most = std::max(most, lanes[1][i]);
-  const float scale = scale_of(sum, most);
+  alignas(64) float lanes[F32::kLanes];
+  F32::store(lanes, squares);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  const float scale = scale_of(sum, kInputNorm);
   const Register inverse = F32::broadcast(inverse_of(scale));
   for (int64_t i = 0; i < count; i += F32::kLanes)
     I32::store_rounded(quantized + i, F32::multiply(F32::load(values + i), inverse));
@@ -231,13 +225,13 @@ inline void quantize_weights(const float* transformed, int64_t channels, int16_t
       for (int64_t channel = 0; channel < channels; ++channel) {
         const Register value = F32::load(from + channel * kPanel);
         squares = F32::fma(value, value, squares);
-        largest = max_size(largest, value);
+        largest = F32::max(F32::max(largest, value), F32::multiply(F32::broadcast(-1), value));
       }
       alignas(64) float lanes[3][F32::kLanes];
       F32::store(lanes[0], squares);
       F32::store(lanes[1], largest);
       for (int lane = 0; lane < F32::kLanes; ++lane) {
-        const float scale = scale_of(lanes[0][lane], lanes[1][lane]);
+        const float scale = std::max(scale_of(lanes[0][lane], kWeightNorm), lanes[1][lane] / kLargestWeight);
         scales[point * scale_stride + i + lane] = scale;
         lanes[2][lane] = inverse_of(scale);
       }

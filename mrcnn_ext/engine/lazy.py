@@ -19,7 +19,7 @@ from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .setup import start
-from .trainer import CPUAutocastTrainer, accelerated, cpu_has_bf16, thin_out
+from .trainer import CPUAutocastTrainer, accelerated, accelerated_for_training, cpu_has_bf16, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
 
@@ -154,7 +154,8 @@ def do_train(args, cfg):
         args (argparse.Namespace): ``resume``.
         cfg (DictConfig): ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
-            ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``.
+            ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
+            ``train.accelerate_training``.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
@@ -165,6 +166,8 @@ def do_train(args, cfg):
     model.to(train.device)
     if train.get("channels_last", False):
         model.to(memory_format=torch.channels_last)
+    if train.get("accelerate_training", False):
+        accelerated_for_training(model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)

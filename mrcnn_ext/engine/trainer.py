@@ -33,7 +33,8 @@ class Trainer(DefaultTrainer):
 
     Adds to :class:`detectron2.engine.DefaultTrainer`: the evaluator of each test dataset by its metadata;
     ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model; a readable progress line;
-    channels-last models (``MODEL.CHANNELS_LAST``); bf16 autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
+    channels-last models (``MODEL.CHANNELS_LAST``) and accelerated ones (``MODEL.ACCELERATE_TRAINING``); bf16
+    autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
     """
 
     def __init__(self, cfg):
@@ -56,7 +57,9 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg):
         with naming_unknown_objects(cfg):
             model = super().build_model(cfg)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+        if cfg.MODEL.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
+        return accelerated_for_training(model) if cfg.MODEL.ACCELERATE_TRAINING else model
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -120,10 +123,24 @@ def accelerated(model):
         UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
+    return _accelerate(model, "MODEL.ACCELERATE (train.accelerate)", training=False)
+
+
+def accelerated_for_training(model):
+    """The model itself, accelerated for training; says what was done.
+
+    Raises:
+        UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take.
+    """
+    key = "MODEL.ACCELERATE_TRAINING (train.accelerate_training)"
+    return _accelerate(model, key, training=True, copy=False)
+
+
+def _accelerate(model, key, **options):
     try:
-        model = accelerate(model, training=False)
+        model = accelerate(model, **options)
     except TypeError as error:
-        raise UserError(f"MODEL.ACCELERATE (train.accelerate): {error}") from error
+        raise UserError(f"{key}: {error}") from error
     logging.getLogger(__name__).info("%s", model.acceleration)
     return model
 

@@ -55,6 +55,12 @@ def is_available() -> bool:
     return _why_absent is None
 
 
+def require(what: str) -> None:
+    """Raises NotImplementedError, with how to get them, if the compiled operators are not loaded."""
+    if not is_available():
+        raise NotImplementedError(f"{what} has no slower path, and {_why_absent}. {_HOW_TO_BUILD}")
+
+
 def backend() -> str:
     """What RoI pooling runs on now: "compiled", "torchvision" or "eager"."""
     return _forced or default_backend

@@ -39,8 +39,9 @@ def winograd_weight(weight: Tensor, int16: bool = False, transposed: bool = Fals
 
     Raises:
         ValueError: another shape.
-        NotImplementedError: the processor has no AVX2, or weight is not on the CPU.
+        NotImplementedError: weight is not on the CPU, the processor has no AVX2, or the operators are not compiled.
     """
+    _extension.require("winograd_weight")
     return WinogradWeight(*torch.ops.mrcnn_ext.winograd_weight(weight.detach(), int16, transposed))
 
 
@@ -56,7 +57,9 @@ def winograd_conv3x3(
 
     With a float32 weight about twice as far from the exact sums as a direct convolution in float32. With an int16
     weight twice as fast, and several times closer to them than a convolution in bf16. Results are rounded to the
-    dtype of the maps once, in the end.
+    dtype of the maps once, in the end. The outputs of a 4x4 tile share their inputs, so that rounding, and a value
+    that is not finite, reach up to four cells further than in a direct convolution, the next image of a batch of
+    small maps included.
 
     Args:
         x: (N, C, H, W), float32 or bfloat16, channels-last or brought there; C a multiple of 16.
@@ -70,8 +73,9 @@ def winograd_conv3x3(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype or shape.
-        NotImplementedError: the processor has no AVX2, or x is not on the CPU.
+        NotImplementedError: x is not on the CPU, the processor has no AVX2, or the operators are not compiled.
     """
+    _extension.require("winograd_conv3x3")
     return torch.ops.mrcnn_ext.winograd_conv3x3(x, *weight, bias, add, relu)
 
 

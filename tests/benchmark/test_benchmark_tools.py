@@ -9,7 +9,8 @@ pytest.importorskip("detectron2")
 
 import torch
 
-from mrcnn_ext.benchmark import masks
+from mrcnn_ext.benchmark import convolutions, masks
+from mrcnn_ext.layers.winograd import winograd_is_available
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -44,6 +45,17 @@ def test_keypoints(run):
     printed, output = run("benchmark_keypoints", "--device", "cpu", *sizes)
     assert "2 x 3, 40 px" in printed and ">= 50x" in printed
     assert (output / "keypoints.csv").is_file()
+
+
+@pytest.mark.skipif(not winograd_is_available(), reason="the compiled operators are not built")
+def test_convolutions(run, monkeypatch):
+    monkeypatch.setitem(convolutions.LAYERS, "res2", (1, 16, 32, 9, 10))
+    printed, output = run("benchmark_convolutions", "--layers", "res2", "--threads", "1")
+    assert "res2, 1x16x32x9x10, 1" in printed and "winograd int16" in printed
+    assert (output / "convolutions.csv").is_file()
+    monkeypatch.setattr(convolutions, "winograd_conv3x3", lambda x, weight, bias: torch.zeros(1, 32, 9, 10))
+    with pytest.raises(AssertionError, match="res2, winograd float32: wrong by"):
+        convolutions.measure("res2", convolutions.LAYERS["res2"], 0.0)
 
 
 def test_model(run):

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer, UserError
-from mrcnn_ext.engine.trainer import accelerated, thin_out
+from mrcnn_ext.engine.trainer import accelerated, accelerated_for_training, thin_out
 
 
 def test_config_without_our_keys():
@@ -61,6 +61,21 @@ def test_an_accelerated_copy_is_evaluated_where_asked_for(small_model, monkeypat
         assert evaluated[0] is model and evaluated[1].model is model
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_model_is_accelerated_for_training_where_asked_for(small_model, enabled):
+    cfg, _ = small_model
+    cfg.MODEL.ACCELERATE_TRAINING = enabled
+    model = Trainer.build_model(cfg)
+    assert hasattr(model, "acceleration") == enabled
+    if enabled:
+        assert model.acceleration.form == "training"
+        assert accelerated(model).acceleration.form == "inference" and model.acceleration.form == "training"
+
+
 def test_what_cannot_be_accelerated_is_named():
     with pytest.raises(UserError, match=r"MODEL.ACCELERATE \(train.accelerate\): .* got Linear"):
         accelerated(torch.nn.Linear(1, 1))
+    with pytest.raises(
+        UserError, match=r"MODEL.ACCELERATE_TRAINING \(train.accelerate_training\): .* got Linear"
+    ):
+        accelerated_for_training(torch.nn.Linear(1, 1))

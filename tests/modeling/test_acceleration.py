@@ -15,6 +15,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
+from mrcnn_ext.layers import winograd
+from mrcnn_ext.layers.winograd import winograd_is_available, winograd_weight
 from mrcnn_ext.modeling import FusedROIPooler, LazyMasks, accelerate
 from mrcnn_ext.modeling.acceleration import detections, fused_layers, steps
 from mrcnn_ext.modeling.acceleration.class_swap import defines
@@ -58,7 +60,7 @@ MODELS = {
     + ("MODEL.ROI_MASK_HEAD.NAME", "FCNMaskHead", "MODEL.ROI_KEYPOINT_HEAD.NAME", "HeatmapKeypointHead"),
 }
 BOXES = ([4, 4, 40, 60], [30, 10, 76, 50])
-STEPS = ("pooler", "channels_last", "convolutions", "detections", "keypoints", "masks")
+STEPS = ("pooler", "channels_last", "convolutions", "winograd", "detections", "keypoints", "masks")
 
 
 @pytest.fixture
@@ -78,6 +80,25 @@ def make_model(tiny_cfg):
         return model
 
     return make
+
+
+needs_winograd = pytest.mark.skipif(
+    not winograd_is_available(), reason="the compiled operators are not built, or there is no AVX2"
+)
+
+
+@pytest.fixture
+def winograd_calls(monkeypatch):
+    """What weights were transformed for, one entry each."""
+    calls = []
+
+    def spy(weight, int16=False, transposed=False):
+        calls.append({"int16": int16, "transposed": transposed})
+        return winograd_weight(weight, int16, transposed)
+
+    monkeypatch.setattr(winograd, "winograd_weight", spy)
+    monkeypatch.setattr(fused_layers, "winograd_weight", spy)
+    return calls
 
 
 @torch.no_grad()
@@ -165,8 +186,9 @@ def test_each_step_can_be_left_out_and_works_alone(make_model, make_batch, step)
     without = accelerate(model, bf16=False, **{step: False})
     assert without.acceleration.steps[step] == "off"
     assert_same(infer(without, batch), expected)
-    alone = accelerate(model, bf16=False, **{other: False for other in STEPS if other != step})
-    assert [name for name, what in alone.acceleration.steps.items() if not what.startswith("off")] == [step]
+    wanted = ["convolutions", "winograd"] if step == "winograd" else [step]  # one of the other
+    alone = accelerate(model, bf16=False, **{other: False for other in STEPS if other not in wanted})
+    assert [name for name, what in alone.acceleration.steps.items() if not what.startswith("off")] == wanted
     assert_same(infer(alone, batch), expected)
 
 
@@ -239,11 +261,11 @@ def test_it_can_be_copied_pickled_and_trained(make_model, make_batch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
 
 
-def test_for_training_only_pooler_and_layout_change(make_model, make_batch):
+def test_for_training_pooler_layout_and_convolutions_change(make_model, make_batch):
     model = make_model().train()
     fast = accelerate(model)
     assert fast.training and str(fast.acceleration).startswith("Accelerated for training:")
-    assert list(fast.acceleration.steps) == ["pooler", "channels_last"]
+    assert list(fast.acceleration.steps) == ["pooler", "channels_last", "convolutions", "winograd"]
     assert type(fast) is type(model) and isinstance(fast.roi_heads.box_pooler, FusedROIPooler)
     assert fast.backbone.fpn_output2.weight.is_contiguous(memory_format=torch.channels_last)
     assert accelerate(make_model(), training=True).training
@@ -252,6 +274,104 @@ def test_for_training_only_pooler_and_layout_change(make_model, make_batch):
         losses = fast(make_batch(BOXES, size=(64, 96)))
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in fast.parameters())
+
+
+def train_once(model, batch, autocast):
+    torch.manual_seed(1)
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = model(batch)
+    sum(losses.values()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {key: loss.item() for key, loss in losses.items()}, grads
+
+
+@needs_winograd
+@pytest.mark.parametrize("name", ["mask and keypoints", "bottlenecks", "norms everywhere", "ours"])
+def test_training_in_float32_has_stock_losses_and_gradients(make_model, make_batch, name, winograd_calls):
+    batch = make_batch(BOXES, size=(64, 96))
+    stock = make_model(name).train()
+    fast = accelerate(stock)
+    assert_same_state(fast.state_dict(), stock.state_dict())
+    expected, expected_grads = train_once(stock, batch, False)
+    assert not winograd_calls
+    losses, grads = train_once(fast, batch, False)
+    assert losses == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert grads.keys() == expected_grads.keys()
+    for key, grad in grads.items():
+        # One ReLU that rounding turns on or off is a hundredth of so small a model.
+        assert (grad - expected_grads[key]).norm() < 0.02 * expected_grads[key].norm() + 1e-3, key
+    forward_and_backward = {(call["transposed"], call["int16"]) for call in winograd_calls}
+    assert forward_and_backward == {(False, False), (True, False)}
+
+
+@needs_winograd
+def test_training_under_autocast_multiplies_int16(make_model, make_batch, winograd_calls):
+    batch = make_batch(BOXES, size=(64, 96))
+    stock = make_model().train()
+    expected, _ = train_once(stock, batch, False)
+    losses, grads = train_once(accelerate(stock), batch, True)
+    assert losses == pytest.approx(expected, rel=0.1)
+    assert all(grad.isfinite().all() for grad in grads.values())
+    assert winograd_calls and all(call["int16"] for call in winograd_calls)
+    winograd_calls.clear()
+    train_once(accelerate(stock, winograd="float32"), batch, True)
+    assert winograd_calls and not any(call["int16"] for call in winograd_calls)
+    winograd_calls.clear()
+    train_once(accelerate(stock, winograd=False), batch, True)
+    assert not winograd_calls
+
+
+@needs_winograd
+@pytest.mark.parametrize("bf16, arithmetic", [(False, "float32"), (True, "int16")])
+def test_winograd_multiplies_what_suits_the_precision(
+    make_model, make_batch, monkeypatch, bf16, arithmetic, winograd_calls
+):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    fast = accelerate(model, bf16=bf16)
+    assert fast.acceleration.steps["winograd"] == f"3x3 convolutions multiply {arithmetic}"
+    infer(fast, batch)
+    assert winograd_calls and {call["int16"] for call in winograd_calls} == {arithmetic == "int16"}
+    count = len(winograd_calls)
+    infer(fast, batch)
+    assert len(winograd_calls) == count  # weights are transformed once
+    for asked in ("int16", "float32"):
+        report = accelerate(model, bf16=bf16, winograd=asked).acceleration
+        assert report.steps["winograd"].endswith(asked)
+    monkeypatch.setattr(steps, "cpu_has_amx", lambda: True)
+    report = accelerate(model, bf16=bf16).acceleration
+    assert report.steps["winograd"].endswith("AMX is faster" if bf16 else "float32")
+    monkeypatch.setattr(steps, "winograd_is_available", lambda: False)
+    assert "it needs the compiled operators" in accelerate(model, bf16=bf16).acceleration.steps["winograd"]
+    with pytest.raises(ValueError, match="winograd='int16' cannot be had: it needs the compiled operators"):
+        accelerate(model, winograd="int16")
+
+
+@needs_winograd
+def test_int16_with_float32_maps_is_close_to_stock(make_model, make_batch):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    fast = accelerate(model, bf16=False, winograd="int16")
+    with torch.no_grad():
+        x = model.preprocess_image(batch).tensor
+        for ours, stock in zip(fast.backbone(x).values(), model.backbone(x).values(), strict=True):
+            assert (ours - stock).std() < 2e-3 * stock.std()
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("name", ["mask and keypoints", "ours"])
+def test_masks_of_the_predicted_class_are_stock_ones(make_model, make_batch, name, agnostic):
+    model = make_model(name, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", str(agnostic))
+    with torch.no_grad():  # a new head's masks are all about 0.5
+        model.roi_heads.mask_head.predictor.weight.normal_()
+        model.roi_heads.mask_head.predictor.bias.normal_()
+    batch = make_batch(BOXES * 8, size=(64, 96))  # more RoIs than are taken at a time
+    known = Instances((64, 96), pred_boxes=batch[0]["instances"].gt_boxes)
+    known.pred_classes = batch[0]["instances"].gt_classes
+    masks = [
+        m.inference(batch, [copy.deepcopy(known)], do_postprocess=False)[0].pred_masks.detach()
+        for m in (accelerate(model, bf16=False), model)
+    ]
+    assert masks[0].shape == (16, 1, 28, 28)
+    torch.testing.assert_close(masks[0], masks[1], rtol=0, atol=1e-4)
 
 
 def test_lazy_masks_are_those_pasted(make_model, make_batch):
@@ -327,6 +447,8 @@ def test_others_are_refused_by_name(make_model, tiny_cfg):
         accelerate(retinanet)
     with pytest.raises(ValueError, match="bf16 must be True, False or \"auto\", got 'yes'"):
         accelerate(make_model(), bf16="yes")
+    with pytest.raises(ValueError, match='winograd must be "auto", "float32", "int16" or False, got 8'):
+        accelerate(make_model(), winograd=8)
     with pytest.raises(ValueError, match="masks must be True, False or \"lazy\", got 'rle'"):
         accelerate(make_model(), masks="rle")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers.winograd import winograd_conv3x3, winograd_weight
+from .trained_layers import winograd_serves
 
 __all__ = ["FusedConv", "FusedConvTranspose", "FusedLinear", "foldable", "onednn_fuses", "weights_for"]
 
@@ -88,7 +89,7 @@ class FusedConv:
 
     def _convolve(self, x, norm, relu=False, add=None):
         winograd = self._swapped["winograd"]
-        if winograd and x.device.type == "cpu" and self._winograd_serves():
+        if winograd and x.device.type == "cpu" and winograd_serves(self):
             make = partial(self._make_winograd, norm, winograd == "int16")
             weight, bias = weights_for(self, self._sources(norm), winograd, make)
             return winograd_conv3x3(x, weight, bias, add, relu)
@@ -106,15 +107,6 @@ class FusedConv:
         unary = "relu" if relu else None
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             add, x, weight, bias, *geometry, "add", 1.0, unary, [], ""
-        )
-
-    def _winograd_serves(self):
-        geometry = (self.kernel_size, self.stride, self.dilation, self.groups)
-        return (
-            geometry == ((3, 3), (1, 1), (1, 1), 1)
-            and self.padding in ((1, 1), "same")
-            and self.padding_mode == "zeros"
-            and self.in_channels % 16 == self.out_channels % 16 == 0
         )
 
     def _sources(self, norm):

@@ -7,7 +7,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
-from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_inference
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ from ..keypoint_head import HeatmapKeypointHead
 from ..mask_head import FCNMaskHead
 from .class_swap import defines, swap
 from .fused_layers import FusedConv, FusedConvTranspose, FusedLinear, weights_for
+from .trained_layers import is_doubling
 
 __all__ = ["fuse_network"]
 
@@ -34,6 +36,7 @@ def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool, winograd:
     """
     if not _known(network):
         return False
+    of_one_class = _predicts_class_by_class(network)
     others = set(network.bottom_up.modules()) if isinstance(network, FPN) else ()
     for module in [module for module in network.modules() if module not in others]:
         if _is_conv(module):
@@ -47,6 +50,8 @@ def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool, winograd:
             for owners, method, mixin in _MIXINS:
                 if any(defines(module, owner, method) for owner in owners):
                     swap(module, mixin)
+    if of_one_class:
+        swap(network, _FusedMaskPrediction)
     for stage in network.stages if isinstance(network, ResNet) else [network]:
         # Of a stage only the last output is read by others, so each further block may write over its input.
         for block in list(stage.children())[1:]:
@@ -73,6 +78,24 @@ def _known(network):
     return any(defines(network, head, "forward") for head in heads) or any(
         defines(network, head, "layers")
         for head in (MaskRCNNConvUpsampleHead, KRCNNConvDeconvUpsampleHead, FCNMaskHead, HeatmapKeypointHead)
+    )
+
+
+def _predicts_class_by_class(network):
+    """Whether a mask head ends as `_FusedMaskPrediction` does, and makes masks of its logits as stock."""
+    stock = defines(network, MaskRCNNConvUpsampleHead, "forward", "layers")
+    ours = defines(network, FCNMaskHead, "forward", "layers", "inference") and not network.softmax
+    if not (stock or ours) or len(network) < 3:
+        return False
+    deconv, relu, predictor = list(network)[-3:]
+    return (
+        is_doubling(deconv)
+        and type(relu) is nn.ReLU
+        and _is_conv(predictor)
+        and not _ends_with_relu(predictor)
+        and getattr(predictor, "norm", None) is None
+        and (predictor.kernel_size, predictor.stride, predictor.groups) == ((1, 1), (1, 1), 1)
+        and predictor.padding in ((0, 0), "valid")
     )
 
 
@@ -185,7 +208,10 @@ class _FusedLayers:
     """A sequence of layers, each ReLU within the layer before it; the result in float32."""
 
     def run_layers(self, x: Tensor) -> Tensor:
-        layers, index = list(self), 0
+        return self.run(list(self), x).float()
+
+    def run(self, layers: list[nn.Module], x: Tensor) -> Tensor:
+        index = 0
         while index < len(layers):
             layer, index = layers[index], index + 1
             if isinstance(layer, nn.Flatten) and index < len(layers) and _is_rows_of(layers[index], x):
@@ -197,7 +223,7 @@ class _FusedLayers:
                 index += relu
             else:
                 x = layer(x if isinstance(layer, (nn.Flatten, nn.ReLU)) else x.float())
-        return x.float()
+        return x
 
     @staticmethod
     def _linear_on_map(layers, index, x):
@@ -217,6 +243,52 @@ class _FusedBoxHead(_FusedLayers):
 class _FusedMaskHead(_FusedLayers):
     def layers(self, x: Tensor) -> Tensor:
         return super().layers(x) if self.training else self.run_layers(x)
+
+
+class _FusedMaskPrediction:
+    """The end of a mask head, a transposed convolution, a ReLU and a 1x1 convolution, for the predicted class
+    alone, and a few RoIs at a time so that what lies between stays in the cache."""
+
+    _ROIS = 10
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
+        if self.training:
+            return super().forward(x, instances)
+        *layers, deconv, _, predictor = self
+        classes = cat([image.pred_classes for image in instances])
+        if predictor.out_channels == 1:  # class-agnostic
+            classes = torch.zeros_like(classes)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self._logits(self.run(layers, x), deconv, predictor, classes)
+        mask_rcnn_inference(logits, instances)  # which takes a single map for class-agnostic
+        return instances
+
+    def _logits(self, x, deconv, predictor, classes):
+        """(R, 1, 2 H, 2 W) float32."""
+        dtype = deconv._swapped["dtype"]
+
+        def make():
+            # (C, O, 2, 2) -> (2 2 O, C)
+            weight = deconv.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).to(dtype).contiguous()
+            bias = None if deconv.bias is None else deconv.bias.detach().repeat(4).to(dtype)
+            return weight, bias
+
+        weight, bias = weights_for(deconv, (deconv.weight, deconv.bias), "linear", make)
+        of_class = predictor.weight.detach()[classes, :, 0, 0].to(dtype)[:, :, None]
+        rois, channels, height, width = x.shape
+        pixels = x.to(dtype).permute(0, 2, 3, 1).reshape(rois, height * width, channels)
+        step = self._ROIS if x.device.type == "cpu" else max(rois, 1)
+        logits = x.new_empty((rois, height, width, 2, 2), dtype=torch.float32)
+        for begin in range(0, rois, step):
+            some = slice(begin, begin + step)
+            hidden = (
+                F.linear(pixels[some], weight, bias).relu_().view(-1, 4 * height * width, of_class.shape[1])
+            )
+            logits[some] = torch.bmm(hidden, of_class[some]).view(-1, height, width, 2, 2)
+        logits = logits.transpose(2, 3).reshape(rois, 1, 2 * height, 2 * width)
+        return (
+            logits if predictor.bias is None else logits + predictor.bias.detach()[classes, None, None, None]
+        )
 
 
 class _FusedKeypointHead(_FusedLayers):

@@ -25,6 +25,7 @@ from .fused_layers import onednn_fuses
 from .mixed_precision import AutocastForward, AutocastLayers, Float32Inputs
 from .networks import fuse_network
 from .outputs import FastKeypoints, FastOutputs
+from .trained_layers import train_as_matrix_products, train_with_winograd
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -74,8 +75,9 @@ def accelerate(
     Args:
         model: any GeneralizedRCNN: stock, from the zoo or of parts of this package.
         copy: work on a copy and leave ``model`` as it is.
-        training: prepare for training: fused pooler and channels-last, nothing else (bf16 in training is the
-            trainer's ``SOLVER.AMP.ENABLED``). None: whatever mode ``model`` is in.
+        training: prepare for training: ``pooler``, ``channels_last``, ``winograd`` and of ``convolutions`` those
+            transposed; nothing else (bf16 in training is the trainer's ``SOLVER.AMP.ENABLED``). None: whatever
+            mode ``model`` is in.
         pooler: RoIs are pooled from all levels in one call, by `FusedROIPooler`.
         channels_last: convolutions run channels-last.
         convolutions: batch normalisation, ReLU and residual additions become part of the convolutions, in the
@@ -121,9 +123,18 @@ def accelerate(
     if channels_last:
         model.to(memory_format=torch.channels_last)
     report.steps["channels_last"] = "on" if channels_last else "off"
-    if not training:
+    if training:
+        report.steps["convolutions"] = "off"
+        if convolutions and model.device.type == "cpu":
+            report.steps["convolutions"] = (
+                f"{train_as_matrix_products(model)} transposed ones as matrix products"
+            )
+        arithmetic, how = _choose_winograd(winograd, model.device, convolutions, None)
+        count = train_with_winograd(model, arithmetic) if arithmetic else 0
+        report.steps["winograd"] = f"{count} {how}" if arithmetic else how
+    else:
         report.bf16, why = _choose_bf16(bf16, model.device)
-        arithmetic, how = _choose_winograd(winograd, model.device, report.bf16, convolutions)
+        arithmetic, how = _choose_winograd(winograd, model.device, convolutions, report.bf16)
         _replace_networks(model, convolutions, arithmetic, report)
         report.steps["winograd"] = how
         report.steps["bf16"] = (
@@ -173,8 +184,8 @@ def _choose_bf16(bf16, device) -> tuple[bool, str]:
     return has_it, f"this {device.type} device has {'' if has_it else 'no '}bf16 instructions"
 
 
-def _choose_winograd(winograd, device, bf16, convolutions) -> tuple[str | None, str]:
-    """What Winograd's algorithm multiplies, None for not at all, and why."""
+def _choose_winograd(winograd, device, convolutions, bf16) -> tuple[str | None, str]:
+    """What Winograd's algorithm multiplies, None for not at all, and why. bf16: None if autocast may come or not."""
     if not winograd or not convolutions:
         return None, "off"
     automatic = winograd in (True, "auto")
@@ -183,14 +194,16 @@ def _choose_winograd(winograd, device, bf16, convolutions) -> tuple[str | None, 
         why_not = f"there is none for {device.type}"
     elif not winograd_is_available():
         why_not = "it needs the compiled operators and a processor with AVX2"
-    elif automatic and bf16 and cpu_has_amx():
+    elif automatic and bf16 is not False and cpu_has_amx():
         why_not = "this processor's AMX is faster"
-    if why_not is None:
-        arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
-        return arithmetic, f"3x3 convolutions multiply {arithmetic}"
-    if not automatic:
-        raise ValueError(f"winograd={winograd!r} cannot be had: {why_not}")
-    return None, f"off: {why_not}"
+    if why_not is not None:
+        if not automatic:
+            raise ValueError(f"winograd={winograd!r} cannot be had: {why_not}")
+        return None, f"off: {why_not}"
+    if automatic and bf16 is None:
+        return "auto", "3x3 convolutions multiply int16 under bf16 autocast, float32 without"
+    arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
+    return arithmetic, f"3x3 convolutions multiply {arithmetic}"
 
 
 def _replace_networks(model, convolutions, winograd, report):
