@@ -36,6 +36,11 @@ struct F32 {
   static Register multiply(Register a, Register b) { return _mm256_mul_ps(a, b); }
   // A NaN in b stays.
   static Register max(Register a, Register b) { return _mm256_max_ps(a, b); }
+  static float sum(Register value) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
 
   // Values to be looked up by their position, in memory.
   static constexpr int32_t kWindow = 64;

@@ -37,6 +37,7 @@ struct F32 {
   static Register multiply(Register a, Register b) { return _mm512_mul_ps(a, b); }
   // A NaN in b stays.
   static Register max(Register a, Register b) { return _mm512_max_ps(a, b); }
+  static float sum(Register value) { return _mm512_reduce_add_ps(value); }
 
   // Values to be looked up by their position.
   static constexpr int32_t kWindow = 2 * kLanes;

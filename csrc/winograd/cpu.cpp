@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <ATen/ceil_div.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -24,7 +25,7 @@ namespace mrcnn_ext {
 namespace winograd {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+using at::ceil_div;
 
 // nullptr where this processor is not served. As ATen chose for its own kernels.
 const Kernels* best_kernels() {
@@ -59,8 +60,8 @@ class Canvas {
       const bool between = x % (width + 1) == width;
       column_.push_back(between ? -1 : x / (width + 1) * height * width + x % (width + 1));
     }
-    tiles_down_ = ceil_div(row_begin_.size(), kOutput);
-    tiles_across_ = ceil_div(column_.size(), kOutput);
+    tiles_down_ = ceil_div<int64_t>(row_begin_.size(), kOutput);
+    tiles_across_ = ceil_div<int64_t>(column_.size(), kOutput);
   }
 
   int64_t tiles() const { return tiles_down_ * tiles_across_; }
@@ -126,9 +127,11 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
   const auto workspace = [&](at::ScalarType dtype, int64_t size) {
     return at::empty({at::get_num_threads(), size}, input.options().dtype(dtype));
   };
-  const at::Tensor all_values = workspace(c10::CppTypeToScalarType<Value>::value, kPoints * block * channels);
-  const at::Tensor all_products = workspace(at::kFloat, kPoints * block * kChunk);
-  const at::Tensor all_scales = workspace(at::kFloat, kQuantized ? kPoints * (block + channels) : 0);
+  const at::Tensor all_values =
+      workspace(c10::CppTypeToScalarType<Value>::value, kPoints * input_stride(block, channels));
+  const at::Tensor all_products = workspace(at::kFloat, kPoints * product_stride(block));
+  const at::Tensor all_scales =
+      workspace(at::kFloat, kQuantized ? kPoints * (block + scratch_stride(channels)) : 0);
 
   share_out(ceil_div(canvas.tiles(), block), [&](int64_t unit) {
     const int64_t thread = at::get_thread_num();
@@ -142,8 +145,8 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
     std::vector<int64_t> places(tiles * kPoints);
     for (int64_t tile = 0; tile < tiles; ++tile)
       canvas.cells(first + tile, -1, kInput, places.data() + tile * kPoints);
-    std::vector<const T*> inputs(places.size());
-    for (size_t i = 0; i < inputs.size(); ++i)
+    std::vector<const T*> inputs(places.size() + kPoints, zeros.data());
+    for (size_t i = 0; i < places.size(); ++i)
       inputs[i] = places[i] < 0 ? zeros.data() : from + places[i] * channels;
     if constexpr (kQuantized)
       transforms.quantized_inputs(inputs.data(), tiles, channels, values, scales, rows,
@@ -152,9 +155,9 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
       transforms.inputs(inputs.data(), tiles, channels, values, rows);
     // The rows up to the next multiple of kRows are multiplied too, and not read.
     for (int64_t point = 0; point < kPoints; ++point) {
-      const int64_t row = point * rows + tiles;
-      std::fill_n(values + row * channels, (rows - tiles) * channels, Value(0));
-      if constexpr (kQuantized) std::fill_n(scales + row, rows - tiles, 0.f);
+      std::fill_n(values + point * input_stride(rows, channels) + tiles * channels, (rows - tiles) * channels,
+                  Value(0));
+      if constexpr (kQuantized) std::fill_n(scales + point * rows + tiles, rows - tiles, 0.f);
     }
 
     for (int64_t tile = 0; tile < tiles; ++tile)

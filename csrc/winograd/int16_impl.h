@@ -33,11 +33,11 @@ void multiply(const int16_t* transformed, const float* scales, int64_t rows, int
               const int16_t* weights, int64_t point_stride, const float* weight_scales, int64_t scale_stride,
               int64_t panels, float* products) {
   for_each_product<Sums::kLanes>(rows, panels, [&](auto vectors, int64_t point, int64_t row, int64_t panel) {
-    const int64_t first = point * rows + row;
-    multiply_rows<Sums, decltype(vectors)::value>(transformed + first * channels, scales + first, channels,
-                                                  weights + point * point_stride + panel * channels * kPanel,
-                                                  weight_scales + point * scale_stride + panel * kPanel,
-                                                  products + first * kChunk + panel * kPanel);
+    multiply_rows<Sums, decltype(vectors)::value>(
+        transformed + point * input_stride(rows, channels) + row * channels, scales + point * rows + row,
+        channels, weights + point * point_stride + panel * channels * kPanel,
+        weight_scales + point * scale_stride + panel * kPanel,
+        products + point * product_stride(rows) + row * kChunk + panel * kPanel);
   });
 }
 

@@ -36,18 +36,26 @@ constexpr float kInputNorm = 32700, kWeightNorm = 65000, kLargestWeight = 32767;
 constexpr float kLeastSquares = 2e-31f;
 constexpr int64_t kMostChannels = 1 << 16;
 
-// V[p] = B^T d B for each point p: (kPoints, rows, channels). `inputs` points to the channels of the 36 cells
-// of each tile. channels is a multiple of kPanel.
+// What belongs to one point is this far from the next in memory: a power of two would bring all 36 to the
+// same few lines of the first-level cache.
+inline int64_t input_stride(int64_t rows, int64_t channels) { return rows * channels + 2 * kPanel; }
+inline int64_t product_stride(int64_t rows) { return rows * kChunk + kPanel; }
+inline int64_t scratch_stride(int64_t channels) { return channels + kPanel; }
+
+// V[p] = B^T d B for each point p: (kPoints, rows, channels), input_stride apart. `inputs` points to the
+// channels of the 36 cells of each tile, and of one tile more, which is prefetched. channels is a multiple of
+// kPanel.
 template <typename T>
 using TransformInputs = void (*)(const T* const* inputs, int64_t tiles, int64_t channels, float* transformed,
                                  int64_t rows);
-// The same as int16, to be multiplied by scales, (kPoints, rows). scratch: (kPoints, channels).
+// The same as int16, to be multiplied by scales, (kPoints, rows). scratch: (kPoints, channels),
+// scratch_stride apart.
 template <typename T>
 using QuantizeInputs = void (*)(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
                                 float* scales, int64_t rows, float* scratch);
 
-// M[p] = V[p] U[p]^T for each point p: (kPoints, rows, kChunk), of which the first `panels` panels are
-// written. weights: (panels, channels, kPanel) for each point, point_stride apart.
+// M[p] = V[p] U[p]^T for each point p: (kPoints, rows, kChunk), product_stride apart, of which the first
+// `panels` panels are written. weights: (panels, channels, kPanel) for each point, point_stride apart.
 using Multiply = void (*)(const float* transformed, int64_t rows, int64_t channels, const float* weights,
                           int64_t point_stride, int64_t panels, float* products);
 // The same of int16. weights: (panels, channels / 2, kPanel, 2) for each point; weight_scales: (panels,

@@ -60,7 +60,11 @@ inline void transform_tile(const T* const* inputs, int64_t channels, float* tran
     Register columns[kPoints];  // (6 columns, 6): B^T d
     for (int64_t x = 0; x < kInput; ++x) {
       Register cells[kInput];
-      for (int64_t y = 0; y < kInput; ++y) cells[y] = F32::load(inputs[y * kInput + x] + channel);
+      for (int64_t y = 0; y < kInput; ++y) {
+        cells[y] = F32::load(inputs[y * kInput + x] + channel);
+        // The next tile's; its first two columns are this one's last.
+        if (x >= 2) __builtin_prefetch(inputs[kPoints + y * kInput + x] + channel);
+      }
       transform_inputs_1d(cells, 1, columns + x * kInput);
     }
     for (int64_t y = 0; y < kInput; ++y) {
@@ -76,7 +80,8 @@ template <typename T>
 void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, float* transformed,
                       int64_t rows) {
   for (int64_t tile = 0; tile < tiles; ++tile)
-    transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels, rows * channels);
+    transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels,
+                   input_stride(rows, channels));
 }
 
 // By what a row of int16 is to be multiplied that has this sum of squares and gets this norm; NaN where its
@@ -95,11 +100,7 @@ inline float quantize(const float* values, int64_t count, int16_t* quantized) {
     const Register value = F32::load(values + i);
     squares = F32::fma(value, value, squares);
   }
-  alignas(64) float lanes[F32::kLanes];
-  F32::store(lanes, squares);
-  float sum = 0;
-  for (const float lane : lanes) sum += lane;
-  const float scale = scale_of(sum, kInputNorm);
+  const float scale = scale_of(F32::sum(squares), kInputNorm);
   const Register inverse = F32::broadcast(inverse_of(scale));
   for (int64_t i = 0; i < count; i += F32::kLanes)
     I32::store_rounded(quantized + i, F32::multiply(F32::load(values + i), inverse));
@@ -110,10 +111,11 @@ template <typename T>
 void quantize_inputs(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
                      float* scales, int64_t rows, float* scratch) {
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    transform_tile(inputs + tile * kPoints, channels, scratch, channels);
+    transform_tile(inputs + tile * kPoints, channels, scratch, scratch_stride(channels));
     for (int64_t point = 0; point < kPoints; ++point) {
-      const int64_t row = point * rows + tile;
-      scales[row] = quantize(scratch + point * channels, channels, transformed + row * channels);
+      scales[point * rows + tile] =
+          quantize(scratch + point * scratch_stride(channels), channels,
+                   transformed + point * input_stride(rows, channels) + tile * channels);
     }
   }
 }
@@ -159,23 +161,24 @@ inline void multiply_rows(const float* transformed, int64_t channels, const floa
 inline void multiply(const float* transformed, int64_t rows, int64_t channels, const float* weights,
                      int64_t point_stride, int64_t panels, float* products) {
   for_each_product<F32::kLanes>(rows, panels, [&](auto vectors, int64_t point, int64_t row, int64_t panel) {
-    const int64_t first = point * rows + row;
-    multiply_rows<decltype(vectors)::value>(transformed + first * channels, channels,
-                                            weights + point * point_stride + panel * channels * kPanel,
-                                            products + first * kChunk + panel * kPanel);
+    multiply_rows<decltype(vectors)::value>(
+        transformed + point * input_stride(rows, channels) + row * channels, channels,
+        weights + point * point_stride + panel * channels * kPanel,
+        products + point * product_stride(rows) + row * kChunk + panel * kPanel);
   });
 }
 
 template <typename T>
 void transform_outputs(const float* products, int64_t rows, int64_t tiles, int64_t channels,
                        const float* bias, const T* added, bool relu, const int64_t* places, T* output) {
+  const int64_t stride = product_stride(rows);
   for (int64_t tile = 0; tile < tiles; ++tile, places += kOutputs) {
     for (int64_t channel = 0; channel < channels; channel += F32::kLanes) {
       const float* from = products + tile * kChunk + channel;
       Register columns[kInput * kOutput];  // (6 columns, 4): A^T m
       for (int64_t x = 0; x < kInput; ++x) {
         Register values[kInput];
-        for (int64_t y = 0; y < kInput; ++y) values[y] = F32::load(from + (y * kInput + x) * rows * kChunk);
+        for (int64_t y = 0; y < kInput; ++y) values[y] = F32::load(from + (y * kInput + x) * stride);
         transform_outputs_1d(values, 1, columns + x * kOutput);
       }
       const Register shift = bias == nullptr ? F32::zero() : F32::load(bias + channel);
