@@ -21,6 +21,11 @@
 // `add`, then a ReLU if asked for. weight and scale are what winograd_weight makes of the convolution's
 // weight (O, C, 3, 3) or, transposed, for the convolution of its gradient: (36, O / 16, C, 16) float32 and an
 // empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32. C and O are multiples of 16.
+//
+// pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of bf16 with weights in the order that
+// layers/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height and
+// width (then brought to twice its size, nearest), then a ReLU if asked for. add_pointwise_conv_ adds to
+// self.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -37,6 +42,13 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "winograd_conv3x3(Tensor input, Tensor weight, Tensor scale, Tensor? bias, Tensor? add, bool relu) "
       "-> Tensor");
   m.def("winograd_weight(Tensor weight, bool int16, bool transposed) -> (Tensor, Tensor)");
+  m.def(
+      "pointwise_conv(Tensor input, Tensor weight, int outputs, Tensor? bias, Tensor? add, int stride, bool "
+      "relu, bool float32) -> Tensor");
+  m.def(
+      "add_pointwise_conv_(Tensor(a!) sum, Tensor input, Tensor weight, Tensor? bias, int stride, bool "
+      "relu) "
+      "-> ()");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

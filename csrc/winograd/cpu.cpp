@@ -92,17 +92,7 @@ int64_t block_size(int64_t tiles, int64_t tile_bytes, int64_t weight_bytes) {
   constexpr int64_t kCache = 900 * 1024, kHeavy = 16 * 1024 * 1024, kLargeBlock = 96;
   const int64_t fitting = std::max<int64_t>(kCache / tile_bytes / kRows, 1) * kRows;
   const int64_t largest = weight_bytes > kHeavy ? kLargeBlock : fitting;
-  // The largest of those by which the threads are done about as soon as they can be.
-  const int64_t threads = at::get_num_threads();
-  const auto busiest = [&](int64_t block) {
-    const int64_t blocks = tiles / block, rest = ceil_div(tiles % block, kRows) * kRows;
-    return blocks / threads * block + (blocks % threads > 0 ? block : rest);
-  };
-  int64_t soonest = std::numeric_limits<int64_t>::max();
-  for (int64_t block = kRows; block <= largest; block += kRows) soonest = std::min(soonest, busiest(block));
-  int64_t best = largest;
-  while (20 * busiest(best) > 21 * soonest) best -= kRows;
-  return best;
+  return balanced_block(tiles, kRows, largest);
 }
 
 // Value: what is multiplied, float or int16_t.

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-__all__ = ["cpu_has_amx", "cpu_has_bf16"]
+__all__ = ["cpu_has_amx", "cpu_has_avx512_bf16", "cpu_has_bf16"]
 
 
 def cpu_has_bf16() -> bool:
@@ -18,3 +18,8 @@ def cpu_has_bf16() -> bool:
 def cpu_has_amx() -> bool:
     """Whether this processor multiplies tiles of bf16, eight times faster than vectors."""
     return bool(platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def cpu_has_avx512_bf16() -> bool:
+    """Whether this processor multiplies vectors of bf16 (AVX512-BF16)."""
+    return bool(platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("avx512_bf16"))

@@ -7,6 +7,7 @@ result is written. The parameters themselves are left alone: the copy is made an
 import logging
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,14 +15,43 @@ from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...layers.pointwise import add_pointwise_conv_, pointwise_conv, pointwise_weight
 from ...layers.winograd import winograd_conv3x3, winograd_weight
-from .trained_layers import winograd_serves
+from .geometry import pointwise_serves, winograd_serves
 
-__all__ = ["FusedConv", "FusedConvTranspose", "FusedLinear", "foldable", "onednn_fuses", "weights_for"]
+__all__ = [
+    "Engine",
+    "FusedConv",
+    "FusedConvTranspose",
+    "FusedLinear",
+    "foldable",
+    "onednn_fuses",
+    "weights_for",
+]
 
 _NAMED = ("same", "valid")
 # Exactly these classes: a subclass may do more than normalise (timm's also apply the activation).
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, NaiveSyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the fused layers of a network compute with.
+
+    Attributes:
+        dtype: of the layers.
+        onednn: whether to use oneDNN's fused convolutions on the CPU.
+        winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
+        pointwise: whether 1x1 convolutions and linear layers of bf16 on the CPU are `pointwise_conv`.
+    """
+
+    dtype: torch.dtype
+    onednn: bool = False
+    winograd: str | None = None
+    pointwise: bool = False
+
+    def runs_pointwise(self, x: Tensor) -> bool:
+        return self.pointwise and self.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def foldable(norm: nn.Module | None) -> bool:
@@ -69,33 +99,49 @@ def weights_for(module: nn.Module, sources: tuple[Tensor | None, ...], setting, 
 class FusedConv:
     """Mixin for a Conv2d, with or without a ``norm`` and a ReLU of its own.
 
-    Attributes to swap it in with: ``dtype``, of the input and the output; ``relu``, whether the stock forward
-    ends with a ReLU; ``onednn``, whether to use oneDNN's fused convolutions on the CPU; ``winograd``, what
-    3x3 convolutions multiply by Winograd's algorithm there: "int16", "float32" or None.
+    Attributes to swap it in with: ``engine``; ``relu``, whether the stock forward ends with a ReLU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else self.run(x, relu=self._swapped["relu"])
 
-    def run(self, x: Tensor, relu: bool = False, add: Tensor | None = None) -> Tensor:
-        """The convolution and its normalisation of x, plus ``add`` (overwritten), then a ReLU if asked for."""
-        dtype, norm = self._swapped["dtype"], getattr(self, "norm", None)
+    def run(
+        self, x: Tensor, relu: bool = False, add: Tensor | None = None, add_doubled: Tensor | None = None
+    ) -> Tensor:
+        """The convolution and its normalisation of x, plus ``add`` (overwritten), then a ReLU if asked for.
+        Instead of ``add`` there may be ``add_doubled``, half as high and wide, which is brought to twice its size
+        first, each cell four times."""
+        engine, norm = self._swapped["engine"], getattr(self, "norm", None)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(dtype)
-            if norm is None or foldable(norm):
+            x = x.to(engine.dtype)
+            folded = norm is None or foldable(norm)
+            if folded and engine.runs_pointwise(x) and pointwise_serves(self):
+                return self._pointwise(x, norm, relu, add, add_doubled)
+            if add_doubled is not None:
+                add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
+            if folded:
                 return self._convolve(x, norm, relu, add)
-            x = norm(self._convolve(x, None).float()).to(dtype)
+            x = norm(self._convolve(x, None).float()).to(engine.dtype)
             return _finish(x, relu, add)
 
+    def _pointwise(self, x, norm, relu, add, add_doubled):
+        weight, bias = weights_for(
+            self, self._sources(norm), "pointwise", partial(self._make_pointwise, norm)
+        )
+        if add is None:
+            return pointwise_conv(x, weight, bias, add_doubled, self.stride[0], relu)
+        add = add.contiguous(memory_format=torch.channels_last)
+        return add_pointwise_conv_(add, x, weight, bias, self.stride[0], relu)
+
     def _convolve(self, x, norm, relu=False, add=None):
-        winograd = self._swapped["winograd"]
-        if winograd and x.device.type == "cpu" and winograd_serves(self):
-            make = partial(self._make_winograd, norm, winograd == "int16")
-            weight, bias = weights_for(self, self._sources(norm), winograd, make)
+        engine = self._swapped["engine"]
+        if engine.winograd and x.device.type == "cpu" and winograd_serves(self):
+            make = partial(self._make_winograd, norm, engine.winograd == "int16")
+            weight, bias = weights_for(self, self._sources(norm), engine.winograd, make)
             return winograd_conv3x3(x, weight, bias, add, relu)
         weight, bias = weights_for(self, self._sources(norm), None, partial(self._make, norm))
         # oneDNN's fused convolutions take no empty batch and no padding by name.
-        if not self._swapped["onednn"] or x.device.type != "cpu" or x.numel() == 0 or self.padding in _NAMED:
+        if not engine.onednn or x.device.type != "cpu" or x.numel() == 0 or self.padding in _NAMED:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             return _finish(x, relu, add)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -129,7 +175,7 @@ class FusedConv:
 
     def _make(self, norm):
         weight, bias = self._fold(norm)
-        dtype = self._swapped["dtype"]
+        dtype = self._swapped["engine"].dtype
         # Not in oneDNN's blocked layouts: which is best depends on the size of the image, and bringing a wrong one
         # into it costs more than the convolution.
         return weight.to(dtype).contiguous(memory_format=torch.channels_last), _to(bias, dtype)
@@ -138,9 +184,13 @@ class FusedConv:
         weight, bias = self._fold(norm)
         return winograd_weight(weight, int16), _to(bias, torch.float32)
 
+    def _make_pointwise(self, norm):
+        weight, bias = self._fold(norm)
+        return pointwise_weight(weight), _to(bias, torch.float32)
+
 
 class FusedConvTranspose:
-    """Mixin for a ConvTranspose2d; a ReLU may follow. Attribute: ``dtype``, of the weight and the output."""
+    """Mixin for a ConvTranspose2d; a ReLU may follow. Attribute: ``engine``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else self.run(x)
@@ -162,28 +212,39 @@ class FusedConvTranspose:
 
 
 class FusedLinear:
-    """Mixin for a Linear; a ReLU may follow. Attribute: ``dtype``, of the weight and the output."""
+    """Mixin for a Linear; a ReLU may follow. Attribute: ``engine``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else self.run(x)
 
     def run(self, x: Tensor, relu: bool = False) -> Tensor:
-        weight, bias = _cast(self)
-        with torch.autocast(x.device.type, enabled=False):
-            return _finish(F.linear(x.to(weight.dtype), weight, bias), relu)
+        return self._run(x, relu, None, lambda weight: weight)
 
     def run_on_map(self, x: Tensor, relu: bool = False) -> Tensor:
         """As `run` of ``x.flatten(1)``, which a channels-last (N, C, H, W) map does not have without a copy:
         the columns of the weight are put in the order of the map's memory instead."""
-        dtype, shape = self._swapped["dtype"], x.shape[1:]
+        shape = x.shape[1:]
+        rows = x.permute(0, 2, 3, 1).flatten(1)
+        return self._run(
+            rows, relu, shape, lambda weight: weight.view(-1, *shape).permute(0, 2, 3, 1).flatten(1)
+        )
+
+    def _run(self, x, relu, setting, order):
+        engine = self._swapped["engine"]
+        pointwise = engine.runs_pointwise(x) and self.in_features % 2 == 0 and x.dim() == 2
 
         def make():
-            weight = self.weight.detach().view(-1, *shape).permute(0, 2, 3, 1).flatten(1)
-            return weight.to(dtype).contiguous(), _to(self.bias, dtype)
+            weight = order(self.weight.detach())
+            if pointwise:
+                return pointwise_weight(weight), _to(self.bias, torch.float32)
+            return weight.to(engine.dtype).contiguous(), _to(self.bias, engine.dtype)
 
-        weight, bias = weights_for(self, (self.weight, self.bias), shape, make)
+        weight, bias = weights_for(self, (self.weight, self.bias), (setting, pointwise), make)
         with torch.autocast(x.device.type, enabled=False):
-            return _finish(F.linear(x.permute(0, 2, 3, 1).flatten(1).to(dtype), weight, bias), relu)
+            x = x.to(engine.dtype)
+            if pointwise:
+                return pointwise_conv(x[:, :, None, None], weight, bias, relu=relu)[:, :, 0, 0]
+            return _finish(F.linear(x, weight, bias), relu)
 
 
 def _finish(x, relu, add=None):
@@ -193,7 +254,7 @@ def _finish(x, relu, add=None):
 
 def _cast(layer):
     def make():
-        return tuple(_to(value, layer._swapped["dtype"]) for value in (layer.weight, layer.bias))
+        return tuple(_to(value, layer._swapped["engine"].dtype) for value in (layer.weight, layer.bias))
 
     return weights_for(layer, (layer.weight, layer.bias), None, make)
 

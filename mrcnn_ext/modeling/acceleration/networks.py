@@ -13,23 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers.conv import ConvNormReLU
+from ...layers.pointwise import pointwise_conv, pointwise_weight
 from ..keypoint_head import HeatmapKeypointHead
 from ..mask_head import FCNMaskHead
 from .class_swap import defines, swap
-from .fused_layers import FusedConv, FusedConvTranspose, FusedLinear, weights_for
-from .trained_layers import is_doubling
+from .fused_layers import Engine, FusedConv, FusedConvTranspose, FusedLinear, weights_for
+from .geometry import doubling_as_linear, is_doubling, pointwise_serves
 
 __all__ = ["fuse_network"]
 
 
-def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool, winograd: str | None) -> bool:
-    """Makes the layers of a network fused ones that compute in ``dtype``, if it is one of those known here.
+def fuse_network(network: nn.Module, engine: Engine) -> bool:
+    """Makes the layers of a network fused ones, if it is one of those known here; heads give float32 in the end.
 
     Args:
         network: a backbone without what feeds it, or a head.
-        dtype: of the layers; heads give float32 in the end.
-        onednn: whether to use oneDNN's fused convolutions on the CPU.
-        winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
+        engine: what its layers are to compute with.
 
     Returns:
         Whether it is known; otherwise it is left as it was.
@@ -40,18 +39,17 @@ def fuse_network(network: nn.Module, dtype: torch.dtype, onednn: bool, winograd:
     others = set(network.bottom_up.modules()) if isinstance(network, FPN) else ()
     for module in [module for module in network.modules() if module not in others]:
         if _is_conv(module):
-            relu = _ends_with_relu(module)
-            swap(module, FusedConv, dtype=dtype, relu=relu, onednn=onednn, winograd=winograd)
+            swap(module, FusedConv, engine=engine, relu=_ends_with_relu(module))
         elif defines(module, nn.ConvTranspose2d, "forward"):
-            swap(module, FusedConvTranspose, dtype=dtype)
+            swap(module, FusedConvTranspose, engine=engine)
         elif defines(module, nn.Linear, "forward"):
-            swap(module, FusedLinear, dtype=dtype)
+            swap(module, FusedLinear, engine=engine)
         else:
             for owners, method, mixin in _MIXINS:
                 if any(defines(module, owner, method) for owner in owners):
-                    swap(module, mixin)
+                    swap(module, mixin, engine=engine)
     if of_one_class:
-        swap(network, _FusedMaskPrediction)
+        swap(network, _FusedMaskPrediction, engine=engine)
     for stage in network.stages if isinstance(network, ResNet) else [network]:
         # Of a stage only the last output is read by others, so each further block may write over its input.
         for block in list(stage.children())[1:]:
@@ -144,7 +142,7 @@ class _FusedBlock:
         return last.run(x, relu=True, add=shortcut)
 
     def _own(self, x):
-        x = x.to(self.conv1._swapped["dtype"])
+        x = x.to(self._swapped["engine"].dtype)
         return x if self._swapped.get("owns_input") else x.clone()
 
 
@@ -160,8 +158,7 @@ class _FusedFPN:
             if merged is None:
                 merged = lateral(bottom_up[name])
             else:
-                above = F.interpolate(merged, scale_factor=2.0, mode="nearest")
-                merged = lateral.run(bottom_up[name], add=above)
+                merged = lateral.run(bottom_up[name], add_doubled=merged)
                 if self._fuse_type == "avg":
                     merged = merged / 2
             results.insert(0, output(merged))
@@ -191,16 +188,21 @@ class _FusedRPNHead:
 
     def _predict(self, x):
         convs = (self.objectness_logits, self.anchor_deltas)
+        pointwise = self._swapped["engine"].runs_pointwise(x) and all(map(pointwise_serves, convs))
 
         def make():
-            return tuple(
-                cat([getattr(conv, name).detach().to(x.dtype) for conv in convs])
-                for name in ("weight", "bias")
+            weight, bias = (
+                cat([getattr(conv, name).detach() for conv in convs]) for name in ("weight", "bias")
             )
+            if pointwise:
+                return pointwise_weight(weight), bias.float()
+            return weight.to(x.dtype), bias.to(x.dtype)
 
         sources = tuple(getattr(conv, name) for conv in convs for name in ("weight", "bias"))
-        weight, bias = weights_for(self, sources, x.dtype, make)
+        weight, bias = weights_for(self, sources, (x.dtype, pointwise), make)
         with torch.autocast(x.device.type, enabled=False):
+            if pointwise:
+                return pointwise_conv(x, weight, bias, float32=True)
             return F.conv2d(x, weight, bias).float()
 
 
@@ -265,25 +267,28 @@ class _FusedMaskPrediction:
 
     def _logits(self, x, deconv, predictor, classes):
         """(R, 1, 2 H, 2 W) float32."""
-        dtype = deconv._swapped["dtype"]
+        dtype = self._swapped["engine"].dtype
+        pointwise = self._swapped["engine"].runs_pointwise(x) and deconv.in_channels % 2 == 0
 
         def make():
-            # (C, O, 2, 2) -> (2 2 O, C)
-            weight = deconv.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).to(dtype).contiguous()
-            bias = None if deconv.bias is None else deconv.bias.detach().repeat(4).to(dtype)
-            return weight, bias
+            weight, bias = doubling_as_linear(deconv.weight.detach(), deconv.bias)
+            if pointwise:
+                return pointwise_weight(weight), None if bias is None else bias.detach().float()
+            return weight.to(dtype).contiguous(), None if bias is None else bias.detach().to(dtype)
 
-        weight, bias = weights_for(deconv, (deconv.weight, deconv.bias), "linear", make)
+        weight, bias = weights_for(deconv, (deconv.weight, deconv.bias), ("linear", pointwise), make)
         of_class = predictor.weight.detach()[classes, :, 0, 0].to(dtype)[:, :, None]
-        rois, channels, height, width = x.shape
-        pixels = x.to(dtype).permute(0, 2, 3, 1).reshape(rois, height * width, channels)
+        rois, _, height, width = x.shape
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         step = self._ROIS if x.device.type == "cpu" else max(rois, 1)
         logits = x.new_empty((rois, height, width, 2, 2), dtype=torch.float32)
         for begin in range(0, rois, step):
             some = slice(begin, begin + step)
-            hidden = (
-                F.linear(pixels[some], weight, bias).relu_().view(-1, 4 * height * width, of_class.shape[1])
-            )
+            if pointwise:
+                hidden = pointwise_conv(x[some], weight, bias, relu=True).permute(0, 2, 3, 1)
+            else:
+                hidden = F.linear(x[some].permute(0, 2, 3, 1), weight, bias).relu_()
+            hidden = hidden.reshape(-1, 4 * height * width, of_class.shape[1])
             logits[some] = torch.bmm(hidden, of_class[some]).view(-1, height, width, 2, 2)
         logits = logits.transpose(2, 3).reshape(rois, 1, 2 * height, 2 * width)
         return (

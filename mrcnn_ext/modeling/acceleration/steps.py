@@ -15,13 +15,14 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import nn
 from torchvision.ops import DeformConv2d, RoIPool
 
+from ...layers.pointwise import pointwise_is_available
 from ...layers.processor import cpu_has_amx, cpu_has_bf16
 from ...layers.winograd import winograd_is_available
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
 from .class_swap import defines, restore, swap
 from .detections import FastDetections, FastProposals
-from .fused_layers import onednn_fuses
+from .fused_layers import Engine, onednn_fuses
 from .mixed_precision import AutocastForward, AutocastLayers, Float32Inputs
 from .networks import fuse_network
 from .outputs import FastKeypoints, FastOutputs
@@ -209,17 +210,24 @@ def _choose_winograd(winograd, device, convolutions, bf16) -> tuple[str | None, 
 def _replace_networks(model, convolutions, winograd, report):
     """Fuses the networks that are known, runs the others in autocast if in bf16, and says which."""
     dtype = torch.bfloat16 if report.bf16 else torch.float32
-    onednn = convolutions and model.device.type == "cpu" and onednn_fuses(dtype)
+    on_cpu = convolutions and model.device.type == "cpu"
+    engine = Engine(
+        dtype,
+        onednn=on_cpu and onednn_fuses(dtype),
+        winograd=winograd,
+        pointwise=on_cpu and report.bf16 and pointwise_is_available(),
+    )
     fused, autocast, float32 = [], [], []
     for name, network, is_head in _networks(model):
-        if convolutions and fuse_network(network, dtype, onednn, winograd):
+        if convolutions and fuse_network(network, engine):
             fused.append(name)
         elif report.bf16:
             (autocast if _set_autocast(network, is_head) else float32).append(name)
     if report.bf16:
         for _, predictor in _box_predictors(model):
             swap(predictor, Float32Inputs)
-    how = " by oneDNN" if onednn else ""
+    how = " by oneDNN" if engine.onednn else ""
+    how += f"{' and' if how else ','} 1x1 by mrcnn_ext" if engine.pointwise else ""
     report.steps["convolutions"] = (f"fused{how}: {', '.join(fused) or 'none'}") if convolutions else "off"
     if autocast:
         report.steps["not fused"] = f"; by autocast: {', '.join(autocast)}"

@@ -8,28 +8,9 @@ from torch.nn import functional as F
 from ...layers.conv import ConvNormReLU
 from ...layers.winograd import conv3x3
 from .class_swap import defines, swap
+from .geometry import doubling_as_linear, is_doubling, winograd_serves
 
-__all__ = ["is_doubling", "train_as_matrix_products", "train_with_winograd", "winograd_serves"]
-
-
-def is_doubling(layer: nn.Module) -> bool:
-    """Whether a layer is a transposed convolution of 2x2 and stride 2, each output of which has one input."""
-    return (
-        defines(layer, nn.ConvTranspose2d, "forward")
-        and (layer.kernel_size, layer.stride, layer.padding) == ((2, 2), (2, 2), (0, 0))
-        and (layer.output_padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
-    )
-
-
-def winograd_serves(conv: nn.Conv2d) -> bool:
-    """Whether Winograd's algorithm can compute a convolution: 3x3, stride 1, channels in sixteens."""
-    geometry = (conv.kernel_size, conv.stride, conv.dilation, conv.groups)
-    return (
-        geometry == ((3, 3), (1, 1), (1, 1), 1)
-        and conv.padding in ((1, 1), "same")
-        and conv.padding_mode == "zeros"
-        and conv.in_channels % 16 == conv.out_channels % 16 == 0
-    )
+__all__ = ["train_as_matrix_products", "train_with_winograd"]
 
 
 def train_with_winograd(model: nn.Module, arithmetic: str) -> int:
@@ -88,9 +69,7 @@ class _TrainedDoubling:
     def forward(self, x: Tensor, output_size=None) -> Tensor:
         if output_size is not None:
             return super().forward(x, output_size)
-        # (C, O, 2, 2) -> (2 2 O, C)
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        bias = None if self.bias is None else self.bias.repeat(4)
+        weight, bias = doubling_as_linear(self.weight, self.bias)
         count, _, height, width = x.shape
         x = F.linear(x.permute(0, 2, 3, 1), weight, bias).view(count, height, width, 2, 2, self.out_channels)
         x = x.transpose(2, 3).reshape(count, 2 * height, 2 * width, self.out_channels)

@@ -1,0 +1,43 @@
+"""Which layers the algorithms of `mrcnn_ext.layers` can compute."""
+
+from torch import Tensor, nn
+
+from .class_swap import defines
+
+__all__ = ["doubling_as_linear", "is_doubling", "pointwise_serves", "winograd_serves"]
+
+
+def winograd_serves(conv: nn.Conv2d) -> bool:
+    """Whether Winograd's algorithm can compute a convolution: 3x3, stride 1, channels in sixteens."""
+    geometry = (conv.kernel_size, conv.stride, conv.dilation, conv.groups)
+    return (
+        geometry == ((3, 3), (1, 1), (1, 1), 1)
+        and conv.padding in ((1, 1), "same")
+        and conv.padding_mode == "zeros"
+        and conv.in_channels % 16 == conv.out_channels % 16 == 0
+    )
+
+
+def pointwise_serves(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is a product of a matrix with each cell: 1x1, an even number of input channels."""
+    return (
+        (conv.kernel_size, conv.groups) == ((1, 1), 1)
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding in ((0, 0), "valid", "same")
+        and conv.in_channels % 2 == 0
+    )
+
+
+def is_doubling(layer: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution of 2x2 and stride 2, each output of which has one input."""
+    return (
+        defines(layer, nn.ConvTranspose2d, "forward")
+        and (layer.kernel_size, layer.stride, layer.padding) == ((2, 2), (2, 2), (0, 0))
+        and (layer.output_padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
+    )
+
+
+def doubling_as_linear(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The parameters of such a layer, (C, O, 2, 2) and (O,), as those of a linear one that gives the 2 x 2 cells of
+    each: (2 2 O, C) and (2 2 O,)."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 2), None if bias is None else bias.repeat(4)
