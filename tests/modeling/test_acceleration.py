@@ -265,7 +265,7 @@ def test_for_training_pooler_layout_and_convolutions_change(make_model, make_bat
     model = make_model().train()
     fast = accelerate(model)
     assert fast.training and str(fast.acceleration).startswith("Accelerated for training:")
-    assert list(fast.acceleration.steps) == ["pooler", "channels_last", "convolutions", "winograd"]
+    assert list(fast.acceleration.steps) == ["pooler", "channels_last", "convolutions", "winograd", "targets"]
     assert type(fast) is type(model) and isinstance(fast.roi_heads.box_pooler, FusedROIPooler)
     assert fast.backbone.fpn_output2.weight.is_contiguous(memory_format=torch.channels_last)
     assert accelerate(make_model(), training=True).training

@@ -27,6 +27,7 @@ from .mixed_precision import AutocastForward, AutocastLayers, Float32Inputs
 from .networks import fuse_network
 from .outputs import FastKeypoints, FastOutputs
 from .trained_layers import train_as_matrix_products, train_with_winograd
+from .training_targets import make_targets_fast
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -64,6 +65,7 @@ def accelerate(
     detections: bool = True,
     keypoints: bool = True,
     masks: bool | str = True,
+    targets: bool = True,
 ) -> GeneralizedRCNN:
     """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 faster, its answers the same.
 
@@ -76,9 +78,9 @@ def accelerate(
     Args:
         model: any GeneralizedRCNN: stock, from the zoo or of parts of this package.
         copy: work on a copy and leave ``model`` as it is.
-        training: prepare for training: ``pooler``, ``channels_last``, ``winograd`` and of ``convolutions`` those
-            transposed; nothing else (bf16 in training is the trainer's ``SOLVER.AMP.ENABLED``). None: whatever
-            mode ``model`` is in.
+        training: prepare for training: ``pooler``, ``channels_last``, ``winograd``, ``targets`` and of
+            ``convolutions`` those transposed; nothing else (bf16 in training is the trainer's
+            ``SOLVER.AMP.ENABLED``). None: whatever mode ``model`` is in.
         pooler: RoIs are pooled from all levels in one call, by `FusedROIPooler`.
         channels_last: convolutions run channels-last.
         convolutions: batch normalisation, ReLU and residual additions become part of the convolutions, in the
@@ -94,6 +96,8 @@ def accelerate(
         keypoints: heatmaps are decoded all at once, by `mrcnn_ext.layers.heatmaps_to_keypoints`.
         masks: True pastes each mask within its box; "lazy" gives ``pred_masks`` as `LazyMasks`, which are
             pasted when looked at; False is detectron2's pasting.
+        targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
+            instances are neither copied for each proposal nor taken to float32 as a whole.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
@@ -133,6 +137,9 @@ def accelerate(
         arithmetic, how = _choose_winograd(winograd, model.device, convolutions, None)
         count = train_with_winograd(model, arithmetic) if arithmetic else 0
         report.steps["winograd"] = f"{count} {how}" if arithmetic else how
+        report.steps["targets"] = "off"
+        if targets and model.device.type == "cpu":
+            report.steps["targets"] = ", ".join(make_targets_fast(model)) or "nothing known here"
     else:
         report.bf16, why = _choose_bf16(bf16, model.device)
         arithmetic, how = _choose_winograd(winograd, model.device, convolutions, report.bf16)
