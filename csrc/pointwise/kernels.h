@@ -20,8 +20,8 @@ constexpr int64_t kPrefetched = 512;
 constexpr int64_t kFewWeights = 256 * 1024;
 
 // Some rows of the result: inputs weights^T + bias, + added, then ReLU if asked for. `inputs` points to each
-// of the rows, up to the next multiple of kRows, `results` and `added` (or nullptr) to where each is written
-// and what is added to it.
+// of the rows, up to the next multiple of kRows, `added` (or nullptr) to what is added to each; `results` are
+// one after another.
 template <typename T>
 struct Rows {
   const c10::BFloat16* const* inputs;

@@ -49,13 +49,16 @@ def test_keypoints(run):
 
 @pytest.mark.skipif(not winograd_is_available(), reason="the compiled operators are not built")
 def test_convolutions(run, monkeypatch):
-    monkeypatch.setitem(convolutions.LAYERS, "res2", (1, 16, 32, 9, 10))
+    monkeypatch.setitem(convolutions.LAYERS, "res2", (1, 16, 32, 9, 10, 3))
     printed, output = run("benchmark_convolutions", "--layers", "res2", "--threads", "1")
     assert "res2, 1x16x32x9x10, 1" in printed and "winograd int16" in printed
     assert (output / "convolutions.csv").is_file()
     monkeypatch.setattr(convolutions, "winograd_conv3x3", lambda x, weight, bias: torch.zeros(1, 32, 9, 10))
     with pytest.raises(AssertionError, match="res2, winograd float32: wrong by"):
         convolutions.measure("res2", convolutions.LAYERS["res2"], 0.0)
+    row = convolutions.measure("last", (1, 16, 32, 9, 10, 1), 0.0)
+    assert row["bf16_ms"] > 0 and row["winograd int16_ms"] is None
+    assert convolutions.line(row).startswith("last, 1x16x32x9x10, 1")
 
 
 def test_model(run):
