@@ -59,7 +59,9 @@ def breakdown(model: nn.Module, function: Callable, device: torch.device) -> dic
     modules += [(child, "pool") for name, child in heads.named_children() if name.endswith("pooler")]
     modules += [(getattr(heads, name), "decode") for name in _HEADS if hasattr(heads, name)]
     methods = [(rcnn, "preprocess_image", "preprocess")]
-    methods += [(getattr(heads, name), "layers", "heads") for name in _HEADS if hasattr(heads, name)]
+    for head in [getattr(heads, name) for name in _HEADS if hasattr(heads, name)]:
+        # An accelerated mask head has no outputs of "layers" but for the predicted classes.
+        methods += [(head, name, "heads") for name in ("layers", "predict_logits") if hasattr(head, name)]
     predictors = [m for m in heads.modules() if hasattr(m, "box2box_transform") and hasattr(m, "inference")]
     methods += [(predictor, "inference", "decode") for predictor in predictors]
     with ExitStack() as stack:

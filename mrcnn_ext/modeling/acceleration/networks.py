@@ -256,17 +256,18 @@ class _FusedMaskPrediction:
     def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
         if self.training:
             return super().forward(x, instances)
-        *layers, deconv, _, predictor = self
         classes = cat([image.pred_classes for image in instances])
-        if predictor.out_channels == 1:  # class-agnostic
-            classes = torch.zeros_like(classes)
         with torch.autocast(x.device.type, enabled=False):
-            logits = self._logits(self.run(layers, x), deconv, predictor, classes)
+            logits = self.predict_logits(x, classes)
         mask_rcnn_inference(logits, instances)  # which takes a single map for class-agnostic
         return instances
 
-    def _logits(self, x, deconv, predictor, classes):
-        """(R, 1, 2 H, 2 W) float32."""
+    def predict_logits(self, x: Tensor, classes: Tensor) -> Tensor:
+        """The logits (R, 1, 2 H, 2 W) float32 of RoIs x (R, C, H, W) for their classes (R,)."""
+        *layers, deconv, _, predictor = self
+        x = self.run(layers, x)
+        if predictor.out_channels == 1:  # class-agnostic
+            classes = torch.zeros_like(classes)
         dtype = self._swapped["engine"].dtype
         pointwise = self._swapped["engine"].runs_pointwise(x) and deconv.in_channels % 2 == 0
 
