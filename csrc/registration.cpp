@@ -26,6 +26,9 @@
 // layers/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height and
 // width (then brought to twice its size, nearest), then a ReLU if asked for. add_pointwise_conv_ adds to
 // self.
+//
+// stem_conv_pool is a convolution of 7x7, stride 2 and padding 3 of images (N, 3, H, W) in bf16, plus a bias,
+// ReLU, and max pooling of 3x3, stride 2 and padding 1. weight is in the order that layers/stem.py gives it.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -49,6 +52,7 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "add_pointwise_conv_(Tensor(a!) sum, Tensor input, Tensor weight, Tensor? bias, int stride, bool "
       "relu) "
       "-> ()");
+  m.def("stem_conv_pool(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

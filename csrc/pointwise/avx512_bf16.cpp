@@ -5,44 +5,10 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "simd/avx512_begin.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512bf16")
-#endif
+#include "simd/avx512_bf16_begin.h"
 namespace pointwise_kernels {
 using namespace pointwise;
 using c10::BFloat16;
-
-// Pairs of bf16. Not __m512bh: gcc keeps arrays of that in memory.
-typedef int32_t Pairs __attribute__((vector_size(64)));
-
-inline Pairs load_pairs(const BFloat16* from) { return Pairs(_mm512_loadu_si512(from)); }
-
-inline Pairs broadcast_pair(const BFloat16* from) {
-  int32_t pair;
-  std::memcpy(&pair, from, sizeof(pair));
-  return Pairs(_mm512_set1_epi32(pair));
-}
-
-inline __m512 add_products(__m512 sum, Pairs a, Pairs b) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)(a), (__m512bh)(b));
-}
-
-inline void store_pair(float* to, __m512 first, __m512 second) {
-  _mm512_storeu_ps(to, first);
-  _mm512_storeu_ps(to + kLanes, second);
-}
-inline void store_pair(BFloat16* to, __m512 first, __m512 second) {
-  _mm512_storeu_si512(to, (__m512i)(_mm512_cvtne2ps_pbh(second, first)));
-}
-inline void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
-inline void store(BFloat16* to, __m512 value) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)(_mm512_cvtneps_pbh(value)));
-}
 
 // The rows and outputs that there are.
 template <int kVectors, typename T>
@@ -85,11 +51,11 @@ inline void multiply_rows(const Rows<T>& rows, int64_t row, int64_t output, int6
   const BFloat16* inputs[kRows];
   for (int i = 0; i < kRows; ++i) inputs[i] = rows.inputs[row + i] + channel;
   for (int64_t k = 0; k < channels; k += 2, weights += 2 * kVectors * kLanes) {
-    Pairs weight[kVectors];
-    for (int j = 0; j < kVectors; ++j) weight[j] = load_pairs(weights + 2 * j * kLanes);
+    BF16::Register weight[kVectors];
+    for (int j = 0; j < kVectors; ++j) weight[j] = BF16::load(weights + 2 * j * kLanes);
     for (int i = 0; i < kRows; ++i) {
-      const Pairs value = broadcast_pair(inputs[i] + k);
-      for (int j = 0; j < kVectors; ++j) totals[i][j] = add_products(totals[i][j], value, weight[j]);
+      const BF16::Register value = BF16::broadcast_pair(inputs[i] + k);
+      for (int j = 0; j < kVectors; ++j) totals[i][j] = BF16::add_products(totals[i][j], value, weight[j]);
     }
   }
   if (!last) {
@@ -109,8 +75,9 @@ inline void multiply_rows(const Rows<T>& rows, int64_t row, int64_t output, int6
           values[j] = F32::max(least, value);
         }
 #pragma GCC unroll 2
-        for (int j = 0; j + 1 < kVectors; j += 2) store_pair(result + j * kLanes, values[j], values[j + 1]);
-        if constexpr (kVectors % 2 == 1) store(result + (kVectors - 1) * kLanes, values[kVectors - 1]);
+        for (int j = 0; j + 1 < kVectors; j += 2)
+          BF16::store_pair(result + j * kLanes, values[j], values[j + 1]);
+        if constexpr (kVectors % 2 == 1) BF16::store(result + (kVectors - 1) * kLanes, values[kVectors - 1]);
       }
     };
     rows.added == nullptr ? finish(std::false_type()) : finish(std::true_type());
@@ -157,13 +124,7 @@ void multiply(const Rows<T>& rows, int64_t channels, int64_t outputs, const BFlo
 }
 
 }  // namespace pointwise_kernels
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#include "simd/avx512_end.h"
+#include "simd/avx512_bf16_end.h"
 
 namespace mrcnn_ext {
 namespace pointwise {

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.pointwise import pointwise_conv, pointwise_is_available, pointwise_weight
+from ..layers.pointwise import pointwise_conv, pointwise_weight
+from ..layers.processor import bf16_kernels_are_available
+from ..layers.stem import stem_conv_pool, stem_weight
 from ..layers.winograd import winograd_conv3x3, winograd_weight
 from .timing import race
 
@@ -26,8 +28,9 @@ LAYERS = {
     "FPN lateral, p2": (1, 256, 256, 200, 304, 1),
     "RPN predictions, p2": (1, 256, 15, 200, 304, 1),
     "box head": (1000, 12544, 1024, 1, 1, 1),
+    "stem": (1, 3, 64, 800, 1216, 7),
 }
-METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "pointwise bf16")
+METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "ours bf16")
 _CPU = torch.device("cpu")
 # Errors above these, in standard deviations of the result, are mistakes.
 _LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2), strict=True))
@@ -36,7 +39,8 @@ _LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2), strict=True))
 def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -> dict:
     """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
     standard deviations of the result in float64. Maps are bf16, as they are between layers; of "float32" and
-    "winograd float32" they are float32. "winograd" is of 3x3, "pointwise" of 1x1 and where it is available.
+    "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1
+    and of the stem, whose ReLU and pooling are measured with it, where it is available.
 
     Raises:
         AssertionError: a result is wrong.
@@ -50,18 +54,25 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
     bias = torch.randn(outputs, generator=generator)
     wide, last = x.float(), weight.contiguous(memory_format=torch.channels_last)
     narrow, narrow_bias = last.bfloat16(), bias.bfloat16()
+    geometry = {"stride": 2 if side == 7 else 1, "padding": side // 2}
+
+    def convolve(x, weight, bias):
+        result = F.conv2d(x, weight, bias, **geometry)
+        return F.max_pool2d(result.relu_(), 3, 2, 1) if side == 7 else result
+
     functions = {
-        "float32": lambda: F.conv2d(wide, last, bias, padding=side // 2),
-        "bf16": lambda: F.conv2d(x, narrow, narrow_bias, padding=side // 2),
+        "float32": lambda: convolve(wide, last, bias),
+        "bf16": lambda: convolve(x, narrow, narrow_bias),
     }
     if side == 3:
         transformed, in_int16 = winograd_weight(weight), winograd_weight(weight, int16=True)
         functions["winograd float32"] = lambda: winograd_conv3x3(wide, transformed, bias)
         functions["winograd int16"] = lambda: winograd_conv3x3(x, in_int16, bias)
-    elif pointwise_is_available():
-        reordered = pointwise_weight(weight)
-        functions["pointwise bf16"] = lambda: pointwise_conv(x, reordered, bias)
-    expected = F.conv2d(wide[:1].double(), weight.double(), bias.double(), padding=side // 2)
+    elif bf16_kernels_are_available():
+        reordered = stem_weight(weight) if side == 7 else pointwise_weight(weight)
+        ours = stem_conv_pool if side == 7 else pointwise_conv
+        functions["ours bf16"] = lambda: ours(x, reordered, bias)
+    expected = convolve(wide[:1].double(), weight.double(), bias.double())
     errors = {method: _error(function(), expected) for method, function in functions.items()}
     for method, error in errors.items():
         if not error < _LARGEST_ERRORS[method]:
@@ -70,7 +81,7 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
     row = {"layer": name, "size": "x".join(map(str, size[:5])), "kernel": side, "threads": threads}
     row |= {f"{method}_ms": 1000 * seconds[method] if method in seconds else None for method in METHODS}
     row |= {f"{method}_error": errors.get(method) for method in METHODS}
-    row["gflop"] = 2e-9 * side * side * n * channels * outputs * height * width
+    row["gflop"] = 2e-9 * side * side * n * channels * outputs * height * width / geometry["stride"] ** 2
     return row
 
 

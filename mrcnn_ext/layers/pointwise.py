@@ -7,25 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
-from .processor import cpu_has_amx, cpu_has_avx512_bf16
 
 __all__ = [
     "PointwiseWeight",
     "add_pointwise_conv_",
     "pointwise_conv",
-    "pointwise_is_available",
     "pointwise_weight",
 ]
 
 _LANES, _CHUNK = 16, 64  # csrc/pointwise/kernels.h
-
-
-def pointwise_is_available() -> bool:
-    """Whether these convolutions are compiled and faster here than PyTorch's: where the processor multiplies bf16
-    in vectors (AVX512-BF16) and not in tiles (AMX)."""
-    compiled = _extension.is_available() and _extension.backend() == "compiled"
-    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return compiled and widest and cpu_has_avx512_bf16() and not cpu_has_amx()
 
 
 class PointwiseWeight(NamedTuple):

@@ -1,10 +1,12 @@
-"""What the processor can do."""
+"""What the processor can do, and what of this package is made for it."""
 
 import platform
 
 import torch
 
-__all__ = ["cpu_has_amx", "cpu_has_avx512_bf16", "cpu_has_bf16"]
+from . import _extension
+
+__all__ = ["bf16_kernels_are_available", "cpu_has_amx", "cpu_has_avx512_bf16", "cpu_has_bf16"]
 
 
 def cpu_has_bf16() -> bool:
@@ -23,3 +25,11 @@ def cpu_has_amx() -> bool:
 def cpu_has_avx512_bf16() -> bool:
     """Whether this processor multiplies vectors of bf16 (AVX512-BF16)."""
     return bool(platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def bf16_kernels_are_available() -> bool:
+    """Whether `pointwise_conv` and `stem_conv_pool` are compiled and faster here than PyTorch's layers: where the
+    processor multiplies bf16 in vectors (AVX512-BF16) and not in tiles (AMX)."""
+    compiled = _extension.is_available() and _extension.backend() == "compiled"
+    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return compiled and widest and cpu_has_avx512_bf16() and not cpu_has_amx()

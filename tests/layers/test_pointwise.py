@@ -9,10 +9,9 @@ from mrcnn_ext.layers.pointwise import (
     PointwiseWeight,
     add_pointwise_conv_,
     pointwise_conv,
-    pointwise_is_available,
     pointwise_weight,
 )
-from mrcnn_ext.layers.processor import cpu_has_avx512_bf16
+from mrcnn_ext.layers.processor import bf16_kernels_are_available, cpu_has_avx512_bf16
 
 needs_it = pytest.mark.skipif(
     not (_extension.is_available() and cpu_has_avx512_bf16())
@@ -187,7 +186,7 @@ def test_errors_name_the_argument():
 
 def test_without_the_compiled_operators_it_says_so(monkeypatch):
     monkeypatch.setattr(_extension, "_why_absent", "there is no compiled library")
-    assert not pointwise_is_available()
+    assert not bf16_kernels_are_available()
     x, weight, _ = random_case(1, 32, 16, 6, 6)
     with pytest.raises(NotImplementedError, match="pointwise_conv has no slower path, .* `pip install"):
         pointwise_conv(x, pointwise_weight(weight))

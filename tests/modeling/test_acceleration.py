@@ -144,11 +144,11 @@ def test_float32_answers_and_parameters_are_stock(make_model, make_batch, name):
 @pytest.mark.parametrize("pointwise", [False, True], ids=["oneDNN alone", "with our 1x1"])
 def test_bf16_is_close_and_gives_float32(make_model, make_batch, name, pointwise, monkeypatch):
     model, batch = make_model(name), make_batch(BOXES, size=(64, 96))
-    if pointwise and not steps.pointwise_is_available():
+    if pointwise and not steps.bf16_kernels_are_available():
         pytest.skip("the compiled operators are not built, or this processor has no AVX512-BF16")
-    monkeypatch.setattr(steps, "pointwise_is_available", lambda: pointwise)
+    monkeypatch.setattr(steps, "bf16_kernels_are_available", lambda: pointwise)
     fast = accelerate(model, bf16=True)
-    assert ("1x1 by mrcnn_ext" in fast.acceleration.steps["convolutions"]) == pointwise
+    assert ("1x1 and the stem by mrcnn_ext" in fast.acceleration.steps["convolutions"]) == pointwise
     assert fast.acceleration.bf16 and fast.acceleration.steps["bf16"].startswith("on: asked for")
     for result in infer(fast, batch):
         assert len(result) > 0

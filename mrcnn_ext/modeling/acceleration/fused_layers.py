@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers.pointwise import add_pointwise_conv_, pointwise_conv, pointwise_weight
+from ...layers.stem import stem_conv_pool, stem_weight
 from ...layers.winograd import winograd_conv3x3, winograd_weight
-from .geometry import pointwise_serves, winograd_serves
+from .geometry import pointwise_serves, stem_serves, winograd_serves
 
 __all__ = [
     "Engine",
@@ -42,16 +43,17 @@ class Engine:
         dtype: of the layers.
         onednn: whether to use oneDNN's fused convolutions on the CPU.
         winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
-        pointwise: whether 1x1 convolutions and linear layers of bf16 on the CPU are `pointwise_conv`.
+        bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
+            of a ResNet `stem_conv_pool`.
     """
 
     dtype: torch.dtype
     onednn: bool = False
     winograd: str | None = None
-    pointwise: bool = False
+    bf16_kernels: bool = False
 
-    def runs_pointwise(self, x: Tensor) -> bool:
-        return self.pointwise and self.dtype == torch.bfloat16 and x.device.type == "cpu"
+    def runs_bf16_kernels(self, x: Tensor) -> bool:
+        return self.bf16_kernels and self.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def foldable(norm: nn.Module | None) -> bool:
@@ -115,7 +117,7 @@ class FusedConv:
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(engine.dtype)
             folded = norm is None or foldable(norm)
-            if folded and engine.runs_pointwise(x) and pointwise_serves(self):
+            if folded and engine.runs_bf16_kernels(x) and pointwise_serves(self):
                 return self._pointwise(x, norm, relu, add, add_doubled)
             if add_doubled is not None:
                 add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
@@ -123,6 +125,18 @@ class FusedConv:
                 return self._convolve(x, norm, relu, add)
             x = norm(self._convolve(x, None).float()).to(engine.dtype)
             return _finish(x, relu, add)
+
+    def runs_as_stem(self, x: Tensor) -> bool:
+        """Whether `run_stem` can have x."""
+        norm = getattr(self, "norm", None)
+        folded = norm is None or foldable(norm)
+        return folded and self._swapped["engine"].runs_bf16_kernels(x) and stem_serves(self)
+
+    def run_stem(self, x: Tensor) -> Tensor:
+        """As `run` with a ReLU, followed by max pooling of 3x3 and stride 2."""
+        norm = getattr(self, "norm", None)
+        weight, bias = weights_for(self, self._sources(norm), "stem", partial(self._make_stem, norm))
+        return stem_conv_pool(x, weight, bias)
 
     def _pointwise(self, x, norm, relu, add, add_doubled):
         weight, bias = weights_for(
@@ -188,6 +202,10 @@ class FusedConv:
         weight, bias = self._fold(norm)
         return pointwise_weight(weight), _to(bias, torch.float32)
 
+    def _make_stem(self, norm):
+        weight, bias = self._fold(norm)
+        return stem_weight(weight), _to(bias, torch.float32)
+
 
 class FusedConvTranspose:
     """Mixin for a ConvTranspose2d; a ReLU may follow. Attribute: ``engine``."""
@@ -231,7 +249,7 @@ class FusedLinear:
 
     def _run(self, x, relu, setting, order):
         engine = self._swapped["engine"]
-        pointwise = engine.runs_pointwise(x) and self.in_features % 2 == 0 and x.dim() == 2
+        pointwise = engine.runs_bf16_kernels(x) and self.in_features % 2 == 0 and x.dim() == 2
 
         def make():
             weight = order(self.weight.detach())

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from .class_swap import defines
 
-__all__ = ["doubling_as_linear", "is_doubling", "pointwise_serves", "winograd_serves"]
+__all__ = ["doubling_as_linear", "is_doubling", "pointwise_serves", "stem_serves", "winograd_serves"]
 
 
 def winograd_serves(conv: nn.Conv2d) -> bool:
@@ -25,6 +25,17 @@ def pointwise_serves(conv: nn.Conv2d) -> bool:
         and conv.stride[0] == conv.stride[1]
         and conv.padding in ((0, 0), "valid", "same")
         and conv.in_channels % 2 == 0
+    )
+
+
+def stem_serves(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is that of a ResNet's stem: 7x7, stride 2, of three channels, outputs in 64s."""
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return (
+        geometry == ((7, 7), (2, 2), (3, 3), (1, 1), 1)
+        and conv.padding_mode == "zeros"
+        and conv.in_channels == 3
+        and conv.out_channels % 64 == 0
     )
 
 

@@ -124,6 +124,8 @@ class _FusedStem:
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             return super().forward(x)
+        if self.conv1.runs_as_stem(x):
+            return self.conv1.run_stem(x)
         x = x.contiguous(memory_format=torch.channels_last)
         return F.max_pool2d(self.conv1.run(x, relu=True), kernel_size=3, stride=2, padding=1)
 
@@ -188,7 +190,7 @@ class _FusedRPNHead:
 
     def _predict(self, x):
         convs = (self.objectness_logits, self.anchor_deltas)
-        pointwise = self._swapped["engine"].runs_pointwise(x) and all(map(pointwise_serves, convs))
+        pointwise = self._swapped["engine"].runs_bf16_kernels(x) and all(map(pointwise_serves, convs))
 
         def make():
             weight, bias = (
@@ -269,7 +271,7 @@ class _FusedMaskPrediction:
         if predictor.out_channels == 1:  # class-agnostic
             classes = torch.zeros_like(classes)
         dtype = self._swapped["engine"].dtype
-        pointwise = self._swapped["engine"].runs_pointwise(x) and deconv.in_channels % 2 == 0
+        pointwise = self._swapped["engine"].runs_bf16_kernels(x) and deconv.in_channels % 2 == 0
 
         def make():
             weight, bias = doubling_as_linear(deconv.weight.detach(), deconv.bias)

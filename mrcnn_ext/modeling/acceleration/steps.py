@@ -15,8 +15,7 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import nn
 from torchvision.ops import DeformConv2d, RoIPool
 
-from ...layers.pointwise import pointwise_is_available
-from ...layers.processor import cpu_has_amx, cpu_has_bf16
+from ...layers.processor import bf16_kernels_are_available, cpu_has_amx, cpu_has_bf16
 from ...layers.winograd import winograd_is_available
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
@@ -222,7 +221,7 @@ def _replace_networks(model, convolutions, winograd, report):
         dtype,
         onednn=on_cpu and onednn_fuses(dtype),
         winograd=winograd,
-        pointwise=on_cpu and report.bf16 and pointwise_is_available(),
+        bf16_kernels=on_cpu and report.bf16 and bf16_kernels_are_available(),
     )
     fused, autocast, float32 = [], [], []
     for name, network, is_head in _networks(model):
@@ -234,7 +233,7 @@ def _replace_networks(model, convolutions, winograd, report):
         for _, predictor in _box_predictors(model):
             swap(predictor, Float32Inputs)
     how = " by oneDNN" if engine.onednn else ""
-    how += f"{' and' if how else ','} 1x1 by mrcnn_ext" if engine.pointwise else ""
+    how += ", 1x1 and the stem by mrcnn_ext" if engine.bf16_kernels else ""
     report.steps["convolutions"] = (f"fused{how}: {', '.join(fused) or 'none'}") if convolutions else "off"
     if autocast:
         report.steps["not fused"] = f"; by autocast: {', '.join(autocast)}"
