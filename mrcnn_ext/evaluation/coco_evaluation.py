@@ -131,14 +131,13 @@ class _MaskScoringCOCO(COCO):
     """Ground truth against which masks are ranked by scores of their own."""
 
     def loadRes(self, results):
-        # Whoever evaluates masks takes the boxes away, lest pycocotools take their area for the masks'.
-        of_masks = [
-            {**record, "score": record["mask_score"]}
-            if "mask_score" in record and "bbox" not in record
-            else record
-            for record in results
-        ]
-        return super().loadRes(of_masks)
+        # pycocotools writes into the records that it is given, as does ranking by keypoint scores: copies are its.
+        results = [dict(record) for record in results]
+        for record in results:
+            # Whoever evaluates masks takes the boxes away, lest pycocotools take their area for the masks'.
+            if "mask_score" in record and "bbox" not in record:
+                record["score"] = record["mask_score"]
+        return super().loadRes(results)
 
 
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict]:

@@ -137,7 +137,9 @@ def test_keypoint_scores_rank_keypoints_alone(make_dataset, tmp_path):
     output = predict(num=1)
     wrong = predict(num=1)["instances"]
     wrong.pred_keypoints += 60
-    wrong.scores += 0.05
+    wrong.pred_boxes.tensor += 60
+    wrong.pred_masks = ~wrong.pred_masks
+    wrong.scores -= 0.05
     output["instances"] = Instances.cat([output["instances"], wrong])
     dataset = make_dataset()
     by_box = evaluate(COCOEvaluator(dataset, ALL_TASKS), output)
