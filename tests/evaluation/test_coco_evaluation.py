@@ -136,22 +136,23 @@ def test_results_file_is_detectron2s_byte_for_byte(make_dataset, tmp_path, field
 def test_keypoint_scores_rank_keypoints_alone(make_dataset, tmp_path):
     output = predict(num=1)
     wrong = predict(num=1)["instances"]
-    wrong.pred_keypoints += 60
     wrong.pred_boxes.tensor += 60
     wrong.pred_masks = ~wrong.pred_masks
     wrong.scores -= 0.05
+    output["instances"].pred_keypoints += 60  # the right box and mask first, the right keypoints last
     output["instances"] = Instances.cat([output["instances"], wrong])
     dataset = make_dataset()
     by_box = evaluate(COCOEvaluator(dataset, ALL_TASKS), output)
-    output["instances"].keypoint_scores = torch.tensor([0.7, 0.1])
+    output["instances"].keypoint_scores = torch.tensor([0.1, 0.7])
     by_keypoints = evaluate(COCOEvaluator(dataset, ALL_TASKS, output_dir=str(tmp_path)), output)
     assert (by_box["keypoints"]["AP-person"], by_keypoints["keypoints"]["AP-person"]) == pytest.approx(
         (50, 100), abs=1
     )
     for task in ("bbox", "segm"):
+        assert by_box[task]["AP-person"] == pytest.approx(100)
         assert dict(by_keypoints[task]) == pytest.approx(dict(by_box[task]), nan_ok=True)
     records = json.loads((tmp_path / "coco_instances_results.json").read_text())
-    assert [record["keypoint_score"] for record in records] == pytest.approx([0.7, 0.1])
+    assert [record["keypoint_score"] for record in records] == pytest.approx([0.1, 0.7])
 
 
 def test_lazy_masks_are_never_pasted_and_score_the_same(make_dataset, tmp_path, monkeypatch):
