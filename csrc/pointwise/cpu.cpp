@@ -85,26 +85,26 @@ struct Arguments {
   std::vector<int64_t> size;
 };
 
-Arguments check(const at::Tensor& input, const at::Tensor& weight, int64_t outputs,
+Arguments check(const char* name, const at::Tensor& input, const at::Tensor& weight, int64_t outputs,
                 const std::optional<at::Tensor>& bias, int64_t stride) {
   const Kernels* kernels = best_kernels();
-  TORCH_CHECK_NOT_IMPLEMENTED(kernels != nullptr, "pointwise_conv: this processor has no AVX512-BF16");
-  TORCH_CHECK_VALUE(input.dim() == 4, "pointwise_conv: input must be (N, C, H, W), got ", input.sizes());
-  TORCH_CHECK_TYPE(input.scalar_type() == at::kBFloat16, "pointwise_conv: input must be bfloat16, got ",
+  TORCH_CHECK_NOT_IMPLEMENTED(kernels != nullptr, name, ": this processor has no AVX512-BF16");
+  TORCH_CHECK_VALUE(input.dim() == 4, name, ": input must be (N, C, H, W), got ", input.sizes());
+  TORCH_CHECK_TYPE(input.scalar_type() == at::kBFloat16, name, ": input must be bfloat16, got ",
                    input.scalar_type());
-  TORCH_CHECK_VALUE(stride >= 1, "pointwise_conv: stride must be at least 1, got ", stride);
+  TORCH_CHECK_VALUE(stride >= 1, name, ": stride must be at least 1, got ", stride);
   const int64_t channels = input.size(1);
-  TORCH_CHECK_VALUE(channels > 0 && channels % 2 == 0,
-                    "pointwise_conv: input must have an even number of channels, got ", channels);
+  TORCH_CHECK_VALUE(channels > 0 && channels % 2 == 0, name,
+                    ": input must have an even number of channels, got ", channels);
   const int64_t padded = (outputs + kLanes - 1) / kLanes * kLanes;
-  TORCH_CHECK_TYPE(weight.scalar_type() == at::kBFloat16, "pointwise_conv: weight must be bfloat16, got ",
+  TORCH_CHECK_TYPE(weight.scalar_type() == at::kBFloat16, name, ": weight must be bfloat16, got ",
                    weight.scalar_type());
   TORCH_CHECK_VALUE(
-      outputs > 0 && weight.sizes() == at::IntArrayRef{padded * channels} && weight.is_contiguous(),
-      "pointwise_conv: weight must be contiguous and what pointwise_weight makes for ", channels,
-      " input and ", outputs, " output channels, got ", weight.sizes());
+      outputs > 0 && weight.sizes() == at::IntArrayRef{padded * channels} && weight.is_contiguous(), name,
+      ": weight must be contiguous and what pointwise_weight makes for ", channels, " input and ", outputs,
+      " output channels, got ", weight.sizes());
   TORCH_CHECK_VALUE(!bias || (bias->sizes() == at::IntArrayRef{outputs} && bias->scalar_type() == at::kFloat),
-                    "pointwise_conv: bias must be (", outputs, ",) float32");
+                    name, ": bias must be (", outputs, ",) float32");
   at::Tensor biases = at::zeros({padded}, input.options().dtype(at::kFloat));
   if (bias) biases.narrow(0, 0, outputs).copy_(*bias);
   return {
@@ -117,7 +117,7 @@ Arguments check(const at::Tensor& input, const at::Tensor& weight, int64_t outpu
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, int64_t outputs,
                 const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& add, int64_t stride,
                 bool relu, bool float32) {
-  const Arguments arguments = check(input, weight, outputs, bias, stride);
+  const Arguments arguments = check("pointwise_conv", input, weight, outputs, bias, stride);
   const std::vector<int64_t>& size = arguments.size;
   const at::ScalarType dtype = float32 ? at::kFloat : at::kBFloat16;
   const bool same = add && add->sizes() == size;
@@ -143,7 +143,7 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, int64_t outpu
 void add_conv(const at::Tensor& sum, const at::Tensor& input, const at::Tensor& weight,
               const std::optional<at::Tensor>& bias, int64_t stride, bool relu) {
   TORCH_CHECK_VALUE(sum.dim() == 4, "add_pointwise_conv_: sum must be (N, O, H, W), got ", sum.sizes());
-  const Arguments arguments = check(input, weight, sum.size(1), bias, stride);
+  const Arguments arguments = check("add_pointwise_conv_", input, weight, sum.size(1), bias, stride);
   TORCH_CHECK_VALUE(sum.sizes() == arguments.size && sum.scalar_type() == at::kBFloat16 &&
                         sum.is_contiguous(at::MemoryFormat::ChannelsLast),
                     "add_pointwise_conv_: sum must be bfloat16, channels-last and of the output's shape ",

@@ -197,7 +197,9 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const at::
   const std::vector<int64_t> size = {input.size(0), out_channels, input.size(2), input.size(3)};
   TORCH_CHECK_VALUE(!add || (add->sizes() == size && add->scalar_type() == input.scalar_type()),
                     "winograd_conv3x3: add must have the output's shape ", at::IntArrayRef(size),
-                    " and the input's dtype, got ", add ? add->sizes() : at::IntArrayRef{});
+                    " and the input's dtype, ", input.scalar_type(), ", got ",
+                    add ? add->sizes() : at::IntArrayRef{}, " ",
+                    add ? add->scalar_type() : input.scalar_type());
 
   const auto layout = at::MemoryFormat::ChannelsLast;
   const at::Tensor output = empty_result(size, input.options().memory_format(layout));

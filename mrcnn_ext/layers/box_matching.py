@@ -24,6 +24,7 @@ class BoxMatches(NamedTuple):
     best: Tensor
 
 
+@torch.no_grad()
 def match_boxes(boxes: Tensor, targets: Tensor) -> BoxMatches:
     """Matches boxes to targets as anchors are to ground truth (Faster R-CNN, section 3.1.2); every overlap has the
     bits of detectron2's ``pairwise_iou``.
@@ -34,11 +35,16 @@ def match_boxes(boxes: Tensor, targets: Tensor) -> BoxMatches:
 
     Raises:
         ValueError: a wrong shape, or no targets.
+        TypeError: the two are not of one floating dtype.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must have shape (R, 4), got {tuple(boxes.shape)}")
     if targets.dim() != 2 or targets.shape[1] != 4 or len(targets) == 0:
         raise ValueError(f"targets must have shape (G, 4) with G > 0, got {tuple(targets.shape)}")
+    if not boxes.is_floating_point() or boxes.dtype != targets.dtype:
+        raise TypeError(
+            f"boxes and targets must be of one floating dtype, got {boxes.dtype} and {targets.dtype}"
+        )
     step = max(_AT_ONCE // len(targets), 256)
     blocks = [slice(begin, begin + step) for begin in range(0, len(boxes), step)]
     overlaps = boxes.new_empty(len(boxes))

@@ -45,3 +45,5 @@ def test_errors_name_the_argument():
         match_boxes(torch.zeros(3, 5), torch.zeros(1, 4))
     with pytest.raises(ValueError, match=r"targets must have shape \(G, 4\) with G > 0, got \(0, 4\)"):
         match_boxes(torch.zeros(3, 4), torch.zeros(0, 4))
+    with pytest.raises(TypeError, match="of one floating dtype, got torch.int64 and torch.float32"):
+        match_boxes(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(1, 4))

@@ -175,6 +175,11 @@ def test_errors_name_the_argument():
             ValueError,
             "sum must be bfloat16, channels-last and of the output's shape",
         ),
+        (
+            lambda: add_pointwise_conv_(x, x.float(), good),
+            TypeError,
+            "^add_pointwise_conv_: input must be bf",
+        ),
     ):
         with pytest.raises(error, match=message):
             call()

@@ -4,6 +4,8 @@ import copy
 import io
 import logging
 import pickle
+from collections import namedtuple
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from mrcnn_ext.layers import winograd
 from mrcnn_ext.layers.winograd import winograd_is_available, winograd_weight
 from mrcnn_ext.modeling import FusedROIPooler, LazyMasks, accelerate
 from mrcnn_ext.modeling.acceleration import detections, fused_layers, steps
-from mrcnn_ext.modeling.acceleration.class_swap import defines
+from mrcnn_ext.modeling.acceleration.class_swap import swap
+from mrcnn_ext.modeling.acceleration.mixed_precision import AutocastForward
 
 C4 = (
     *("MODEL.KEYPOINT_ON", "False", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
@@ -32,6 +35,7 @@ C4 = (
 MODELS = {
     "mask and keypoints": (),
     "bottlenecks": ("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16")
+    + ("MODEL.RESNETS.STEM_OUT_CHANNELS", "64")
     + ("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.STRIDE_IN_1X1", "False"),
     "norms everywhere": (
         "MODEL.FPN.NORM",
@@ -155,6 +159,8 @@ def test_bf16_is_close_and_gives_float32(make_model, make_batch, name, pointwise
         assert result.scores.dtype == result.pred_boxes.tensor.dtype == torch.float32
     with torch.no_grad():
         images = model.preprocess_image(batch)
+        if name == "bottlenecks":
+            assert fast.backbone.bottom_up.stem.conv1.runs_as_stem(images.tensor) == pointwise
         features, stock_features = fast.backbone(images.tensor), model.backbone(images.tensor)
         for key, value in stock_features.items():
             assert (features[key].float() - value).std() < 0.03 * value.std()
@@ -191,6 +197,8 @@ def test_each_step_can_be_left_out_and_works_alone(make_model, make_batch, step)
     without = accelerate(model, bf16=False, **{step: False})
     assert without.acceleration.steps[step] == "off"
     assert_same(infer(without, batch), expected)
+    (rounded,) = infer(accelerate(model, bf16=True, **{step: False}), batch)
+    assert len(rounded) > 0 and rounded.pred_boxes.tensor.dtype == torch.float32
     wanted = ["convolutions", "winograd"] if step == "winograd" else [step]  # one of the other
     alone = accelerate(model, bf16=False, **{other: False for other in STEPS if other not in wanted})
     assert [name for name, what in alone.acceleration.steps.items() if not what.startswith("off")] == wanted
@@ -229,6 +237,83 @@ def test_weights_loaded_afterwards_take_effect(make_model, make_batch):
         for m in (fast, model):
             m.backbone.bottom_up.res2[0].conv1.norm.bias.add_(0.5)
     assert_same(infer(fast, batch), infer(model, batch))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_inference_mode(make_model, make_batch, bf16):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    expected = infer(accelerate(model, bf16=bf16), batch)
+    with torch.inference_mode():
+        inside = accelerate(model, bf16=bf16)
+        assert_same([output["instances"] for output in inside(batch)], expected)
+        outside = accelerate(model, bf16=bf16, masks=False)
+    assert_same(infer(inside, batch), expected)
+    outside = accelerate(model, bf16=bf16, masks=False)
+    with torch.inference_mode():
+        outside(batch)
+    # Gradients are on here, and masks=False leaves them so.
+    assert_same([output["instances"] for output in outside(batch)], expected)
+
+
+class _TwiceAsMuch(torch.nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+@pytest.mark.parametrize("make", [_TwiceAsMuch, partial(torch.nn.Conv2d, padding_mode="reflect")])
+def test_convolutions_that_are_not_plain_stay_as_they_are(make_model, make_batch, make):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    plain = model.backbone.fpn_output2
+    other = make(plain.in_channels, plain.out_channels, 3, padding=1)
+    other.load_state_dict(plain.state_dict())
+    model.backbone.fpn_output2 = model.backbone.output_convs[-1] = other
+    x = model.preprocess_image(batch).tensor
+    with torch.no_grad():
+        for fast in (accelerate(model, bf16=False), accelerate(model, training=True).eval()):
+            for ours, stock in zip(fast.backbone(x).values(), model.backbone(x).values(), strict=True):
+                torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_hooks_of_blocks_see_is_not_written_over(make_model, make_batch, bf16):
+    model, batch = make_model("bottlenecks"), make_batch(BOXES, size=(64, 96))
+    fast = accelerate(model, bf16=bf16)
+    kept, copies = [], []
+
+    def keep(module, args, output):
+        kept.extend([args[0], output])
+        copies.extend([args[0].clone(), output.clone()])
+
+    for block in fast.backbone.bottom_up.res4:
+        block.register_forward_hook(keep)
+    infer(fast, batch)
+    assert len(kept) == 12 and all(map(torch.equal, kept, copies))
+
+
+def test_poolers_that_heads_share(make_model, make_batch):
+    model, batch = make_model(), make_batch(BOXES, size=(64, 96))
+    model.roi_heads.keypoint_pooler = model.roi_heads.mask_pooler
+    fast = accelerate(model, bf16=False)
+    assert fast.roi_heads.keypoint_pooler is fast.roi_heads.mask_pooler
+    assert fast.acceleration.steps["pooler"] == "2 replaced"
+    assert_same(infer(fast, batch), infer(model, batch))
+
+
+def test_the_report_of_a_cascade_claims_no_detections(make_model):
+    assert accelerate(make_model("cascade")).acceleration.steps["detections"] == "proposals"
+
+
+def test_networks_by_autocast_take_and_give_what_they_like():
+    class Head(torch.nn.Linear):
+        def forward(self, x, *, scale):
+            outputs = namedtuple("Outputs", "scores name")
+            return outputs(scale * super().forward(x["features"]), "head")
+
+    head = Head(4, 4).eval()
+    swap(head, AutocastForward, float32=True)
+    result = head({"features": torch.ones(2, 4)}, scale=2)
+    assert result.scores.dtype == torch.float32 and result.name == "head"
+    assert torch.equal(result.scores, result.scores.bfloat16().float())
 
 
 def test_accelerating_twice_is_accelerating_once(make_model, make_batch):
@@ -396,12 +481,13 @@ def test_test_time_augmentation(make_model, make_batch, tiny_cfg):
     assert_same(infer(fast, batch), infer(stock, batch))
 
 
-def test_an_image_without_detections(make_model, make_batch):
+@pytest.mark.parametrize(
+    "opts", [("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"), ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "1000")]
+)
+def test_an_image_without_detections_or_proposals(make_model, make_batch, opts):
     batch = make_batch(BOXES, BOXES, size=(64, 96))
     for bf16 in (False, True):
-        fast = accelerate(
-            make_model("mask and keypoints", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"), bf16=bf16
-        )
+        fast = accelerate(make_model("mask and keypoints", *opts), bf16=bf16)
         for result in infer(fast, batch):
             assert len(result) == 0 and result.pred_keypoints.shape == (0, 17, 3)
             assert result.pred_masks.shape == (0, 64, 96)
@@ -419,7 +505,7 @@ def test_the_pooler_keeps_its_arguments(make_model, kind, aligned):
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-@pytest.mark.parametrize("topk", [10, 100, -1])
+@pytest.mark.parametrize("topk", [10, 100, 0, -1])
 def test_detections_equal_stock_with_many_boxes(agnostic, topk):
     fast_rcnn = pytest.importorskip("detectron2.modeling.roi_heads.fast_rcnn")
     generator = torch.Generator().manual_seed(0)
@@ -458,13 +544,32 @@ def test_others_are_refused_by_name(make_model, tiny_cfg):
         accelerate(make_model(), masks="rle")
 
 
+def test_a_model_that_is_refused_is_as_it_was(make_model, monkeypatch):
+    model = make_model().train()
+    classes = [type(module) for module in model.modules()]
+    monkeypatch.setattr(steps, "winograd_is_available", lambda: False)
+    with pytest.raises(ValueError, match="winograd='int16' cannot be had: it needs the compiled"):
+        accelerate(model, winograd="int16", training=False, copy=False)
+    with pytest.raises(ValueError, match="winograd='float32' cannot be had: convolutions is False"):
+        accelerate(model, winograd="float32", convolutions=False, training=False, copy=False)
+
+    class Panoptic(type(model)):
+        def inference(self, batched_inputs, *args):
+            return super().inference(batched_inputs, *args)
+
+    model.__class__ = Panoptic
+    with pytest.raises(ValueError, match='masks="lazy": Panoptic has post-processing of its own'):
+        accelerate(model, masks="lazy", training=False, copy=False)
+    assert [type(module) for module in model.modules()][1:] == classes[1:]
+    assert model.training and not hasattr(model, "acceleration")
+
+
 def test_a_subclass_of_a_normalisation_is_not_folded():
     class Activated(torch.nn.BatchNorm2d):
         pass
 
     assert fused_layers.foldable(torch.nn.BatchNorm2d(3)) and not fused_layers.foldable(Activated(3))
     assert not fused_layers.foldable(torch.nn.BatchNorm2d(3, track_running_stats=False))
-    assert not defines(Activated(3), torch.nn.Conv2d, "forward")
 
 
 def test_the_report_names_every_step(make_model):

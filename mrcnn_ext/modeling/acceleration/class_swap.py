@@ -4,7 +4,7 @@ from functools import cache
 
 from torch import nn
 
-__all__ = ["defines", "restore", "swap"]
+__all__ = ["defines", "restore", "stock_class", "swap"]
 
 
 def swap(module: nn.Module, mixin: type, **attributes) -> None:
@@ -22,6 +22,11 @@ def restore(module: nn.Module) -> None:
     if isinstance(module, _Swapped):
         module.__class__ = type(module).stock_class
         del module.__dict__["_swapped"]
+
+
+def stock_class(module: nn.Module) -> type:
+    """The class of a module without what `swap` put before it."""
+    return type(module).stock_class if isinstance(module, _Swapped) else type(module)
 
 
 def defines(module: nn.Module, owner: type, *methods: str) -> bool:

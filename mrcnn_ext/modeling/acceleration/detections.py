@@ -1,5 +1,6 @@
 """Proposals and detections: the stock answers, without work on boxes that cannot be among them."""
 
+import torch
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
@@ -18,6 +19,10 @@ class FastProposals:
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
         if self.training:
             return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
+        with torch.no_grad():
+            return self._best_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
+
+    def _best_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
         logits, proposals = [], []
         for level, all_logits, all_deltas in zip(
             anchors, pred_objectness_logits, pred_anchor_deltas, strict=True
@@ -67,13 +72,13 @@ def _detections(boxes, scores, image_size, score_thresh, nms_thresh, topk):
     count = int(passing.sum())
     class_by_class = boxes.device.type == "cpu" and 4 * count > _CLASS_BY_CLASS
     # Whether a box stays depends on boxes of higher scores alone, and few of them fill the image as a rule.
-    wanted = 8 * topk if class_by_class and topk >= 0 else count
+    wanted = 8 * max(topk, 1) if class_by_class and topk >= 0 else count
     while True:
         chosen = passing
         if wanted < count:
             chosen = passing & (scores >= scores[passing].topk(wanted).values[-1])
         rows, classes = chosen.nonzero(as_tuple=True)
-        candidates = boxes.view(len(boxes), -1, 4)
+        candidates = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
         candidates = Boxes(candidates[rows, 0 if candidates.shape[1] == 1 else classes])
         candidates.clip(image_size)
         suppress = _nms_class_by_class if class_by_class else batched_nms

@@ -62,7 +62,8 @@ def foldable(norm: nn.Module | None) -> bool:
 
 
 def onednn_fuses(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's convolutions with fused epilogues on this CPU; says so if not."""
+    """Whether this PyTorch has oneDNN's convolutions with fused epilogues, which it says if not, and they run in the
+    dtype on this CPU."""
     names = ("_convolution_pointwise", "_convolution_pointwise_")
     if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names):
         return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -80,16 +81,22 @@ class _Prepared:
         self._sources, self._stamp, self._value = (), None, None
 
     def get(self, sources: tuple[Tensor, ...], setting, make: Callable):
-        stamp = (setting, [(source.data_ptr(), source._version) for source in sources])
+        stamp = (setting, [(source.data_ptr(), _version(source)) for source in sources])
         same = len(sources) == len(self._sources) and all(map(operator.is_, sources, self._sources))
         if not same or stamp != self._stamp:
-            with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+            # Not as tensors of inference mode: calls outside of it are to have them too.
+            outside = torch.inference_mode(False), torch.no_grad()
+            with outside[0], outside[1], torch.autocast(sources[0].device.type, enabled=False):
                 self._value = make()
             self._sources, self._stamp = sources, stamp
         return self._value
 
     def __reduce__(self):
         return _Prepared, ()
+
+
+def _version(tensor):
+    return None if tensor.is_inference() else tensor._version  # those of inference mode have none
 
 
 def weights_for(module: nn.Module, sources: tuple[Tensor | None, ...], setting, make: Callable):

@@ -12,25 +12,26 @@ def to_float32(value):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, dict):
         return {key: to_float32(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
+        return type(value)(*map(to_float32, value))
     if isinstance(value, (list, tuple)):
         return type(value)(to_float32(item) for item in value)
     return value
 
 
-def _device_type(value):
-    while not isinstance(value, Tensor):
-        value = next(iter(value.values() if isinstance(value, dict) else value))
-    return value.device.type
+def _autocast(network):
+    parameter = next(network.parameters(), None)
+    return torch.autocast("cpu" if parameter is None else parameter.device.type, torch.bfloat16)
 
 
 class AutocastForward:
     """Mixin for a network: bf16 autocast. Attribute: ``float32``, whether to give float32 in the end."""
 
-    def forward(self, x, *args):
+    def forward(self, x, *args, **kwargs):
         if self.training:
-            return super().forward(x, *args)
-        with torch.autocast(_device_type(x), torch.bfloat16):
-            x = super().forward(x, *args)
+            return super().forward(x, *args, **kwargs)
+        with _autocast(self):
+            x = super().forward(x, *args, **kwargs)
         return to_float32(x) if self._swapped["float32"] else x
 
 
@@ -40,7 +41,7 @@ class AutocastLayers:
     def layers(self, x):
         if self.training:
             return super().layers(x)
-        with torch.autocast(_device_type(x), torch.bfloat16):
+        with _autocast(self):
             x = super().layers(x)
         return x.float().contiguous()
 
@@ -48,5 +49,5 @@ class AutocastLayers:
 class Float32Inputs:
     """Mixin for what computes in float32 between networks that do not, such as a box predictor."""
 
-    def forward(self, x, *args):
-        return super().forward(x if self.training else to_float32(x), *args)
+    def forward(self, x, *args, **kwargs):
+        return super().forward(x if self.training else to_float32(x), *args, **kwargs)

@@ -1,5 +1,7 @@
 """The stock networks over fused layers: what their forward does, with fewer passes over memory."""
 
+from itertools import pairwise
+
 import torch
 from detectron2.layers import Conv2d, cat
 from detectron2.modeling.backbone.fpn import FPN
@@ -52,9 +54,9 @@ def fuse_network(network: nn.Module, engine: Engine) -> bool:
         swap(network, _FusedMaskPrediction, engine=engine)
     for stage in network.stages if isinstance(network, ResNet) else [network]:
         # Of a stage only the last output is read by others, so each further block may write over its input.
-        for block in list(stage.children())[1:]:
+        for previous, block in pairwise(stage.children()):
             if isinstance(block, _FusedBlock):
-                block._swapped["owns_input"] = True
+                block._swapped["input_of"] = previous
     return True
 
 
@@ -104,9 +106,12 @@ def _all_convs(block, owner):
 
 
 def _is_conv(module):
+    if not defines(module, nn.Conv2d, "_conv_forward"):
+        return False
     if defines(module, Conv2d, "forward"):
         return module.activation is None or _is_relu(module.activation)
-    return defines(module, ConvNormReLU, "forward") or defines(module, nn.Conv2d, "forward")
+    plain = defines(module, nn.Conv2d, "forward") and module.padding_mode == "zeros"
+    return plain or defines(module, ConvNormReLU, "forward")
 
 
 def _is_relu(activation):
@@ -145,7 +150,10 @@ class _FusedBlock:
 
     def _own(self, x):
         x = x.to(self._swapped["engine"].dtype)
-        return x if self._swapped.get("owns_input") else x.clone()
+        source = self._swapped.get("input_of")
+        # A hook may have kept what it saw.
+        seen = source is None or source._forward_hooks or self._forward_hooks or self._forward_pre_hooks
+        return x.clone() if seen else x
 
 
 class _FusedFPN:

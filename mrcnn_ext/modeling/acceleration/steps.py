@@ -19,7 +19,7 @@ from ...layers.processor import bf16_kernels_are_available, cpu_has_amx, cpu_has
 from ...layers.winograd import winograd_is_available
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
-from .class_swap import defines, restore, swap
+from .class_swap import defines, restore, stock_class, swap
 from .detections import FastDetections, FastProposals
 from .fused_layers import Engine, onednn_fuses
 from .mixed_precision import AutocastForward, AutocastLayers, Float32Inputs
@@ -70,7 +70,8 @@ def accelerate(
 
     Parameters keep their names and values, so checkpoints load as before, also afterwards: what was made of
     the parameters is made anew when they change (other than through ``.data``, which nobody can notice). At
-    inference no gradients are made, and forward hooks of layers within fused networks are not called.
+    inference no gradients are made (nor where a part of the model stays in evaluation mode while the rest trains),
+    and hooks of layers that became part of another, such as convolutions of fused networks, are not called.
     What the steps did is told by ``model.acceleration``. A model that was accelerated before is accelerated as
     is asked for now, except that a replaced pooler stays and a channels-last model stays so.
 
@@ -103,8 +104,8 @@ def accelerate(
 
     Raises:
         TypeError: ``model`` is no GeneralizedRCNN.
-        ValueError: ``winograd``, ``bf16`` or ``masks`` is not one of the values above, or ``winograd`` is asked
-            for by name where it cannot be had.
+        ValueError: ``winograd``, ``bf16`` or ``masks`` is not one of the values above, or what is asked for by
+            name cannot be had; ``model`` is as it was.
     """
     if not isinstance(model, GeneralizedRCNN):
         raise TypeError(
@@ -118,6 +119,11 @@ def accelerate(
     if masks not in (True, False, "lazy"):
         raise ValueError(f'masks must be True, False or "lazy", got {masks!r}')
     training = model.training if training is None else training
+    # All that can be refused before anything is changed.
+    use_bf16, why_bf16 = (None, "") if training else _choose_bf16(bf16, model.device)
+    arithmetic, how = _choose_winograd(winograd, model.device, convolutions, use_bf16)
+    if masks == "lazy" and not training and not _postprocesses_as_stock(model):
+        raise ValueError(f'masks="lazy": {stock_class(model).__name__} has post-processing of its own')
     model = copy_module.deepcopy(model) if copy else model
     for module in model.modules():
         restore(module)
@@ -133,19 +139,17 @@ def accelerate(
             report.steps["convolutions"] = (
                 f"{train_as_matrix_products(model)} transposed ones as matrix products"
             )
-        arithmetic, how = _choose_winograd(winograd, model.device, convolutions, None)
         count = train_with_winograd(model, arithmetic) if arithmetic else 0
         report.steps["winograd"] = f"{count} {how}" if arithmetic else how
         report.steps["targets"] = "off"
         if targets and model.device.type == "cpu":
             report.steps["targets"] = ", ".join(make_targets_fast(model)) or "nothing known here"
     else:
-        report.bf16, why = _choose_bf16(bf16, model.device)
-        arithmetic, how = _choose_winograd(winograd, model.device, convolutions, report.bf16)
+        report.bf16 = use_bf16
         _replace_networks(model, convolutions, arithmetic, report)
         report.steps["winograd"] = how
         report.steps["bf16"] = (
-            f"on: {why}{report.steps.pop('not fused', '')}" if report.bf16 else f"off: {why}"
+            f"on: {why_bf16}{report.steps.pop('not fused', '')}" if report.bf16 else f"off: {why_bf16}"
         )
         report.steps["detections"] = _replace_detections(model) if detections else "off"
         report.steps["keypoints"] = _replace_keypoints(model) if keypoints else "off"
@@ -155,17 +159,18 @@ def accelerate(
 
 
 def _replace_poolers(model):
-    replaced, left = 0, []
-    for name, module in list(model.named_modules()):
+    poolers, left = {}, []
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is not ROIPooler:
             continue
-        fused = _fused_pooler(module)
+        fused = poolers.setdefault(module, _fused_pooler(module))  # heads may share one
         if fused is None:
             left.append(name)
         else:
             model.set_submodule(name, fused)
-            replaced += 1
-    return f"{replaced} replaced" + (f"; left alone: {', '.join(left)}" if left else "")
+    return f"{sum(fused is not None for fused in poolers.values())} replaced" + (
+        f"; left alone: {', '.join(left)}" if left else ""
+    )
 
 
 def _fused_pooler(pooler: ROIPooler) -> FusedROIPooler | None:
@@ -193,20 +198,27 @@ def _choose_bf16(bf16, device) -> tuple[bool, str]:
 
 def _choose_winograd(winograd, device, convolutions, bf16) -> tuple[str | None, str]:
     """What Winograd's algorithm multiplies, None for not at all, and why. bf16: None if autocast may come or not."""
-    if not winograd or not convolutions:
-        return None, "off"
     automatic = winograd in (True, "auto")
+    if not winograd or (automatic and not convolutions):
+        return None, "off"
     why_not = None
-    if device.type != "cpu":
+    if not convolutions:
+        why_not = "convolutions is False"
+    elif device.type != "cpu":
         why_not = f"there is none for {device.type}"
     elif not winograd_is_available():
         why_not = "it needs the compiled operators and a processor with AVX2"
-    elif automatic and bf16 is not False and cpu_has_amx():
+    elif automatic and bf16 and cpu_has_amx():
         why_not = "this processor's AMX is faster"
     if why_not is not None:
         if not automatic:
             raise ValueError(f"winograd={winograd!r} cannot be had: {why_not}")
         return None, f"off: {why_not}"
+    if automatic and bf16 is None and cpu_has_amx():
+        return (
+            "float32 alone",
+            "3x3 convolutions multiply float32 without bf16 autocast; with it AMX is faster",
+        )
     if automatic and bf16 is None:
         return "auto", "3x3 convolutions multiply int16 under bf16 autocast, float32 without"
     arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
@@ -230,8 +242,9 @@ def _replace_networks(model, convolutions, winograd, report):
         elif report.bf16:
             (autocast if _set_autocast(network, is_head) else float32).append(name)
     if report.bf16:
-        for _, predictor in _box_predictors(model):
-            swap(predictor, Float32Inputs)
+        poolers = [module for module in model.modules() if isinstance(module, ROIPooler)]
+        for module in [*(predictor for _, predictor in _box_predictors(model)), *poolers]:
+            swap(module, Float32Inputs)
     how = " by oneDNN" if engine.onednn else ""
     how += ", 1x1 and the stem by mrcnn_ext" if engine.bf16_kernels else ""
     report.steps["convolutions"] = (f"fused{how}: {', '.join(fused) or 'none'}") if convolutions else "off"
@@ -287,13 +300,12 @@ def _replace_detections(model):
     if defines(model.proposal_generator, RPN, "forward", "predict_proposals", "_decode_proposals"):
         swap(model.proposal_generator, FastProposals)
         done.append("proposals")
-    for _, predictor in _box_predictors(model):
-        # Cascade heads call no predictor's inference.
-        if defines(predictor, FastRCNNOutputLayers, "inference") and "detections" not in done:
-            done.append("detections")
-    for _, predictor in _box_predictors(model):
-        if defines(predictor, FastRCNNOutputLayers, "inference"):
-            swap(predictor, FastDetections)
+    predictor = getattr(
+        model.roi_heads, "box_predictor", None
+    )  # of a cascade several, whose scores it averages
+    if defines(predictor, FastRCNNOutputLayers, "inference"):
+        swap(predictor, FastDetections)
+        done.append("detections")
     return ", ".join(done) or "nothing known here"
 
 
@@ -309,10 +321,15 @@ def _replace_keypoints(model):
     return "decoded at once"
 
 
+def _postprocesses_as_stock(model):
+    return all(
+        getattr(stock_class(model), method) is getattr(GeneralizedRCNN, method)
+        for method in ("inference", "_postprocess")
+    )
+
+
 def _replace_outputs(model, masks):
-    if not defines(model, GeneralizedRCNN, "inference", "_postprocess"):
-        if masks == "lazy":
-            raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
+    if not _postprocesses_as_stock(model):
         return f"left alone: {type(model).__name__} has post-processing of its own"
     swap(model, FastOutputs, lazy=masks == "lazy")
     return "pasted when looked at" if masks == "lazy" else "pasted within their boxes"

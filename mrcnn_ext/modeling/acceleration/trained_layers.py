@@ -17,12 +17,14 @@ def train_with_winograd(model: nn.Module, arithmetic: str) -> int:
     """Lets the 3x3 convolutions of a model train by `mrcnn_ext.layers.winograd.conv3x3`; returns how many.
 
     Args:
-        arithmetic: "int16" or "float32"; "auto" int16 under bf16 autocast, float32 without.
+        arithmetic: "int16" or "float32"; "auto" int16 under bf16 autocast, float32 without; "float32 alone" the
+            same, but under autocast PyTorch's convolutions.
     """
     count = 0
     for module in model.modules():
         for owner, mixin in _MIXINS:
-            if defines(module, owner, "forward") and winograd_serves(module):
+            stock = defines(module, owner, "forward") and defines(module, nn.Conv2d, "_conv_forward")
+            if stock and winograd_serves(module):
                 swap(module, mixin, winograd=arithmetic)
                 count += 1
                 break
@@ -46,7 +48,8 @@ class _TrainedConv:
         autocast = torch.is_autocast_enabled("cpu")
         if autocast and x.is_floating_point():
             x = x.to(torch.get_autocast_dtype("cpu"))
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        served = x.device.type == "cpu" and x.dim() == 4 and x.dtype in (torch.float32, torch.bfloat16)
+        if not served or (autocast and arithmetic == "float32 alone"):
             return super()._conv_forward(x, weight, bias)
         int16 = arithmetic == "int16" or (arithmetic == "auto" and autocast)
         with torch.autocast("cpu", enabled=False):
