@@ -11,7 +11,6 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mrcnn_ext.engine import UserError
 from mrcnn_ext.export import export_model
 from mrcnn_ext.inference import load_predictor
 
@@ -51,5 +50,5 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except (UserError, ValueError, NotImplementedError, ImportError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -11,7 +11,6 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import load_predictor, predict
 
 EXAMPLES = """\
@@ -39,6 +38,10 @@ def parse_arguments():
     )
     parser.add_argument("--weights", default="", help="checkpoint (default: the config's)")
     parser.add_argument("--output", required=True, help="file of COCO results, .json")
+    parser.add_argument(
+        "--classes",
+        help="registered dataset whose classes the model predicts (default: the source's, or config's)",
+    )
     parser.add_argument("--pictures", help="folder for a picture of each image with its predictions")
     parser.add_argument("--picture-score", type=float, default=0.5, help="predictions below are not drawn")
     parser.add_argument("--min-score", type=float, default=0.0, help="predictions below are left out")
@@ -60,6 +63,7 @@ def main(args):
         predictor,
         args.source,
         args.output,
+        metadata=args.classes,
         min_score=args.min_score,
         pictures=args.pictures,
         picture_score=args.picture_score,
@@ -78,6 +82,6 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except UserError as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,10 +15,11 @@ from torch import nn
 
 from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
+from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
 from ..engine.setup import naming_unknown_objects, register_datasets
 
-__all__ = ["Predictor", "categories", "load_predictor"]
+__all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor"]
 
 
 @dataclass
@@ -44,13 +45,16 @@ def load_predictor(
         config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content.
         weights: a checkpoint; "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
         device: "" for the config's, or the CPU where that has none.
-        opts: go over the config: KEY VALUE pairs of yaml, key=value of a LazyConfig.
+        opts: go over the config file: KEY VALUE pairs of yaml, key=value of a LazyConfig.
 
     Raises:
-        UserError: the config or the weights are wrong, or the weights lack something of the model.
+        UserError: the config, the weights or the device are wrong, or the weights lack something of the model.
+        ValueError: ``opts`` with a config that is read already.
     """
     if isinstance(config, (str, os.PathLike)):
         config = _read(os.fspath(config), opts)
+    elif opts:
+        raise ValueError(f"opts go over a config file: merge {' '.join(opts)} into the config before")
     load = _from_yaml if isinstance(config, CfgNode) else _from_lazy
     return load(config, weights, device)
 
@@ -89,6 +93,8 @@ def _from_lazy(cfg, weights, device):
 
 
 def _device(asked, configured):
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {asked!r}: PyTorch finds no GPU here; the other is cpu")
     if asked or not configured.startswith("cuda") or torch.cuda.is_available():
         return asked or configured
     logging.getLogger(__name__).warning("Running on the CPU: there is no GPU, although the config says so")
@@ -119,8 +125,23 @@ class _TrainedWeights(Checkpointer):
 def _metadata(names) -> Metadata:
     """That of the first dataset, if there is one."""
     name = next(iter(names), "")
-    if name not in DatasetCatalog.list():
+    if not name:
         return Metadata()
+    if name not in DatasetCatalog.list():
+        message = "Categories have the model's own numbers, from 0, and no names: the test dataset %s is not registered"
+        logging.getLogger(__name__).warning(message, name)
+        return Metadata()
+    return dataset_metadata(name)
+
+
+def dataset_metadata(name: str) -> Metadata:
+    """Names and ids of the classes of a registered dataset.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in DatasetCatalog.list():
+        raise UserError(f"no dataset {name!r} is registered{did_you_mean(name, DatasetCatalog.list())}")
     metadata = MetadataCatalog.get(name)
     if not metadata.get("thing_dataset_id_to_contiguous_id"):
         # A dataset in COCO's format knows its categories once it is read.

@@ -29,7 +29,7 @@ class ResultsFile:
         overwrite: begin anew, whatever there is.
 
     Attributes:
-        done: places in the source of the images that have their results.
+        done: places in the source of the images that have their results, each with its stamp.
         complete: whether there is nothing left to do.
 
     Raises:
@@ -43,16 +43,15 @@ class ResultsFile:
         self.part = Path(f"{path}.part")
         self.images = self.path.with_suffix(".images.json")
         self._identity = json.loads(json.dumps(identity))
+        self.done = {}
         self._lines = {}  # place in the source -> where its line begins
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.complete = not overwrite and not self.part.exists() and self._is_complete()
         self._file = None if self.complete else self._open(overwrite)
 
-    @property
-    def done(self) -> set[int]:
-        return set(self._lines)
-
-    def write(self, index: int, image: dict, results: list[dict], error: str = "") -> None:
+    def write(
+        self, index: int, image: dict, results: list[dict], error: str = "", stamp: int | None = None
+    ) -> None:
         """Appends an image.
 
         Args:
@@ -60,11 +59,14 @@ class ResultsFile:
             image: ``id``, ``file_name``, ``height``, ``width``.
             results: COCO results, without anything that is not finite.
             error: why it was skipped; such an image is tried again when the run continues.
+            stamp: what tells whether the image is another one when the run continues.
         """
-        line = {"index": index, "image": image, "results": results}
+        line = {"index": index, "image": image, "stamp": stamp, "results": results}
         if error:
             line["error"] = error
         self._append(line, index)
+        if not error:
+            self.done[index] = stamp
 
     def finish(self, categories: list[dict]) -> dict:
         """Makes the results and the images file, and removes the part file.
@@ -72,7 +74,7 @@ class ResultsFile:
         Returns:
             {"images", "results", "skipped": [{"file_name", "error"}]}: two counts, and a list.
         """
-        images, skipped, count = [], [], 0
+        images, stamps, skipped, count = [], {}, [], 0
         with _replacing(self.path) as file:
             file.write("[")
             for line in self._in_order():
@@ -80,6 +82,7 @@ class ResultsFile:
                     skipped.append({"file_name": line["image"]["file_name"], "error": line["error"]})
                     continue
                 images.append(line["image"])
+                stamps[line["index"]] = line["stamp"]
                 for result in line["results"]:
                     file.write((",\n" if count else "") + json.dumps(result))
                     count += 1
@@ -87,7 +90,8 @@ class ResultsFile:
             # Before the results are there: they are complete only with it.
             content = {"images": images, "annotations": [], "categories": categories}
             with _replacing(self.images) as sidecar:
-                json.dump({**content, "skipped": skipped, "run": self._identity, "results": count}, sidecar)
+                about = {"skipped": skipped, "run": self._identity, "stamps": stamps, "results": count}
+                json.dump({**content, **about}, sidecar)
         self.part.unlink()
         self.close()
         return {"images": len(images), "results": count, "skipped": skipped}
@@ -111,13 +115,15 @@ class ResultsFile:
         if not self.path.exists():
             return False
         try:
-            run = json.loads(self.images.read_text())["run"]
-        except (OSError, ValueError, KeyError, TypeError):
+            content = json.loads(self.images.read_text())
+            run, stamps = content["run"], content["stamps"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{self.path} exists and is not known to be of this program: give another output, or "
                 "overwrite it (overwrite=True, --overwrite)"
             ) from None
         self._check(run, self.path)
+        self.done = {int(index): stamp for index, stamp in stamps}
         return True
 
     def _open(self, overwrite):
@@ -130,8 +136,7 @@ class ResultsFile:
         self._file = file
         try:
             if overwrite:
-                file.truncate(0)
-                self.path.unlink(missing_ok=True)
+                file.truncate(0)  # what is complete stays until the new results are
             self._continue()
         except BaseException:
             self.close()
@@ -145,6 +150,7 @@ class ResultsFile:
                 self._check(line["run"], self.part)
             elif "error" not in line:
                 self._lines[line["index"]] = place
+                self.done[line["index"]] = line["stamp"]
             end = self._file.tell()
         self._file.truncate(end)
         if end == 0:

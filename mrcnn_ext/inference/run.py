@@ -20,7 +20,7 @@ from ..engine import UserError
 from ..evaluation import instances_to_coco_json
 from ..modeling import accelerate as accelerate_model
 from .identity import digest, model_identity, settings
-from .models import Predictor, categories, load_predictor
+from .models import Predictor, categories, dataset_metadata, load_predictor
 from .pictures import draw
 from .pipeline import Sample, run
 from .results import ResultsFile
@@ -37,7 +37,7 @@ def predict(
     output: str | os.PathLike,
     *,
     mapper: DatasetMapper | None = None,
-    metadata: Metadata | None = None,
+    metadata: Metadata | str | None = None,
     min_score: float = 0.0,
     pictures: str | os.PathLike | None = None,
     picture_score: float = 0.5,
@@ -59,8 +59,9 @@ def predict(
         output: file of results, .json. Beside it comes ``.images.json``: ids, names and sizes of the images, the
             categories, and what was skipped; ``COCO(images).loadRes(results)`` reads both.
         mapper: of a model that is given as such: ``DatasetMapper(cfg, is_train=False)``, say.
-        metadata: names of the classes, and their ids in the results. Default: those of the source, if it is a
-            dataset, or of the config's test data; without any, ids are the model's own, from 0.
+        metadata: names of the classes, and their ids in the results, or the registered dataset that has them.
+            Default: those of the source, if it is a dataset, or of the config's test data; without any, ids are
+            the model's own, from 0.
         min_score: predictions below are left out.
         pictures: folder for a picture of each image with its predictions, of the image's name.
         picture_score: predictions below are not drawn.
@@ -79,9 +80,11 @@ def predict(
 
     Raises:
         UserError: (a ValueError) the source, config, weights or an image are wrong, or ``output`` is of a run with
-            another model, config, weights or source.
+            another model, config, weights or source; or the classes of the source are others than the model's.
+        ValueError: ``batch_size`` or ``workers`` is negative.
         RuntimeError: the model failed; the message names the image files.
     """
+    _check_counts(batch_size, workers)
     predictor = _predictor(model, mapper)
     source = open_source(source)
     if (
@@ -92,18 +95,20 @@ def predict(
         raise UserError(
             f"{pictures}: the pictures would be among the images of {source.root}: give another folder"
         )
-    metadata = metadata or source.metadata or predictor.metadata
+    metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
     identity = {
         **model_identity(predictor.model),
         "preprocessing": digest(settings([predictor.mapper.augmentations, predictor.mapper.image_format])),
         "source": digest(source.identity),
-        "categories": digest(sorted(kinds)),
+        "categories": digest(sorted(kinds.items())),
         "min_score": min_score,
         "accelerate": accelerate,
+        "pictures": None if pictures is None else os.fspath(pictures),
     }
     results = ResultsFile(output, identity, overwrite)
     continued = len(results.done)
+    _check_images(source, results)
     if results.complete:
         summary = results.summary()
         return {**summary, "continued": summary["images"]}
@@ -115,7 +120,7 @@ def predict(
             **{key: sample.record[key] for key in ("height", "width", "frame") if key in sample.record},
         }
         if sample.error:
-            return results.write(sample.index, image, [], sample.error)
+            return results.write(sample.index, image, [], error=sample.error)
         instances = _ready(sample, min_score)
         records = instances_to_coco_json(instances, image["id"])
         for record in records:
@@ -124,7 +129,7 @@ def predict(
             likely = instances[instances.scores >= picture_score]
             path = _picture_path(pictures, image, sample.record)
             draw(sample.image, predictor.mapper.image_format, likely, metadata, path)
-        results.write(sample.index, image, records)
+        results.write(sample.index, image, records, stamp=source.stamp(sample.index))
 
     steps = _run(
         predictor,
@@ -133,7 +138,7 @@ def predict(
         accelerate,
         batch_size,
         workers,
-        done=results.done,
+        done=set(results.done),
         skip_unreadable=skip_unreadable,
         keep_images=pictures is not None,
     )
@@ -174,6 +179,7 @@ def predictions(
     Raises:
         UserError, RuntimeError: as `predict`.
     """
+    _check_counts(batch_size, workers)
     predictor = _predictor(model, mapper)
 
     def finish(sample: Sample):
@@ -223,10 +229,39 @@ def _predictor(model, mapper) -> Predictor:
     return model if mapper is None else replace(model, mapper=mapper)
 
 
-def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
+def _check_counts(batch_size, workers):
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 0:
             raise ValueError(f"{name} must be at least 1, or 0 for the default, got {value}")
+
+
+def _metadata(given, source, predictor) -> Metadata:
+    if given is not None:
+        return dataset_metadata(given) if isinstance(given, str) else given
+    known = [m for m in (source.metadata, predictor.metadata) if m is not None and m.get("thing_classes")]
+    if len(known) == 2 and list(known[0].thing_classes) != list(known[1].thing_classes):
+        of_source, of_model = (
+            f"{len(m.thing_classes)} ({', '.join(m.thing_classes[:3])}, ...) of {m.get('name')}"
+            for m in known
+        )
+        raise UserError(
+            f"the source's classes, {of_source}, are not the model's, {of_model}: say whose the model predicts "
+            "(metadata=, --classes)"
+        )
+    return known[0] if known else Metadata()
+
+
+def _check_images(source, results):
+    for index, stamp in results.done.items():
+        if source.stamp(index) != stamp:
+            results.close()
+            raise UserError(
+                f"{source.name(index)} is not the image that {results.path} has results of: give the source that it "
+                "was made with, another output, or overwrite it (overwrite=True, --overwrite)"
+            )
+
+
+def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
     model = predictor.model
     if accelerate and not hasattr(model, "acceleration"):
         model = _accelerated(model)

@@ -27,6 +27,9 @@ class ImageFiles:
             ``width`` are checked where they are there.
         root: folder from which the results name the files.
         metadata: of the dataset that they are.
+
+    Raises:
+        UserError: a record lacks one of the two, or two have the same ``image_id``.
     """
 
     sequential = False
@@ -34,6 +37,7 @@ class ImageFiles:
     def __init__(self, records: Sequence[dict], root: str = "", metadata: Metadata | None = None):
         self.metadata = metadata
         self.root = root
+        _check_records(records)
         self._records = [
             {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
             for record in records
@@ -46,6 +50,16 @@ class ImageFiles:
     def identity(self) -> list:
         """What another source of other images differs in."""
         return [[record["image_id"], self.short_name(record)] for record in self._records]
+
+    def stamp(self, index: int) -> int | None:
+        """Size of the file in bytes: one of another size is another image. None if it is gone."""
+        try:
+            return os.path.getsize(self._records[index]["file_name"])
+        except OSError:
+            return None
+
+    def name(self, index: int) -> str:
+        return os.fspath(self._records[index]["file_name"])
 
     def readers(self, image_format: str, done: set[int]) -> Iterator[tuple[int, dict, Callable]]:
         """Place in the source, record, and what reads the image, of each that is not done."""
@@ -88,6 +102,12 @@ class Video:
     def identity(self) -> list:
         return [os.path.basename(self._path), os.path.getsize(self._path)]
 
+    def stamp(self, index: int) -> None:
+        """None: the size of the file is part of the identity."""
+
+    def name(self, index: int) -> str:
+        return f"{self._path}, frame {index}"
+
     def readers(self, image_format: str, done: set[int]) -> Iterator[tuple[int, dict, Callable]]:
         """As `ImageFiles.readers`, without end; what is read beyond the last frame is None."""
         if self._place:
@@ -125,6 +145,20 @@ class Video:
 
     def short_name(self, record: dict) -> str:
         return os.path.basename(self._path)
+
+
+def _check_records(records):
+    by_id = {}
+    for number, record in enumerate(records):
+        for key in ("file_name", "image_id"):
+            if key not in record:
+                raise UserError(f"record {number} of the source has no {key}: {str(record)[:200]}")
+        other = by_id.setdefault(record["image_id"], record)
+        if other is not record:
+            raise UserError(
+                f"two records of the source have image_id {record['image_id']}: {other['file_name']} and "
+                f"{record['file_name']}; give each its own, or none any"
+            )
 
 
 def describe(record: dict) -> str:

@@ -261,7 +261,50 @@ def test_continuing_with_something_else_is_refused(make_cfg, folder, tmp_path):
     (folder / "7.png").write_bytes((folder / "0.png").read_bytes())
     with pytest.raises(UserError, match="other source: give"):
         predict(make_cfg(), folder, output, progress=False)
+    content = output.read_bytes()
+    for wrong in ({"batch_size": -1}, {"workers": -2}):
+        with pytest.raises(ValueError, match="must be at least 1, or 0 for the default, got -"):
+            predict(make_cfg(), folder, output, overwrite=True, **wrong)
+    assert output.read_bytes() == content
     assert predict(make_cfg(), folder, output, overwrite=True, progress=False)["images"] == 8
+    with pytest.raises(UserError, match="is of a run with other pictures: give"):
+        predict(make_cfg(), folder, output, pictures=tmp_path / "drawn", progress=False)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_images_of_the_same_names_are_refused(predictor, folder, tmp_path, complete):
+    output = tmp_path / "results.json"
+    predict(predictor, folder, output, progress=False)
+    if not complete:
+        lines = json.loads((tmp_path / "results.images.json").read_text())
+        part = [{"run": lines["run"]}]
+        for index, image in enumerate(lines["images"]):
+            stamp = lines["stamps"][str(index)]
+            part.append({"index": index, "image": image, "stamp": stamp, "results": []})
+        Path(f"{output}.part").write_text("".join(json.dumps(line) + "\n" for line in part))
+    assert predict(predictor, folder, output, progress=False)["continued"] == 7
+    cv2.imwrite(str(folder / "more" / "3.png"), np.zeros((64, 80, 3), np.uint8))
+    with pytest.raises(UserError, match=r"more/3\.png is not the image that .*results\.json has results of"):
+        predict(predictor, folder, output, progress=False)
+    (folder / "more" / "3.png").unlink()
+    with pytest.raises(UserError, match="of a run with other source"):
+        predict(predictor, folder, output, progress=False)
+
+
+def test_an_image_that_was_repaired_is_tried_again(predictor, folder, tmp_path, monkeypatch):
+    whole = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(whole[: len(whole) // 2])
+    output = tmp_path / "results.json"
+
+    def stop(*args):
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(run.ResultsFile, "finish", stop)
+        predict(predictor, folder, output, skip_unreadable=True, progress=False)
+    (folder / "2.png").write_bytes(whole)
+    summary = predict(predictor, folder, output, skip_unreadable=True, progress=False)
+    assert (summary["images"], summary["continued"], summary["skipped"]) == (7, 6, [])
 
 
 def test_images_that_cannot_be_read(predictor, folder, tmp_path):
@@ -418,3 +461,65 @@ def test_metadata_with_too_few_classes_is_an_error(predictor, folder, tmp_path):
     with pytest.raises(UserError, match=r"of class \d, but the metadata name 1 classes"):
         predict(predictor, folder, tmp_path / "a.json", metadata=metadata, progress=False)
     MetadataCatalog.remove("inference_of_one")
+
+
+@pytest.fixture
+def other_classes(scenes):
+    """The dataset with the classes in another order and with other ids, under another name."""
+    name, metadata = "inference_other", MetadataCatalog.get(scenes)
+    DatasetCatalog.register(name, lambda: DatasetCatalog.get(scenes))
+    ids = {7 * id: label for id, label in metadata.thing_dataset_id_to_contiguous_id.items()}
+    MetadataCatalog.get(name).set(
+        thing_classes=metadata.thing_classes[::-1], thing_dataset_id_to_contiguous_id=ids
+    )
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_classes_of_the_source_that_are_not_the_models(predictor, scenes, other_classes, tmp_path):
+    output = tmp_path / "a.json"
+    with pytest.raises(
+        UserError, match=f"of {other_classes}, are not the model's, .* of {scenes}: say whose"
+    ):
+        predict(predictor, other_classes, output, progress=False)
+    predict(predictor, other_classes, output, metadata=scenes, progress=False)
+    with pytest.raises(UserError, match="of a run with other categories: give"):
+        predict(predictor, other_classes, output, metadata=other_classes, progress=False)
+    with pytest.raises(UserError, match=f"no dataset '{scenes}s' is registered; did you mean {scenes}"):
+        predict(predictor, other_classes, output, metadata=f"{scenes}s", progress=False)
+
+
+def test_a_source_without_classes_takes_the_models(predictor, scenes, tmp_path):
+    DatasetCatalog.register("inference_bare", lambda: DatasetCatalog.get(scenes))
+    try:
+        predict(predictor, "inference_bare", tmp_path / "a.json", progress=False)
+    finally:
+        DatasetCatalog.remove("inference_bare")
+        MetadataCatalog.remove("inference_bare")
+    categories = json.loads((tmp_path / "a.images.json").read_text())["categories"]
+    assert [c["name"] for c in categories] == MetadataCatalog.get(scenes).thing_classes
+
+
+def test_test_data_that_is_not_registered_is_told(make_cfg, caplog):
+    load_predictor(make_cfg("DATASETS.TEST", "('nowhere_val',)"))
+    assert "the test dataset nowhere_val is not registered" in caplog.text
+
+
+def test_options_and_devices_that_cannot_be(cfg):
+    with pytest.raises(ValueError, match="opts go over a config file: merge A 1 into the config before"):
+        load_predictor(cfg, opts=["A", "1"])
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device 'cuda': PyTorch finds no GPU here"):
+            load_predictor(cfg, device="cuda")
+
+
+def test_records_are_checked(predictor, scenes, tmp_path):
+    record = DatasetCatalog.get(scenes)[0]
+    for records, message in (
+        ([{"image_id": 4}], "record 0 of the source has no file_name: {'image_id': 4}"),
+        ([{**record, "image_id": 4}, {**record, "image_id": 4}], "two records of the source have image_id 4"),
+        ([{"file_name": "a.png"}, {"file_name": "b.png", "image_id": 1}], "image_id 1: a.png and b.png"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(predictor, records, tmp_path / "a.json", progress=False)

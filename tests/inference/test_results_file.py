@@ -23,7 +23,7 @@ def write(results, index):
         {"image_id": image["id"], "category_id": 3, "bbox": box, "score": 1 / (3 + i)}
         for i, box in enumerate(boxes)
     ]
-    results.write(index, image, records)
+    results.write(index, image, records, stamp=index + 5)
 
 
 def run(path, indices, **kwargs):
@@ -64,11 +64,11 @@ def test_a_run_cut_off_at_any_byte_continues_to_the_same_result(tmp_path):
     for length in range(len(content) + 1):
         results.part.write_bytes(content[:length])
         again = ResultsFile(path, IDENTITY)
-        assert again.done == set(range(sum(end <= length for end in ends[1:])))
+        assert again.done.keys() == set(range(sum(end <= length for end in ends[1:])))
         if all(abs(length - end) > 1 for end in ends):  # those that are cut off within a line are alike
             again.close()
             continue
-        for index in set(range(4)) - again.done:
+        for index in set(range(4)) - again.done.keys():
             write(again, index)
         again.finish(CATEGORIES)
         assert path.read_bytes() == whole.read_bytes()
@@ -82,7 +82,7 @@ def test_lines_that_a_power_cut_left_empty_are_done_again(tmp_path):
     results.close()
     content = results.part.read_bytes()
     results.part.write_bytes(content[:-20] + bytes(19) + b"\n" + content[-20:])
-    assert ResultsFile(tmp_path / "results.json", IDENTITY).done == {0}
+    assert ResultsFile(tmp_path / "results.json", IDENTITY).done.keys() == {0}
 
 
 def test_killed_between_the_results_and_the_end(tmp_path):
@@ -103,8 +103,13 @@ def test_complete_results_are_known_and_left(tmp_path):
     summary = run(path, range(3))
     results = ResultsFile(path, IDENTITY)
     assert results.complete and results.summary() == summary
-    assert ResultsFile(path, IDENTITY, overwrite=True).done == set()
-    assert not path.exists()
+    assert results.done == {index: index + 5 for index in range(3)}
+    content = path.read_bytes()
+    anew = ResultsFile(path, IDENTITY, overwrite=True)
+    assert not anew.done and path.read_bytes() == content  # until there are new ones
+    write(anew, 1)
+    anew.close()
+    assert run(path, range(2))["images"] == 2 and path.read_bytes() != content
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -147,7 +152,7 @@ def test_skipped_images_are_listed_and_tried_again(tmp_path):
         write(results, 0)
         results.write(1, {"id": 11, "file_name": "1.png"}, [], error="truncated")
         results.close()
-        assert ResultsFile(path, IDENTITY).done == {0}
+        assert ResultsFile(path, IDENTITY).done.keys() == {0}
     results = ResultsFile(path, IDENTITY)
     results.write(1, {"id": 11, "file_name": "1.png"}, [], error="empty")
     skipped = [{"file_name": "1.png", "error": "empty"}]
@@ -159,4 +164,4 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path):
     results = ResultsFile(tmp_path / "results.json", IDENTITY)
     with pytest.raises(ValueError, match="JSON"):
         results.write(0, {"id": 1}, [{"score": float("nan")}])
-    assert results.done == set()
+    assert results.done == {}
