@@ -137,11 +137,10 @@ def do_test(cfg, model):
     """
     if "evaluator" not in cfg.dataloader:
         return {}
+    evaluator = instantiate(cfg.dataloader.evaluator)
     if cfg.train.get("accelerate", False):
-        model = accelerated(model)
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+        model = accelerated(model, [evaluator])
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

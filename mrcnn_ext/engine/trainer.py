@@ -1,5 +1,6 @@
 """The trainer for yaml configs."""
 
+import contextlib
 import logging
 import os
 import weakref
@@ -13,11 +14,13 @@ from detectron2.data import (
 )
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator
 from torch.nn.parallel import DistributedDataParallel
 
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, takes_lazy_masks
 from ..layers.processor import cpu_has_bf16 as _cpu_has_bf16
 from ..modeling import GeneralizedRCNNWithTTA, accelerate
+from ..modeling.acceleration import postprocesses_as_stock
 from .checkpoint import Checkpointer
 from .errors import UserError
 from .events import build_writers
@@ -91,9 +94,15 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated."""
+        """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
+        become COCO's encoding directly where the evaluators are ours."""
         if cfg.MODEL.ACCELERATE and not isinstance(model, GeneralizedRCNNWithTTA):
-            model = accelerated(model)
+            if evaluators is None:
+                # detectron2 says what is missing where a subclass has none.
+                with contextlib.suppress(NotImplementedError):
+                    evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+            model = accelerated(model, some)
         return super().test(cfg, model, evaluators)
 
     @classmethod
@@ -116,14 +125,20 @@ class Trainer(DefaultTrainer):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
 
-def accelerated(model):
+def accelerated(model, evaluators=()):
     """An accelerated copy of a model for evaluation; says what was done.
+
+    Args:
+        model: a model, or one in DistributedDataParallel.
+        evaluators: what its predictions go to. Masks are pasted only if one of them needs that, or there is none.
 
     Raises:
         UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    return _accelerate(model, "MODEL.ACCELERATE (train.accelerate)", training=False)
+    lazy = bool(evaluators) and all(map(takes_lazy_masks, evaluators)) and postprocesses_as_stock(model)
+    key = "MODEL.ACCELERATE (train.accelerate)"
+    return _accelerate(model, key, training=False, masks="lazy" if lazy else True)
 
 
 def accelerated_for_training(model):

@@ -3,12 +3,12 @@
 import os
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import LVISEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluators, LVISEvaluator, PascalVOCDetectionEvaluator
 
 from .cityscapes_evaluation import CityscapesInstanceEvaluator
 from .coco_evaluation import COCOEvaluator
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "takes_lazy_masks"]
 
 
 def build_evaluator(cfg, dataset_name, output_dir=None):
@@ -47,6 +47,14 @@ def build_evaluator(cfg, dataset_name, output_dir=None):
         f"dataset {dataset_name}: metadata evaluator_type is {evaluator_type!r}; "
         "expected one of 'coco', 'cityscapes_instance', 'lvis', 'pascal_voc'"
     )
+
+
+def takes_lazy_masks(evaluator) -> bool:
+    """Whether an evaluator is known to take :class:`~mrcnn_ext.modeling.LazyMasks` and never paste them."""
+    if isinstance(evaluator, DatasetEvaluators):
+        return all(map(takes_lazy_masks, evaluator._evaluators))
+    # A subclass may process predictions in its own way.
+    return type(evaluator).process in (COCOEvaluator.process, CityscapesInstanceEvaluator.process)
 
 
 def _tasks(cfg, metadata):

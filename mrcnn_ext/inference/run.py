@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..engine import UserError
 from ..evaluation import instances_to_coco_json
 from ..modeling import accelerate as accelerate_model
+from ..modeling.acceleration import postprocesses_as_stock
 from .identity import digest, model_identity, settings
 from .models import Predictor, categories, dataset_metadata, load_predictor
 from .pictures import draw
@@ -283,10 +284,7 @@ def _accelerated(model):
             "%s is not accelerated: mrcnn_ext.accelerate takes GeneralizedRCNN", type(model).__name__
         )
         return model
-    try:
-        return accelerate_model(model, training=False, masks="lazy")
-    except ValueError:  # post-processing of its own
-        return accelerate_model(model, training=False)
+    return accelerate_model(model, training=False, masks="lazy" if postprocesses_as_stock(model) else True)
 
 
 def _ready(sample: Sample, min_score: float) -> Instances:

@@ -7,11 +7,13 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluators, LVISEvaluator
 from detectron2.modeling import build_model
 
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer, UserError
 from mrcnn_ext.engine.trainer import accelerated, accelerated_for_training, thin_out
+from mrcnn_ext.evaluation import COCOEvaluator
 
 
 def test_config_without_our_keys():
@@ -47,13 +49,27 @@ def small_model():
 def test_an_accelerated_copy_is_evaluated_where_asked_for(small_model, monkeypatch, enabled):
     cfg, model = small_model
     cfg.MODEL.ACCELERATE = enabled
-    evaluated = []
-    monkeypatch.setattr(
-        DefaultTrainer, "test", classmethod(lambda cls, cfg, model, _: evaluated.append(model) or {})
-    )
+    cfg.DATASETS.TEST = ("trainer_test",)
+    ours = COCOEvaluator.__new__(COCOEvaluator)  # of a dataset that is not there
+    monkeypatch.setattr(Trainer, "build_evaluator", classmethod(lambda *args: ours))
+    evaluated, evaluators = [], []
+
+    def evaluate(cls, cfg, model, given):
+        evaluated.append(model)
+        evaluators.append(given or [None])
+        return {}
+
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(evaluate))
     Trainer.test(cfg, model.train())
     Trainer.test_with_augmentation(cfg, model)
+    (evaluator,) = evaluators.pop(0)
     if enabled:
+        assert isinstance(evaluator, COCOEvaluator) and evaluated[0]._swapped["lazy"]
+        assert not evaluated[1].model._swapped["lazy"]  # augmentation merges pixels
+        assert not accelerated(model)._swapped["lazy"]
+        others = LVISEvaluator.__new__(LVISEvaluator)
+        assert not accelerated(model, [evaluator, others])._swapped["lazy"]
+        assert accelerated(model, [DatasetEvaluators([evaluator, evaluator])])._swapped["lazy"]
         assert evaluated[0] is not model and evaluated[0].acceleration.form == "inference"
         assert evaluated[1].model.acceleration.form == "inference"
         assert model.training and not hasattr(model, "acceleration")

@@ -1,5 +1,5 @@
 """Making a built detector of detectron2 faster, its answers and its parameters unchanged."""
 
-from .steps import Acceleration, accelerate
+from .steps import Acceleration, accelerate, postprocesses_as_stock
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "accelerate", "postprocesses_as_stock"]

@@ -28,7 +28,7 @@ from .outputs import FastKeypoints, FastOutputs
 from .trained_layers import train_as_matrix_products, train_with_winograd
 from .training_targets import make_targets_fast
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "accelerate", "postprocesses_as_stock"]
 
 
 @dataclass
@@ -122,7 +122,7 @@ def accelerate(
     # All that can be refused before anything is changed.
     use_bf16, why_bf16 = (None, "") if training else _choose_bf16(bf16, model.device)
     arithmetic, how = _choose_winograd(winograd, model.device, convolutions, use_bf16)
-    if masks == "lazy" and not training and not _postprocesses_as_stock(model):
+    if masks == "lazy" and not training and not postprocesses_as_stock(model):
         raise ValueError(f'masks="lazy": {stock_class(model).__name__} has post-processing of its own')
     model = copy_module.deepcopy(model) if copy else model
     for module in model.modules():
@@ -321,15 +321,16 @@ def _replace_keypoints(model):
     return "decoded at once"
 
 
-def _postprocesses_as_stock(model):
-    return all(
+def postprocesses_as_stock(model: nn.Module) -> bool:
+    """Whether a model makes its results as GeneralizedRCNN does, so that `accelerate` can have its masks lazy."""
+    return isinstance(model, GeneralizedRCNN) and all(
         getattr(stock_class(model), method) is getattr(GeneralizedRCNN, method)
         for method in ("inference", "_postprocess")
     )
 
 
 def _replace_outputs(model, masks):
-    if not _postprocesses_as_stock(model):
+    if not postprocesses_as_stock(model):
         return f"left alone: {type(model).__name__} has post-processing of its own"
     swap(model, FastOutputs, lazy=masks == "lazy")
     return "pasted when looked at" if masks == "lazy" else "pasted within their boxes"
