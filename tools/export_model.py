@@ -11,13 +11,15 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mrcnn_ext.export import export_model
+from mrcnn_ext.export import WrongAnswersError, export_model
 from mrcnn_ext.inference import load_predictor
 
 EXAMPLES = """\
 examples:
   ONNX, for onnxruntime; .ts is TorchScript, .pt2 torch.export
     export_model.py --config-file CONFIG --weights model_final.pth --output model.onnx
+  check it with a photo too
+    export_model.py --config-file CONFIG --weights model_final.pth --output model.onnx --image photo.jpg
   change the config
     export_model.py --config-file CONFIG --output model.ts MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5
 """
@@ -34,6 +36,7 @@ def parse_arguments():
     parser.add_argument(
         "--output", required=True, help="file: .onnx, .ts (TorchScript) or .pt2 (torch.export)"
     )
+    parser.add_argument("--image", help="one in which the model finds something, to check the file with")
     parser.add_argument("--device", default="cpu", help="of .ts and .pt2 files (default: cpu)")
     parser.add_argument("opts", nargs="*", help="config options: KEY VALUE ... (LazyConfig: key=value ...)")
     return parser.parse_args()
@@ -43,12 +46,13 @@ def main(args):
     # detectron2's anchors cause it; who exports can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
-    exported = export_model(predictor.model, args.output)
+    image = predictor.read(args.image) if args.image else None
+    exported = export_model(predictor.model, args.output, image)
     print(f"{args.output}: gives {', '.join(exported.metadata['outputs'])}, as the model does")
 
 
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except (ValueError, RuntimeError, ImportError) as error:
+    except (ValueError, WrongAnswersError, NotImplementedError, ImportError) as error:
         sys.exit(f"error: {error}")

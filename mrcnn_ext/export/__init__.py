@@ -10,6 +10,6 @@ from .runtime import ExportedModel
 __all__ = ["ExportedModel"]
 
 if find_spec("detectron2") is not None:
-    from .files import export_model  # noqa: F401
+    from .files import WrongAnswersError, export_model  # noqa: F401
 
-    __all__ += ["export_model"]
+    __all__ += ["WrongAnswersError", "export_model"]

@@ -1,6 +1,7 @@
 """Writing a detector to a file, in three formats."""
 
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -16,39 +17,52 @@ from .detector import Detector
 from .runtime import METADATA, SUFFIXES, ExportedModel, require
 from .support import check_exportable
 
-__all__ = ["export_model"]
+__all__ = ["WrongAnswersError", "export_model"]
 
 _OPSET = 16  # the first whose RoiAlign has half-pixel centres
-_TOLERANCE = 0.05  # pixels, of boxes: rounding in a deep network stays well below, a kept size does not
+_PIXELS = 0.05  # by which boxes may differ: rounding in a deep network stays well below, a kept size does not
+_SHARE = 0.01  # of the largest value or of 1, by which scores, masks and heatmaps may
+_MAPS = ("scores", "pred_masks", "pred_keypoint_heatmaps", "mask_scores", "keypoint_scores")
 
 
-def export_model(model: GeneralizedRCNN, path: str | os.PathLike) -> ExportedModel:
+class WrongAnswersError(RuntimeError):
+    """A file was not written because it does not give its model's answers."""
+
+
+def export_model(
+    model: GeneralizedRCNN, path: str | os.PathLike, image: Tensor | None = None
+) -> ExportedModel:
     """Writes the whole detector, with masks and keypoints, to one file for images of any size.
 
     The file holds the network, proposals and non-maximum suppression; what is left to `ExportedModel` is
     padding the image, decoding the keypoint heatmaps and bringing the results to output size. The file is
-    written only after it gave the model's answers for an image of another size than it was made with.
+    written only after it gave the model's answers, boxes to 0.05 pixels, classes, scores, masks and heatmaps, for a
+    random picture of another size than it was made with, and for ``image``.
 
     Args:
         model: a GeneralizedRCNN (Faster, Mask, Keypoint, Cascade R-CNN; FPN or C4), with its trained weights.
             Exported in float32, on its device; accelerated models as they were before.
         path: ends with ``.ts`` (TorchScript), ``.pt2`` (torch.export) or ``.onnx``. Files of the first two
             call the operators of this package, which ``import mrcnn_ext.layers`` loads; ONNX files stand alone.
+        image: (3, H, W), as in the model's inputs: one in which it finds something. Trained models mostly find
+            nothing in the random picture; a warning says so.
 
     Returns:
         The file, loaded.
 
     Raises:
-        ValueError: another suffix, or no such folder.
+        ValueError: another suffix, no such folder, or an image of another shape.
         NotImplementedError: a part of the model has no export, or not to this format; nothing is written.
         ImportError: onnx or onnxruntime is not installed.
-        RuntimeError: the file's answers differ from the model's; nothing is written.
+        WrongAnswersError: (a RuntimeError) the file's answers differ from the model's; nothing is written.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path must end with one of {', '.join(SUFFIXES)}, got {path}")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"path: there is no folder {path.absolute().parent}")
+    if image is not None and (image.dim() != 3 or image.shape[0] != 3):
+        raise ValueError(f"image must have shape (3, H, W), got {tuple(image.shape)}")
     format = SUFFIXES[path.suffix]
     if format == "onnx":
         require("onnx", "to write ONNX files")
@@ -76,9 +90,16 @@ def export_model(model: GeneralizedRCNN, path: str | os.PathLike) -> ExportedMod
             warnings.simplefilter("ignore")  # of tracing, about sizes that this file is checked for
             write[format](detector, draft, metadata)
         exported = ExportedModel(draft)
-        _check_answers(detector, exported, path)
+        pictures = [_example(detector, metadata, 5, 3)[0], *([] if image is None else [image])]
+        counts = [_check_answers(detector, exported, path, picture) for picture in pictures]
         os.replace(draft, path)
     exported.path = path
+    if not any(counts):
+        logging.getLogger(__name__).warning(
+            "%s gives nothing where the model finds nothing, which is all that was checked: give an image in which "
+            "it finds something (image=, --image)",
+            path,
+        )
     return exported
 
 
@@ -155,22 +176,38 @@ def _write_onnx(detector, path, metadata) -> None:
     onnx.save(file, str(path))
 
 
-def _check_answers(detector: Detector, exported: ExportedModel, path: Path) -> None:
-    """A backbone may have kept sizes of the picture it was traced with."""
-    picture, _ = _example(detector, exported.metadata, 5, 3)
+def _check_answers(detector: Detector, exported: ExportedModel, path: Path, picture: Tensor) -> int:
+    """Returns how many detections were compared. A backbone may have kept sizes of what it was traced with."""
     try:
         found = exported.instances(picture)
     except Exception as error:  # onnxruntime has errors of its own
-        raise RuntimeError(
+        raise WrongAnswersError(
             f"{path.name} was not written: it fails for an image of another size than it was made with ({error})"
         ) from error
     (expected,) = detector.model.inference([{"image": picture}], do_postprocess=False)
-    difference = float("inf")
-    if len(found) == len(expected):
-        moved = (found.pred_boxes.tensor - expected.pred_boxes.tensor.to(exported.device)).abs()
-        difference = float(moved.max()) if len(found) else 0.0
-    if difference > _TOLERANCE:
-        raise RuntimeError(
-            f"{path.name} was not written: it gives {len(found)} boxes where the model gives {len(expected)}, or "
-            f"they differ by up to {difference:.2g} pixels. A part of the model may not allow images of any size"
+    wrong = _difference(found, expected.to(exported.device))
+    if wrong:
+        raise WrongAnswersError(
+            f"{path.name} was not written: {wrong}. A part of the model may not allow images of any size"
         )
+    return len(found)
+
+
+def _difference(found, expected) -> str:
+    """What is different, "" for nothing."""
+    if len(found) != len(expected):
+        return f"it gives {len(found)} boxes where the model gives {len(expected)}"
+    if len(found) == 0:
+        return ""
+    moved = float((found.pred_boxes.tensor - expected.pred_boxes.tensor).abs().max())
+    if not moved <= _PIXELS:
+        return f"its boxes differ from the model's by up to {moved:.2g} pixels"
+    if not torch.equal(found.pred_classes, expected.pred_classes):
+        return "its classes are not the model's"
+    for field in _MAPS:
+        if expected.has(field):
+            value, stock = found.get(field), expected.get(field)
+            off = float((value - stock).abs().max()) if value.shape == stock.shape else float("inf")
+            if not off <= _SHARE * max(1.0, float(stock.abs().max())):
+                return f"its {field} differ from the model's by up to {off:.2g}"
+    return ""

@@ -5,13 +5,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, transforms
 from detectron2.data import detection_utils as utils
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
@@ -19,7 +20,7 @@ from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
 from ..engine.setup import naming_unknown_objects, register_datasets
 
-__all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor"]
+__all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
 
 
 @dataclass
@@ -35,6 +36,25 @@ class Predictor:
     model: nn.Module
     mapper: DatasetMapper
     metadata: Metadata
+
+    def read(self, file: str | os.PathLike) -> Tensor:
+        """An image file as the model takes it: (3, H, W) uint8, resized.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            image = utils.read_image(os.fspath(file), self.mapper.image_format)
+        except Exception as error:  # decoders raise anything for a damaged file
+            raise UserError(f"{file}: the image cannot be read: {error}") from error
+        return resized(image, self.mapper)
+
+
+def resized(image: np.ndarray, mapper: DatasetMapper) -> Tensor:
+    """(H, W, C) as it was read -> (C, H', W'), with the mapper's augmentations."""
+    augmented = transforms.AugInput(image)
+    mapper.augmentations(augmented)
+    return torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
 
 
 def load_predictor(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper, transforms
+from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..engine.errors import UserError
+from .models import resized
 from .sources import ImageFiles, Video, describe
 
 __all__ = ["Sample", "batches", "overlapped", "run"]
@@ -164,14 +165,8 @@ def _read(index, record, read_image, mapper, skip_unreadable, keep_image) -> Sam
         logging.getLogger(__name__).warning("%s: skipped, it cannot be read: %s", describe(record), reason)
         return Sample(index, record, error=reason)
     sample = Sample(index, record, image=image if keep_image else None)
-    sample.inputs = {**record, "image": _naming([sample], _resize, image, mapper)}
+    sample.inputs = {**record, "image": _naming([sample], resized, image, mapper)}
     return sample
-
-
-def _resize(image, mapper):
-    resized = transforms.AugInput(image)
-    mapper.augmentations(resized)
-    return torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
 
 
 def _predict(model, samples):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg
@@ -321,6 +322,41 @@ def test_a_file_of_other_answers_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_it_says_when_nothing_was_compared_and_takes_an_image(tmp_path, caplog):
+    model = make_model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.36")
+    export_model(model, tmp_path / "model.ts")
+    assert "model.ts gives nothing where the model finds nothing" in caplog.text
+    caplog.clear()
+    found = next(i for i in map(make_inputs, SIZES) if len(infer(model, i)))
+    export_model(model, tmp_path / "model.ts", found[0]["image"])
+    assert not caplog.text
+    with pytest.raises(ValueError, match=r"image must have shape \(3, H, W\), got \(1, 3, 8, 8\)"):
+        export_model(model, tmp_path / "model.ts", torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda i: i.pred_boxes.tensor.add_(1), "its boxes differ from the model's by up to 1 pixels"),
+        (lambda i: i.pred_classes.add_(1), "its classes are not the model's"),
+        (lambda i: i.scores.mul_(0.9), "its scores differ from the model's by up to 0.0"),
+        (lambda i: i.pred_masks.add_(torch.nan), "its pred_masks differ from the model's by up to nan"),
+        (lambda i: i.pred_keypoint_heatmaps.neg_(), "its pred_keypoint_heatmaps differ"),
+    ],
+)
+def test_every_output_is_compared(tmp_path, monkeypatch, change, message):
+    def instances(self, image, stock=ExportedModel.instances):
+        found = stock(self, image)
+        change(found)
+        return found
+
+    monkeypatch.setattr(ExportedModel, "instances", instances)
+    image = make_inputs(SIZES[0])[0]["image"]
+    with torch.no_grad(), pytest.raises(RuntimeError, match=f"model.ts was not written: {message}"):
+        export_model(make_model(), tmp_path / "model.ts", image)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_fails_for_other_sizes_is_not_written(tmp_path):
     class FixedSize(type(make_model().backbone)):
         def forward(self, x):
@@ -366,7 +402,9 @@ def test_tool(tmp_path, monkeypatch, capsys):
         "--output",
         str(tmp_path / "m.ts"),
     ]
-    args += ["--weights", str(tmp_path / "weights.pth")]
+    args += ["--weights", str(tmp_path / "weights.pth"), "--image", str(tmp_path / "image.png")]
+    image = make_inputs(SIZES[0])[0]["image"].permute(1, 2, 0).numpy()
+    Image.fromarray(image).save(tmp_path / "image.png")
     monkeypatch.setattr(sys, "argv", args)
     runpy.run_path(str(tool), run_name="__main__")
     assert "m.ts: gives boxes, scores, classes, masks, heatmaps" in capsys.readouterr().out
@@ -374,4 +412,8 @@ def test_tool(tmp_path, monkeypatch, capsys):
     assert_same(infer(ExportedModel(tmp_path / "m.ts"), inputs), infer(model, inputs))
     monkeypatch.setattr(sys, "argv", [*args, "MODEL.META_ARCHITECTURE", "PanopticFPN"])
     with pytest.raises(SystemExit, match="error: "):
+        runpy.run_path(str(tool), run_name="__main__")
+    (tmp_path / "image.png").write_text("no image")
+    monkeypatch.setattr(sys, "argv", args)
+    with pytest.raises(SystemExit, match="error: .*image.png: the image cannot be read: "):
         runpy.run_path(str(tool), run_name="__main__")
