@@ -3,11 +3,13 @@
 By default the zoo's Mask R-CNN and Keypoint R-CNN R-50-FPN with random weights, and a score threshold at which
 every image has the detections asked for. Random scores are all but tied, so that in bf16 other detections come
 first: look at the agreement in float32 and on stock's boxes, or take a trained model. Prints a table and where
-the time goes; writes model.csv and model.png to --output. Close other programs: these are times.
+the time goes; writes model.csv and model.png, and evaluation.csv with --images, to
+--output. Close other programs: these are times.
 
     python tools/benchmark_model.py --quick
     python tools/benchmark_model.py --config output/quickstart/config.yaml \\
-        --weights output/quickstart/model_final.pth --dataset scenes_easy_val --min-score 0.05 --sizes 160x240
+        --weights output/quickstart/model_final.pth --dataset scenes_easy_val --min-score 0.05 --sizes 160x240 \\
+        --images 50
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 
 from mrcnn_ext.benchmark import model as benchmark
+from mrcnn_ext.benchmark import throughput
 from mrcnn_ext.benchmark.tables import write_csv
 
 BF16 = {"auto": "auto", "on": True, "off": False}
@@ -38,6 +41,9 @@ def parse_arguments():
     parser.add_argument("--sizes", type=size, nargs="+", default=[(800, 1216), (480, 640)], metavar="HxW")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="images at a time")
     parser.add_argument("--instances", type=int, nargs="+", default=[100, 10, 500], help="at most, an image")
+    parser.add_argument(
+        "--images", type=int, default=0, help="also evaluate so many images of --dataset, from files to AP"
+    )
     parser.add_argument("--bf16", default="auto", choices=list(BF16), help="of the accelerated model")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"]
@@ -54,7 +60,8 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    rows = []
+    args.output.mkdir(parents=True, exist_ok=True)
+    rows, evaluations = [], []
     for config in args.config:
         subject = benchmark.Subject(
             config, args.weights, args.device, args.opts, args.dataset, args.min_score, BF16[args.bf16]
@@ -64,12 +71,15 @@ def main():
         for case in cases:
             rows.append(benchmark.measure(subject, case, args.budget, args.threads))
             print(benchmark.line(rows[-1]), flush=True)
+            write_csv(rows, args.output / "model.csv")  # now: a later row may fail
+        if args.images:
+            evaluations.append(throughput.measure_dataset(subject, args.images, args.threads))
+            print(f"\n{throughput.header()}\n{throughput.line(evaluations[-1])}", flush=True)
+            write_csv(evaluations, args.output / "evaluation.csv")
     inference = [row for row in rows if row["task"] != "training"]
     print("\nmilliseconds by stage", *map(benchmark.stages, inference), sep="\n")
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, args.output / "model.csv")
     benchmark.plot(rows, args.output / "model.png")
-    print(f"\nwrote model.csv and model.png to {args.output}")
+    print(f"\nwrote {', '.join(sorted(path.name for path in args.output.iterdir()))} to {args.output}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ if ! done_for torch "$key"; then
   echo "setup: PyTorch into .venv (about 5.5 GB, a few minutes)"
   [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
   $pip -r requirements.txt
+  # What was built for another PyTorch is built again, detectron2 from where it came.
+  was=$(cat .venv/.detectron2 2>/dev/null || true)
+  [ "$was" = missing ] || DETECTRON2=${DETECTRON2:-$was}
+  rm -f .venv/.detectron2 .venv/.package
+  .venv/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes detectron2 2>/dev/null
   stamp torch "$key"
 fi
 
@@ -28,9 +33,10 @@ key=${DETECTRON2:-$(cat requirements-detectron2.txt)}
 # Without DETECTRON2 set, whatever an earlier run chose stays, a missing detectron2 too.
 if ! done_for detectron2 "$key" && { [ -n "${DETECTRON2:-}" ] || [ ! -e .venv/.detectron2 ]; }; then
   echo "setup: detectron2 from $key (built here, a few minutes)"
-  # A path or a requirement on the command line, one argument; a server that does not answer is given up on.
+  # A path or a requirement on the command line, one argument; a server that does not answer is given up on. pip's
+  # cache may hold a build for another PyTorch.
   if GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60 \
-    timeout 1500 $pip --no-build-isolation "$key" 2>.venv/detectron2.log; then
+    timeout 1500 $pip --no-cache-dir --no-build-isolation "$key" 2>.venv/detectron2.log; then
     stamp detectron2 "$key"
   else
     stamp detectron2 missing

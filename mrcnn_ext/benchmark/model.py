@@ -259,7 +259,7 @@ def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
         functions, models, compared = _training(subject, case)
     else:
         functions, models, compared = _inference(subject, case)
-    row |= compared
+    row |= {"bf16": subject.accelerated().acceleration.bf16, **compared}
     for name, function in functions.items():
         row[f"{name}_mb"] = peak_memory(function, subject.device) / 1e6
     times = race_times(functions, subject.device, budget, (3, 50))
@@ -341,7 +341,7 @@ def _agreement_within_boxes(stock: nn.Module, ours: nn.Module, inputs: list[dict
 
 def _training(subject: Subject, case: Case):
     inputs = subject.training_inputs(case)
-    bf16 = subject.accelerated().acceleration.bf16
+    bf16 = subject.accelerated().acceleration.bf16  # of ours; stock trains in float32
     models = {"stock": copy.deepcopy(subject.stock), "ours": subject.accelerated(training=True)}
     optimisers = {}
     for name, model in models.items():
