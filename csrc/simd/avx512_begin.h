@@ -198,4 +198,9 @@ struct I32 {
   static void store_rounded(int16_t* to, __m512 value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(value)));
   }
+  static void store_rounded(int16_t* to, __m512 first, __m512 second) {
+    const __m512i packed = _mm512_packs_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+    const __m512i places = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi64(places, packed));
+  }
 };

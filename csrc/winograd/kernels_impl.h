@@ -93,30 +93,46 @@ inline float scale_of(float squares, float norm) {
 
 inline float inverse_of(float scale) { return scale > 0 ? 1 / scale : 0; }
 
-// Writes values as int16 and returns their scale.
-inline float quantize(const float* values, int64_t count, int16_t* quantized) {
-  Register squares = F32::zero();
-  for (int64_t i = 0; i < count; i += F32::kLanes) {
-    const Register value = F32::load(values + i);
-    squares = F32::fma(value, value, squares);
-  }
-  const float scale = scale_of(F32::sum(squares), kInputNorm);
-  const Register inverse = F32::broadcast(inverse_of(scale));
+// Writes rows of values, `stride` apart, as int16, and their scales: kTogether rows at a time, which do not
+// wait for each other.
+constexpr int kTogether = 12;
+static_assert(kPoints % kTogether == 0);
+inline void quantize(const float* values, int64_t stride, int64_t count, int16_t* quantized,
+                     int64_t quantized_stride, float* scales, int64_t scale_stride) {
+  Register squares[kTogether];
+  for (int row = 0; row < kTogether; ++row) squares[row] = F32::zero();
   for (int64_t i = 0; i < count; i += F32::kLanes)
-    I32::store_rounded(quantized + i, F32::multiply(F32::load(values + i), inverse));
-  return scale;
+    for (int row = 0; row < kTogether; ++row) {
+      const Register value = F32::load(values + row * stride + i);
+      squares[row] = F32::fma(value, value, squares[row]);
+    }
+  Register inverses[kTogether];
+  for (int row = 0; row < kTogether; ++row) {
+    const float scale = scale_of(F32::sum(squares[row]), kInputNorm);
+    scales[row * scale_stride] = scale;
+    inverses[row] = F32::broadcast(inverse_of(scale));
+  }
+  for (int row = 0; row < kTogether; ++row) {
+    const float* from = values + row * stride;
+    int16_t* to = quantized + row * quantized_stride;
+    int64_t i = 0;
+    for (; i + 2 * F32::kLanes <= count; i += 2 * F32::kLanes)
+      I32::store_rounded(to + i, F32::multiply(F32::load(from + i), inverses[row]),
+                         F32::multiply(F32::load(from + i + F32::kLanes), inverses[row]));
+    for (; i < count; i += F32::kLanes)
+      I32::store_rounded(to + i, F32::multiply(F32::load(from + i), inverses[row]));
+  }
 }
 
 template <typename T>
 void quantize_inputs(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
                      float* scales, int64_t rows, float* scratch) {
+  const int64_t stride = scratch_stride(channels), to_stride = input_stride(rows, channels);
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    transform_tile(inputs + tile * kPoints, channels, scratch, scratch_stride(channels));
-    for (int64_t point = 0; point < kPoints; ++point) {
-      scales[point * rows + tile] =
-          quantize(scratch + point * scratch_stride(channels), channels,
-                   transformed + point * input_stride(rows, channels) + tile * channels);
-    }
+    transform_tile(inputs + tile * kPoints, channels, scratch, stride);
+    for (int64_t point = 0; point < kPoints; point += kTogether)
+      quantize(scratch + point * stride, stride, channels, transformed + point * to_stride + tile * channels,
+               to_stride, scales + point * rows + tile, rows);
   }
 }
 
