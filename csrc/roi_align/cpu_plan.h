@@ -47,7 +47,7 @@ std::vector<RoI> locate_rois(const at::Tensor& rois, int64_t images, const Pooli
   const auto rows = rois.accessor<acc, 2>();
   for (int64_t i = 0; i < rois.size(0); ++i) {
     const acc image = std::trunc(rows[i][0]);
-    TORCH_CHECK_INDEX(image >= 0 && image < acc(images), "boxes: row ", i, " has batch index ", rows[i][0],
+    TORCH_CHECK_VALUE(image >= 0 && image < acc(images), "boxes: row ", i, " has batch index ", rows[i][0],
                       ", which must lie in [0, ", images, "), the images of the features");
     located[i] = {i, levels[i], int64_t(image)};
   }

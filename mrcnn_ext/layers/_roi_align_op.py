@@ -66,17 +66,15 @@ for _backend, _kernels in _PYTHON_KERNELS.items():
 
 def _fake(features: list[Tensor], rois: Tensor, scales, pooled_height, pooled_width, *options) -> Tensor:
     x = features[0]
-    out = x.new_empty((rois.shape[0], x.shape[1], pooled_height, pooled_width))
-    return out.contiguous(memory_format=roi_align_eager.memory_format(x))
+    shape = (rois.shape[0], x.shape[1], pooled_height, pooled_width)
+    return roi_align_eager.empty_like_layout(x, shape, x.dtype)
 
 
 def _fake_backward(
     grad: Tensor, features: list[Tensor], rois: Tensor, *options
 ) -> tuple[list[Tensor], Tensor]:
     rois_need_grad = options[-1]
-    feature_grads = [
-        f.new_empty(f.shape).contiguous(memory_format=roi_align_eager.memory_format(f)) for f in features
-    ]
+    feature_grads = [roi_align_eager.empty_like_layout(features[0], f.shape, f.dtype) for f in features]
     return feature_grads, rois.new_empty((rois.shape[0] if rois_need_grad else 0, 5))
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 AVERAGE_MODES = ("avg", "warp_avg", "exact")
 MAX_MODES = ("max", "warp_max", "pool")
@@ -59,10 +60,10 @@ def check_batch_indices(features: list[Tensor], rois: Tensor) -> None:
         )
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """The layout an output made from `x` takes."""
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if nhwc else torch.contiguous_format
+def empty_like_layout(x: Tensor, shape, dtype: torch.dtype) -> Tensor:
+    """What an output made from `x` is written to: channels-last if the strides of `x` are, a part of a larger map
+    too, as the compiled operators decide."""
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=suggest_memory_format(x))
 
 
 def _round_half_away(x: Tensor) -> Tensor:
@@ -240,9 +241,9 @@ def roi_align(
 ) -> Tensor:
     """The operator ``mrcnn_ext::roi_align``, forward."""
     bins, wide = (pooled_height, pooled_width), torch.promote_types(features[0].dtype, torch.float32)
-    out = torch.zeros(
-        (rois.shape[0], features[0].shape[1], *bins), dtype=features[0].dtype, device=features[0].device
-    ).contiguous(memory_format=memory_format(features[0]))
+    out = empty_like_layout(
+        features[0], (rois.shape[0], features[0].shape[1], *bins), features[0].dtype
+    ).zero_()
     canonical = (canonical_box_size, canonical_level)
     for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
         window = _dense(features[visit.level][visit.window], wide)
@@ -271,10 +272,7 @@ def roi_align_backward(
 ) -> tuple[list[Tensor], Tensor]:
     """The operator ``mrcnn_ext::roi_align_backward``: gradients of features and, in mode "exact", RoIs."""
     bins, wide = (pooled_height, pooled_width), torch.promote_types(features[0].dtype, torch.float32)
-    feature_grads = [
-        torch.zeros(f.shape, dtype=wide, device=f.device).contiguous(memory_format=memory_format(f))
-        for f in features
-    ]
+    feature_grads = [empty_like_layout(features[0], f.shape, wide).zero_() for f in features]
     rois_grad = torch.zeros((rois.shape[0] if rois_need_grad else 0, 5), dtype=rois.dtype)
     canonical = (canonical_box_size, canonical_level)
     for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):

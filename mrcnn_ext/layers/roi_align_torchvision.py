@@ -46,8 +46,8 @@ def roi_align(
     canonical = (canonical_box_size, canonical_level)
     per_level, rest = _split(features, rois, spatial_scales, mode, canonical)
     size = (pooled_height, pooled_width)
-    out = features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
-    out = out.contiguous(memory_format=eager.memory_format(features[0]))
+    shape = (rois.shape[0], features[0].shape[1], *size)
+    out = eager.empty_like_layout(features[0], shape, features[0].dtype)
     for feature, index, scale in zip(features, per_level, spatial_scales, strict=True):
         if len(index):
             if mode == "avg":
@@ -98,7 +98,7 @@ def roi_align_backward(
             else:
                 best = torch.ops.torchvision.roi_pool(feature.to(wide), args[1], scale, *size)[1]
                 added = torch.ops.torchvision._roi_pool_backward(*args, best, scale, *size, *feature.shape)
-            feature_grads[i] = feature_grads[i] + added.to(feature.dtype)
+            feature_grads[i] += added.to(feature.dtype)
     rois_grad = torch.zeros((rois.shape[0] if rois_need_grad else 0, 5), dtype=rois.dtype, device=rois.device)
     if rois_need_grad:
         rois_grad[rest] = rest_grad

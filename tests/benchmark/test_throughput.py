@@ -17,7 +17,8 @@ from mrcnn_ext.data.scenes import write_dataset
 from mrcnn_ext.engine import UserError
 
 SMALL = "MODEL.TIMM.ARGS.channels [8,8,16,16] MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 32"
-FEW = "TEST.DETECTIONS_PER_IMAGE 5 INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0"
+FEW = "TEST.DETECTIONS_PER_IMAGE 5 INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0"
+ALL = "MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0"
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def dataset(tmp_path):
 
 
 def make_subject(dataset):
-    return Subject("quickstart.yaml", opts=[*SMALL.split(), *FEW.split()], dataset=dataset, bf16=False)
+    return Subject("quickstart.yaml", opts=f"{SMALL} {FEW} {ALL}".split(), dataset=dataset, bf16=False)
 
 
 def test_row_of_a_dataset(dataset):
