@@ -1,4 +1,5 @@
 # Boxes, masks and keypoints on the synthetic street scenes: a small model, from scratch, in minutes on a CPU.
+# A LazyConfig tests one dataset: the yaml tests the Cityscapes form of the scenes too.
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler

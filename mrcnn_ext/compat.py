@@ -1,8 +1,9 @@
 """What detectron2 needs to work with today's packages.
 
 Every repair belongs to one module and is made while that module is being imported, so that
-``import mrcnn_ext`` imports nothing for it and nothing changes for who never imports the module. A repair
-looks for its defect and leaves a module without it as it is. Nothing is edited on disk.
+``import mrcnn_ext`` imports nothing for it and nothing changes for who never imports the module. A repair of what is
+missing looks whether it is; any other gives what the module's own function gives wherever that works. Nothing is
+edited on disk.
 """
 
 import contextlib
@@ -150,6 +151,10 @@ def _ddp_without_device_ids_on_cpu(defaults):
         return create_ddp_model(model, fp16_compression=fp16_compression, **kwargs)
 
     defaults.create_ddp_model = create_cpu_safe_ddp_model
+    # Where it is imported from as a rule, if that was imported before.
+    engine = sys.modules.get("detectron2.engine")
+    if getattr(engine, "create_ddp_model", None) is create_ddp_model:
+        engine.create_ddp_model = create_cpu_safe_ddp_model
 
 
 @contextlib.contextmanager
@@ -157,11 +162,14 @@ def _keypoint_loss_of_any_layout(keypoint_head):
     """``keypoint_rcnn_loss`` views the heatmaps as rows, which channels-last ones are not, and sums their few
     thousand cells in the dtype of autocast."""
     yield
+    import torch  # which the module has imported
+
     keypoint_rcnn_loss = keypoint_head.keypoint_rcnn_loss
 
     @functools.wraps(keypoint_rcnn_loss)
     def loss_in_rows(pred_keypoint_logits, *args, **kwargs):
-        return keypoint_rcnn_loss(pred_keypoint_logits.float().contiguous(), *args, **kwargs)
+        wide = torch.promote_types(pred_keypoint_logits.dtype, torch.float32)
+        return keypoint_rcnn_loss(pred_keypoint_logits.to(wide).contiguous(), *args, **kwargs)
 
     keypoint_head.keypoint_rcnn_loss = loss_in_rows
 

@@ -11,6 +11,8 @@ from ..layers.mask_pasting import paste_masks
 
 __all__ = ["LazyMasks"]
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 class LazyMasks:
     """N instance masks of one image as probabilities within their boxes, pasted into the image on demand.
@@ -45,7 +47,10 @@ class LazyMasks:
         return len(self.masks)
 
     def __getitem__(self, item) -> "Tensor | LazyMasks":
-        """An integer gives that mask, (height, width) bool; anything else LazyMasks of those instances."""
+        """An integer, also one in a tensor, gives that mask, (height, width) bool; anything else LazyMasks of those
+        instances."""
+        if isinstance(item, Tensor) and item.dim() == 0 and item.dtype in _INTEGERS:
+            item = int(item)
         if isinstance(item, (int, np.integer)):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"mask {item} of {len(self)}")
@@ -75,8 +80,10 @@ class LazyMasks:
             raise ValueError("the masks are not pasted yet: an array of them cannot be had without copying")
         return self.tensor.cpu().numpy().astype(dtype or np.bool_, copy=False)
 
-    def to(self, device: torch.device | str) -> "LazyMasks":
-        return LazyMasks(self.masks.to(device), self.boxes.to(device), self.image_size, self.threshold)
+    def to(self, *args, **kwargs) -> "LazyMasks":
+        """Takes what Tensor's does."""
+        masks, boxes = (value.to(*args, **kwargs) for value in (self.masks, self.boxes))
+        return LazyMasks(masks, boxes, self.image_size, self.threshold)
 
     def to_rle(self) -> list[dict]:
         """COCO's encoding of each mask, ``{"size": [height, width], "counts": bytes}``, equal to that of

@@ -22,6 +22,7 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
     Boxes and masks are merged as there. The heatmaps of a box in all copies of the image, those of mirrored
     copies mirrored back and left and right keypoints exchanged, are merged by the mean of their softmax, and
     its logarithm is decoded once, as the model's keypoint head decodes, in the merged box of the original image.
+    ``mask_scores`` of a mask, where the mask head gives some, are their mean over the copies.
 
     Args:
         cfg (CfgNode): ``TEST.AUG``; ``DATASETS.TEST``, or else ``DATASETS.TRAIN``, whose metadata say which
@@ -45,7 +46,7 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
             self.flip_indices = _flip_indices(cfg, keypoint_flip_indices)
 
     def _inference_one_image(self, input):
-        if not self.cfg.MODEL.KEYPOINT_ON:
+        if not (self.cfg.MODEL.MASK_ON or self.cfg.MODEL.KEYPOINT_ON):
             return super()._inference_one_image(input)
         size = (input["height"], input["width"])
         copies, transforms = self._get_augmented_inputs(input)
@@ -56,7 +57,10 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
         outputs = self._batch_inference(copies, instances)
         if self.cfg.MODEL.MASK_ON:
             merged.pred_masks = self._reduce_pred_masks(outputs, transforms)
-        self._decode_keypoints(self._merge_heatmaps(outputs, transforms), merged)
+            if all(output.has("mask_scores") for output in outputs):
+                merged.mask_scores = torch.stack([output.mask_scores for output in outputs]).mean(dim=0)
+        if self.cfg.MODEL.KEYPOINT_ON:
+            self._decode_keypoints(self._merge_heatmaps(outputs, transforms), merged)
         return {"instances": detector_postprocess(merged, *size)}
 
     def _merge_heatmaps(self, outputs, transforms) -> Tensor:
@@ -88,7 +92,9 @@ def _flip_indices(cfg, given) -> list[int]:
         names = [
             name
             for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-            if MetadataCatalog.get(name).get("keypoint_flip_map") is not None
+            # Asking for the metadata of a dataset that is not registered would make some.
+            if name in MetadataCatalog.list()
+            and MetadataCatalog.get(name).get("keypoint_flip_map") is not None
         ]
         if not names:
             raise ValueError(

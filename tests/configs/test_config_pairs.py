@@ -1,5 +1,7 @@
 """Every config comes as yaml and as LazyConfig, and the two say the same."""
 
+import os
+
 import pytest
 import torch
 
@@ -117,8 +119,17 @@ def test_same_training(name):
     assert lazy.train.val_loss.enabled == yaml.VAL_LOSS.ENABLED
     assert lazy.train.val_loss.max_images == yaml.VAL_LOSS.MAX_IMAGES
     assert lazy.train.allow_partial_weights == yaml.MODEL.ALLOW_PARTIAL_WEIGHTS
+    assert lazy.train.amp.enabled == yaml.SOLVER.AMP.ENABLED
+    for key in ("channels_last", "accelerate", "accelerate_training"):
+        assert lazy.train.get(key, False) == yaml.MODEL[key.upper()]
+    assert lazy.train.get("seed", -1) == yaml.SEED
+    assert os.path.normpath(lazy.train.output_dir) == os.path.normpath(yaml.OUTPUT_DIR)
     assert train.total_batch_size == yaml.SOLVER.IMS_PER_BATCH
-    assert (dataset.names,) == yaml.DATASETS.TRAIN and test.dataset.names == yaml.DATASETS.TEST[0]
+    assert (dataset.names,) == yaml.DATASETS.TRAIN
+    # A LazyConfig has one loader of test data. Of the quickstart's two the second has the same images.
+    assert test.dataset.names == yaml.DATASETS.TEST[0] and len(yaml.DATASETS.TEST) == 1 + (
+        name == "quickstart"
+    )
     assert train.num_workers == yaml.DATALOADER.NUM_WORKERS == test.num_workers
     assert dataset.get("min_keypoints", 0) == (
         yaml.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if yaml.MODEL.KEYPOINT_ON else 0

@@ -159,6 +159,40 @@ def test_a_norm_whose_convolution_is_used_elsewhere_stays(mask_model):
     assert isinstance(accelerate(model).backbone.norm, nn.BatchNorm2d)
 
 
+class SharedLayers(nn.Module):
+    """A convolution for two levels, with one normalisation for both or one for each."""
+
+    def __init__(self, norms):
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(4, 4, 3, padding=1), nn.ModuleList(norms)
+        self.first, self.first_norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.out_channels = 4
+
+    def forward(self, x):
+        x = self.first_norm(self.first(x))
+        for norm in self.norms:
+            x = norm(input=self.conv(x)) if norm is self.norms[-1] else norm(self.conv(x))
+        return x
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_layers_that_are_called_twice_are_not_folded(mask_model, own):
+    shared = nn.BatchNorm2d(4)
+    backbone = SharedLayers(
+        [nn.BatchNorm2d(4), nn.BatchNorm2d(4), shared] if own else [shared, shared, shared]
+    )
+    for name, value in backbone.state_dict().items():
+        if "norm" in name and value.is_floating_point():
+            value.uniform_(0.5, 2)
+    model = copy.deepcopy(mask_model)
+    model.backbone = backbone.eval()
+    folded = accelerate(model).backbone
+    assert isinstance(folded.first_norm, nn.Identity)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), backbone(x), rtol=1e-4, atol=1e-4)
+
+
 def test_folding_a_model_in_training_mode(mask_model):
     model = copy.deepcopy(mask_model).train()
     with pytest.raises(ValueError, match=r"model\.eval\(\) first"):

@@ -5,11 +5,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+import yaml
 
 from mrcnn_ext.data.scenes import write_dataset
 from mrcnn_ext.hosts.torchvision.data import CocoInstances
 from mrcnn_ext.hosts.torchvision.evaluation import evaluate_cityscapes, evaluate_coco
-from mrcnn_ext.hosts.torchvision.quickstart import train_and_evaluate
+from mrcnn_ext.hosts.torchvision.quickstart import build_model, train_and_evaluate
 from mrcnn_ext.hosts.torchvision.training import train
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
@@ -137,6 +138,17 @@ def test_a_wrong_number_of_keypoints(scenes):
     annotation["iscrowd"], annotation["keypoints"] = 0, [1, 2, 2]
     with pytest.raises(ValueError, match=f"annotation {annotation['id']} has 3 numbers"):
         data[data.ids.index(annotation["image_id"])]
+
+
+def test_what_the_config_asks_for_that_torchvision_has_not():
+    config = yaml.safe_load(CONFIG.read_text())
+    config["MODEL"]["ROI_KEYPOINT_HEAD"].update(CONV_DIMS=[8], NUM_KEYPOINTS=5)
+    config["INPUT"]["MIN_SIZE_TRAIN"] = [160]
+    deconvs = [m for m in build_model(config).modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert deconvs[-1].out_channels == 5
+    config["MODEL"]["FPN"]["NORM"] = "GN"
+    with pytest.raises(ValueError, match='MODEL.FPN.NORM must be "" or "BN" without detectron2, got \'GN\''):
+        build_model(config)
 
 
 def test_no_scenes(tmp_path):

@@ -1,5 +1,6 @@
 """Our keypoint heads' targets, decodings and sigmas, and the SimCC head, under stock ROI heads too."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -192,9 +193,10 @@ def test_config_sets_every_argument(tiny_cfg):
             assert head.layers(torch.randn(1, 8, 14, 14)).shape == (1, 5, 84, 84)
 
 
-def test_sigmas_come_from_the_datasets_metadata(tiny_cfg):
+@pytest.mark.parametrize("sigmas", [[0.05] * 5, np.full(5, 0.05)], ids=["list", "array"])
+def test_sigmas_come_from_the_datasets_metadata(tiny_cfg, sigmas):
     name = "five_keypoints_val"
-    MetadataCatalog.get(name).keypoint_oks_sigmas = [0.05] * 5
+    MetadataCatalog.get(name).keypoint_oks_sigmas = sigmas
     cfg = tiny_cfg(
         *["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "5", "MODEL.ROI_KEYPOINT_HEAD.DECODING", "oks"],
         *[

@@ -159,6 +159,13 @@ def test_boundary_branch_wants_an_even_resolution(tiny_cfg):
         build_model(cfg)
 
 
+@pytest.mark.parametrize("head", [BoundaryMaskHead, MLPMaskHead])
+def test_heads_that_need_the_size_of_the_features_say_so(head):
+    options = {"conv_dims": [8, 8]} if head is BoundaryMaskHead else {}
+    with pytest.raises(ValueError, match=f"{head.__name__}: input_shape needs the height and width"):
+        head(ShapeSpec(channels=8), num_classes=3, **options)
+
+
 def test_unknown_activation_names_the_known_ones():
     with pytest.raises(ValueError, match=r"ACTIVATION\) must be one of \('sigmoid', 'softmax'\), got 'relu'"):
         build("FCN", activation="relu")

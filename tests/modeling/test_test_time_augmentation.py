@@ -61,6 +61,8 @@ def test_boxes_masks_and_keypoints(make, make_batch, heads, fast):
     assert instances.has("keypoint_scores") == ("OKS" in heads)
 
     cfg.MODEL.KEYPOINT_ON = False
+    ours = infer(GeneralizedRCNNWithTTA(cfg, model), batch)[0]["instances"]
+    assert torch.equal(ours.pred_masks, instances.pred_masks) and not ours.has("pred_keypoints")
     without = infer(StockTTA(cfg, model), batch)[0]["instances"]  # boxes and masks are detectron2's
     torch.testing.assert_close(without.pred_boxes.tensor, instances.pred_boxes.tensor)
     assert torch.equal(without.pred_masks, instances.pred_masks)
@@ -92,6 +94,25 @@ def test_one_copy_gives_the_models_own_keypoints(make, make_batch):
     torch.testing.assert_close(
         instances.pred_keypoints[..., :2], expected.pred_keypoints[..., :2], rtol=0, atol=1
     )
+
+
+@pytest.mark.parametrize("keypoints", [True, False])
+def test_mask_scores_are_the_mean_over_the_copies(make, make_batch, monkeypatch, keypoints):
+    opts = ["MODEL.ROI_MASK_HEAD.NAME", "MaskScoringHead", "MODEL.KEYPOINT_ON", str(keypoints)]
+    cfg, model = make("ours", *opts)
+    augmented = GeneralizedRCNNWithTTA(cfg, model, keypoint_flip_indices=PAIRS)
+    kept = []
+
+    def keep(copies, instances=None, stock=augmented._batch_inference):
+        kept.append(stock(copies, instances))
+        return kept[-1]
+
+    monkeypatch.setattr(augmented, "_batch_inference", keep)
+    instances = infer(augmented, make_batch(BOXES))[0]["instances"]
+    copies = kept[-1]
+    assert len(copies) == 4 and len(instances) > 0 and instances.has("pred_keypoints") == keypoints
+    expected = sum(copy.mask_scores for copy in copies) / 4
+    torch.testing.assert_close(instances.mask_scores, expected)
 
 
 def test_no_detections(make, make_batch):

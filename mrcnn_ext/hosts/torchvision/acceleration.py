@@ -1,6 +1,7 @@
 """Making a plain detector of torchvision faster, its answers unchanged."""
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, fx, nn
@@ -109,17 +110,16 @@ def _fold_batch_norms(network: nn.Module) -> None:
         raise ValueError(
             f"fold_batch_norm: torch.fx cannot follow {type(network).__name__}; give fold_batch_norm=False"
         ) from error
-    modules = dict(network.named_modules())
-    for node in nodes:
-        if node.op != "call_module" or type(modules[node.target]) not in _BATCH_NORMS:
+    modules = {node: network.get_submodule(node.target) for node in nodes if node.op == "call_module"}
+    calls = Counter(modules.values())
+    for node, norm in modules.items():
+        before = node.args[0] if node.args else None
+        conv = modules.get(before)
+        if type(norm) not in _BATCH_NORMS or type(conv) is not nn.Conv2d:
             continue
-        before = node.args[0]
-        if (
-            before.op == "call_module"
-            and type(modules[before.target]) is nn.Conv2d
-            and len(before.users) == 1
-        ):
-            _fold(modules[before.target], modules[node.target])
+        # What is called twice would be folded twice, or by a norm that is not always its own.
+        if len(before.users) == calls[conv] == calls[norm] == 1:
+            _fold(conv, norm)
             network.set_submodule(node.target, nn.Identity())
 
 

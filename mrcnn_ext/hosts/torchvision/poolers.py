@@ -57,7 +57,8 @@ class FusedMultiScaleRoIAlign(MultiScaleRoIAlign):
             (L_1 + ... + L_N, C, P_h, P_w), in the dtype of the features.
 
         Raises:
-            ValueError: the maps named by ``featmap_names`` are missing or no consecutive levels of a pyramid.
+            ValueError: none of the maps named by ``featmap_names`` is there (others are done without, as by
+                torchvision), or they are no consecutive levels of a pyramid.
         """
         features = _filter_input(x, self.featmap_names)
         if not features:

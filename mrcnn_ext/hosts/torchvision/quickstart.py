@@ -101,6 +101,9 @@ def build_model(config: dict) -> MaskRCNN:
     Args:
         config: as the quickstart's: a timm backbone under an FPN, two fully connected layers for boxes, our
             mask and keypoint heads.
+
+    Raises:
+        ValueError: a normalisation other than "" and "BN".
     """
     settings = config["MODEL"]
     fpn, rpn, rois = settings["FPN"], settings["RPN"], settings["ROI_HEADS"]
@@ -115,15 +118,16 @@ def build_model(config: dict) -> MaskRCNN:
         freeze_at=settings["BACKBONE"]["FREEZE_AT"],
         model_args=settings["TIMM"]["ARGS"],
     )
-    norms = {"": None, "BN": nn.BatchNorm2d}
-    backbone = FPNBackbone(body, channels, norms[fpn["NORM"]])
+    backbone = FPNBackbone(body, channels, _norm(fpn["NORM"], "MODEL.FPN.NORM"))
     return mask_keypoint_rcnn(
         backbone,
         rois["NUM_CLASSES"] + 1,
         mask_head=FCNMaskNetwork(channels, rois["NUM_CLASSES"], [mask["CONV_DIM"]] * (mask["NUM_CONV"] + 1)),
-        # A tuple is a string in plain yaml.
         keypoint_head=HeatmapKeypointNetwork(
-            channels, 17, ast.literal_eval(keypoint["CONV_DIMS"]), norms[keypoint["NORM"]]
+            channels,
+            keypoint.get("NUM_KEYPOINTS", 17),
+            _numbers(keypoint["CONV_DIMS"]),
+            _norm(keypoint["NORM"], "MODEL.ROI_KEYPOINT_HEAD.NORM"),
         ),
         box_head=TwoMLPHead(channels * 7 * 7, fc_dim),
         box_predictor=FastRCNNPredictor(fc_dim, rois["NUM_CLASSES"] + 1),
@@ -137,9 +141,21 @@ def build_model(config: dict) -> MaskRCNN:
         rpn_pre_nms_top_n_test=rpn["PRE_NMS_TOPK_TEST"],
         rpn_post_nms_top_n_train=rpn["POST_NMS_TOPK_TRAIN"],
         rpn_post_nms_top_n_test=rpn["POST_NMS_TOPK_TEST"],
-        min_size=ast.literal_eval(inputs["MIN_SIZE_TRAIN"]),
+        min_size=_numbers(inputs["MIN_SIZE_TRAIN"]),
         max_size=inputs["MAX_SIZE_TRAIN"],
         # From 0 to 255, blue first -> from 0 to 1, red first.
         image_mean=[value / 255 for value in reversed(settings["PIXEL_MEAN"])],
         image_std=[value / 255 for value in reversed(settings["PIXEL_STD"])],
     )
+
+
+def _norm(name, key):
+    norms = {"": None, "BN": nn.BatchNorm2d}
+    if name not in norms:
+        raise ValueError(f'{key} must be "" or "BN" without detectron2, got {name!r}')
+    return norms[name]
+
+
+def _numbers(value):
+    """A list; or a tuple, which is a string in plain yaml."""
+    return ast.literal_eval(value) if isinstance(value, str) else value

@@ -173,8 +173,11 @@ def _configured_sigmas(cfg):
         return list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         # Asking for the metadata of a dataset that is not registered would make some.
-        if name in MetadataCatalog.list() and MetadataCatalog.get(name).get("keypoint_oks_sigmas"):
-            return list(MetadataCatalog.get(name).keypoint_oks_sigmas)
+        sigmas = (
+            MetadataCatalog.get(name).get("keypoint_oks_sigmas") if name in MetadataCatalog.list() else None
+        )
+        if sigmas is not None and len(sigmas):
+            return list(sigmas)
     return None
 
 

@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGIST
 from ...layers.keypoint_networks import SimCCKeypointNetwork
 from ...layers.keypoint_targets import axis_loss
 from ..norms import norm_maker
+from ..shapes import pooled_size
 from .base import KeypointHead
 
 __all__ = ["SimCCKeypointHead"]
@@ -35,13 +36,8 @@ class SimCCKeypointHead(KeypointHead):
         self, input_shape, *, num_keypoints: int, conv_dims, conv_norm="", split_ratio: int = 4, **kwargs
     ):
         super().__init__(num_keypoints=num_keypoints, **kwargs)
-        if input_shape.height is None or input_shape.width is None:
-            raise ValueError(
-                "SimCCKeypointHead: input_shape needs the height and width of the pooled features, got "
-                f"{input_shape}"
-            )
         norm = norm_maker(conv_norm)
-        size = (input_shape.height, input_shape.width)
+        size = pooled_size(type(self).__name__, input_shape)
         self.network = SimCCKeypointNetwork(
             input_shape.channels, num_keypoints, size, list(conv_dims), norm, split_ratio
         )

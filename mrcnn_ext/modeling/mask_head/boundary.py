@@ -8,6 +8,7 @@ from torch import Tensor
 from ...layers.mask_losses import boundary_loss, mask_boundaries
 from ...layers.mask_networks import BoundaryMaskNetwork
 from ..norms import norm_maker
+from ..shapes import pooled_size
 from .base import MaskHead, MaskTargets
 
 __all__ = ["BoundaryMaskHead"]
@@ -34,7 +35,7 @@ class BoundaryMaskHead(MaskHead):
         kwargs: ``activation``, ``loss_weight`` and ``vis_period`` of `MaskHead`.
 
     Raises:
-        ValueError: pooled features of odd height or width.
+        ValueError: pooled features of odd height or width, or ``input_shape`` has none.
     """
 
     @configurable
@@ -51,10 +52,11 @@ class BoundaryMaskHead(MaskHead):
         **kwargs,
     ):
         super().__init__(num_classes=num_classes, **kwargs)
-        if input_shape.height % 2 or input_shape.width % 2:
+        height, width = pooled_size(type(self).__name__, input_shape)
+        if height % 2 or width % 2:
             raise ValueError(
                 "BoundaryMaskHead takes pooled features of even height and width, got "
-                f"{input_shape.height} x {input_shape.width}: set POOLER_RESOLUTION to 28, in "
+                f"{height} x {width}: set POOLER_RESOLUTION to 28, in "
                 "MODEL.ROI_MASK_HEAD or, for a C4 model, in MODEL.ROI_BOX_HEAD"
             )
         norm = norm_maker(conv_norm)

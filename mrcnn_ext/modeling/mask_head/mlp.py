@@ -4,6 +4,7 @@ from detectron2.config import configurable
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 
 from ...layers.mask_networks import MLPMaskNetwork
+from ..shapes import pooled_size
 from .base import SequentialMaskHead
 
 __all__ = ["MLPMaskHead"]
@@ -20,6 +21,9 @@ class MLPMaskHead(SequentialMaskHead):
         fc_dims: width of each hidden layer.
         output_size: side of the masks.
         kwargs: ``activation``, ``loss_weight`` and ``vis_period`` of `MaskHead`.
+
+    Raises:
+        ValueError: ``input_shape`` has no height and width.
     """
 
     @configurable
@@ -27,7 +31,7 @@ class MLPMaskHead(SequentialMaskHead):
         self, input_shape, *, num_classes: int, fc_dims=(1024, 1024), output_size: int = 28, **kwargs
     ):
         super().__init__(num_classes=num_classes, **kwargs)
-        size = (input_shape.channels, input_shape.height, input_shape.width)
+        size = (input_shape.channels, *pooled_size(type(self).__name__, input_shape))
         self.take_layers(MLPMaskNetwork(size, self.num_maps, list(fc_dims), output_size))
 
     @classmethod

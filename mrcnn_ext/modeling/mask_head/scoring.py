@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ...layers.mask_iou_network import MaskIoUNetwork
 from ...layers.mask_losses import mask_iou_targets
+from ..shapes import pooled_size
 from .base import MaskHead, MaskTargets
 
 __all__ = ["MaskScoringHead"]
@@ -55,7 +56,7 @@ class MaskScoringHead(BaseMaskRCNNHead):
             # Not itself, which would never end.
             "mask_head": None if issubclass(mask_head, cls) else mask_head(cfg, input_shape),
             "mask_iou": MaskIoUNetwork(
-                (input_shape.channels, input_shape.height, input_shape.width),
+                (input_shape.channels, *pooled_size(cls.__name__, input_shape)),
                 cfg.MODEL.ROI_HEADS.NUM_CLASSES,
                 [options.CONV_DIM] * options.NUM_CONV,
                 [options.FC_DIM] * options.NUM_FC,
