@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .config_files import get_config_file
-from .data.scenes import write_dataset
+from .data.scenes import read_meta, write_dataset
 from .report import metrics_table, plot_metrics, prediction_sheet
 
 __all__ = ["main"]
@@ -27,7 +27,13 @@ def main(argv=None) -> None:
         f"scenes: {args.num_train} to learn from and {args.num_val} others to be judged on, preset 'easy', in {data}"
     )
     workers = os.cpu_count() or 1
-    # The scenes of another seed or number, from an earlier run, make room.
+    there = read_meta(data)
+    if there is not None and [there.get(k) for k in ("num_train", "num_val", "seed")] != [
+        args.num_train,
+        args.num_val,
+        args.seed,
+    ]:
+        print(f"(in place of {there['num_train']} and {there['num_val']} scenes of seed {there['seed']})")
     write_dataset(
         data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress, force=True
     )

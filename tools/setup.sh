@@ -23,21 +23,25 @@ if ! done_for torch "$key"; then
   $pip -r requirements.txt
   # What was built for another PyTorch is built again, detectron2 from where it came.
   was=$(cat .venv/.detectron2 2>/dev/null || true)
-  [ "$was" = missing ] || DETECTRON2=${DETECTRON2:-$was}
+  case $was in "given "*) DETECTRON2=${DETECTRON2:-${was#given }} ;; esac
   rm -f .venv/.detectron2 .venv/.package
   .venv/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes detectron2 2>/dev/null
   stamp torch "$key"
 fi
 
 key=${DETECTRON2:-$(cat requirements-detectron2.txt)}
-# Without DETECTRON2 set, whatever an earlier run chose stays, a missing detectron2 too.
-if ! done_for detectron2 "$key" && { [ -n "${DETECTRON2:-}" ] || [ ! -e .venv/.detectron2 ]; }; then
+was=$(cat .venv/.detectron2 2>/dev/null || true)
+if [ -n "${DETECTRON2:-}" ]; then want="given $key"; else
+  # What an earlier run was given stays, a missing detectron2 too; the pinned one follows its pin.
+  case $was in "given "* | missing) want=$was ;; *) want="pinned $key" ;; esac
+fi
+if [ "$was" != "$want" ]; then
   echo "setup: detectron2 from $key (built here, a few minutes)"
   # A path or a requirement on the command line, one argument; a server that does not answer is given up on. pip's
   # cache may hold a build for another PyTorch.
   if GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60 \
     timeout 1500 $pip --no-cache-dir --no-build-isolation "$key" 2>.venv/detectron2.log; then
-    stamp detectron2 "$key"
+    stamp detectron2 "$want"
   else
     stamp detectron2 missing
     tail -n 5 .venv/detectron2.log >&2

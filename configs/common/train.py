@@ -6,5 +6,10 @@ train.eval_period = 0  # once, after training
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.val_loss = dict(enabled=True, max_images=0)
 train.allow_partial_weights = False
+train.check_datasets = True  # before training
+train.seed = -1  # random
+train.cudnn_benchmark = False
+train.float32_precision = ""  # as torch.set_float32_matmul_precision; "" leaves it
+train.channels_last = False
 train.accelerate = False  # evaluate an accelerated copy of the model
 train.accelerate_training = False  # train the model accelerated, on the CPU above all

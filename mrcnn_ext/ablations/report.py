@@ -134,7 +134,7 @@ def markdown(study, results, tables=None) -> str:
         "differ in the named lines of `configs/ablations/rows.yaml` only; a seed gives all of them the same data in "
         "the same order, and they start from the same backbone and RPN. AP in points on the scenes: mean ± standard "
         "deviation over the seeds; in brackets the paper's, on COCO. A margin's spread is the root of the sum of the "
-        "squares of both rows' deviations. Times are the processor's, on one thread.",
+        "squares of both rows' deviations. Times are the processor's, summed over the threads of a run.",
     ]
     if verdicts:
         lines += [

@@ -18,7 +18,7 @@ from ..engine.errors import UserError
 from ..engine.trainer import thin_out
 from ..evaluation import COCOEvaluator
 from ..inference import Predictor, predict
-from .model import Subject
+from .model import Subject, limit_detections
 from .timing import race_times
 
 __all__ = ["header", "line", "measure_dataset"]
@@ -43,8 +43,12 @@ def measure_dataset(subject: Subject, num_images: int, threads: int, budget: flo
     """
     torch.set_num_threads(threads)
     mapper = DatasetMapper(subject.cfg, is_train=False)
+    # The config's, whatever other rows have set.
+    limits = subject.cfg.TEST.DETECTIONS_PER_IMAGE, subject.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    limit_detections(subject.stock, *limits)
     models = {"stock": subject.stock, "ours": subject.accelerated(masks="lazy")}
     row = {"model": subject.name, "weights": subject.weights or "random", "dataset": subject.dataset}
+    row |= dict(zip(("instances", "min_score"), limits, strict=True))
     row |= {"device": subject.device.type, "threads": threads, "bf16": models["ours"].acceleration.bf16}
     with _part_of(subject.dataset, num_images) as name, tempfile.TemporaryDirectory() as folder:
         records = DatasetCatalog.get(name)

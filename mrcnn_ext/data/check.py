@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 _TAIL = 4096  # bytes at the end of a file among which its end marker must be
+_MOST_STRAYING = 0.2  # share of boxes
 _ORIENTATION = 0x0112  # EXIF tag; 5 and up exchange height and width
 
 
@@ -59,7 +61,7 @@ def check_dataset(
     dicts = _load(dataset) if isinstance(dataset, str) else list(dataset)
     if not dicts:
         raise ValueError(f"dataset {name!r} is empty: it has no images")
-    usable = 0
+    usable, boxes, straying = 0, 0, []
     for record in dicts:
         for key in ("file_name", "height", "width"):
             if key not in record:
@@ -69,14 +71,15 @@ def check_dataset(
             usable += not crowd
             try:
                 _check_category(annotation, num_classes)
-                _check_box(annotation, record)
+                odd = _check_box(annotation, record)
                 _check_segmentation(annotation, record, needs_masks and not crowd, mask_format, crowd)
                 _check_keypoints(annotation, num_keypoints, needs_keypoints and not crowd)
-            except _Problem as problem:
-                label = f"id {annotation['id']}" if "id" in annotation else f"number {number} (from 0)"
-                raise ValueError(
-                    f"dataset {name!r}, image {_image(record)}, annotation {label}: {problem}"
-                ) from None
+            except (_Problem, TypeError, ValueError, AssertionError) as problem:
+                raise ValueError(f"dataset {name!r}, {_label(record, number)}: {problem}") from None
+            boxes += 1
+            if odd is not None:
+                straying.append(f"{_label(record, number)}: {odd}")
+    _judge_straying(name, straying, boxes)
     if needs_annotations and not usable:
         raise ValueError(
             f"dataset {name!r} has {len(dicts)} images and no annotation to learn from (crowds do not count)"
@@ -86,12 +89,34 @@ def check_dataset(
     return dicts
 
 
+def _judge_straying(name: str, straying: list[str], boxes: int) -> None:
+    """A few boxes that reach far beyond their images are those of objects cut off; many are of another format."""
+    if not straying:
+        return
+    if len(straying) > _MOST_STRAYING * boxes:
+        more = f" (and {len(straying) - 1} of {boxes} more)" if len(straying) > 1 else ""
+        raise ValueError(f"dataset {name!r}, {straying[0]}{more}")
+    logging.getLogger(__name__).warning(
+        "dataset %r: %d of %d boxes reach far beyond their images, where detectron2 cuts them off; the first: %s",
+        name,
+        len(straying),
+        boxes,
+        straying[0],
+    )
+
+
 class _Problem(Exception):
     """What is wrong with an annotation."""
 
 
 def _image(record: dict) -> str:
     return f"{record.get('image_id', '?')} ({record.get('file_name', 'no file name')})"
+
+
+def _label(record: dict, number: int) -> str:
+    annotation = record["annotations"][number]
+    which = f"id {annotation['id']}" if "id" in annotation else f"number {number} (from 0)"
+    return f"image {_image(record)}, annotation {which}"
 
 
 def _load(name: str) -> list[dict]:
@@ -127,7 +152,8 @@ def _check_category(annotation: dict, num_classes: int | None) -> None:
         )
 
 
-def _check_box(annotation: dict, record: dict) -> None:
+def _check_box(annotation: dict, record: dict) -> str | None:
+    """Returns what is odd about the box: that it reaches far beyond the image."""
     if "bbox" not in annotation:
         raise _Problem("it has no bbox")
     if "bbox_mode" not in annotation:
@@ -135,20 +161,31 @@ def _check_box(annotation: dict, record: dict) -> None:
     bbox = [float(v) for v in annotation["bbox"]]
     if not all(math.isfinite(v) for v in bbox):
         raise _Problem(f"its bbox {bbox} is not finite")
+    if len(bbox) == 5:
+        return None  # rotated boxes may leave the image
     if len(bbox) != 4:
-        return  # rotated boxes have five numbers and may leave the image
+        raise _Problem(f"its bbox must have 4 numbers (5 if rotated), got {bbox}")
+    if BoxMode(annotation["bbox_mode"]) not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        raise _Problem(
+            f"its bbox_mode must be XYXY_ABS or XYWH_ABS, got {BoxMode(annotation['bbox_mode']).name}"
+        )
     x0, y0, x1, y1 = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYXY_ABS)
     if x1 < x0 or y1 < y0:
         raise _Problem(
             f"its bbox has a negative width or height: {bbox} ({BoxMode(annotation['bbox_mode']).name})"
         )
-    # Boxes drawn by hand stray over the border; a box of another image size strays far.
+    outside = x1 < 0 or y1 < 0 or x0 > record["width"] or y0 > record["height"]
+    # Boxes drawn by hand stray over the border; those of whole bodies, cut off by it, do so by more.
     slack_x, slack_y = 2 + 0.05 * record["width"], 2 + 0.05 * record["height"]
     if x0 < -slack_x or y0 < -slack_y or x1 > record["width"] + slack_x or y1 > record["height"] + slack_y:
-        raise _Problem(
+        problem = (
             f"its bbox, x0 y0 x1 y1 = {[round(v, 1) for v in (x0, y0, x1, y1)]}, lies outside the image of "
             f"width {record['width']} and height {record['height']}: is bbox_mode right?"
         )
+        if outside:
+            raise _Problem(problem)
+        return problem
+    return None
 
 
 def _check_segmentation(annotation: dict, record: dict, needed: bool, mask_format: str, crowd: bool) -> None:
@@ -160,6 +197,8 @@ def _check_segmentation(annotation: dict, record: dict, needed: bool, mask_forma
     size = (record["height"], record["width"])
     if isinstance(segmentation, list):
         for polygon in segmentation:
+            if not isinstance(polygon, (list, tuple, np.ndarray)):
+                raise _Problem("its segmentation must be a list of polygons, [[x, y, ...], ...], or RLE")
             if len(polygon) < 6 or len(polygon) % 2:
                 raise _Problem(
                     f"a polygon of {len(polygon)} numbers: it must be x, y pairs of three points or more"
@@ -168,6 +207,8 @@ def _check_segmentation(annotation: dict, record: dict, needed: bool, mask_forma
                 raise _Problem("a polygon with a coordinate that is not finite")
         return
     if isinstance(segmentation, dict):
+        if not isinstance(segmentation.get("counts"), (str, bytes)):
+            raise _Problem("its RLE must have compressed counts (pycocotools.mask.frPyObjects makes them)")
         found = tuple(segmentation.get("size", ()))
         if found != size:
             raise _Problem(f"its RLE is of size {found}, the image is {size} (height, width)")
@@ -215,13 +256,18 @@ def _check_image(record: dict) -> tuple[type[Exception], str] | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if (height, width) != (record["height"], record["width"]):
-                if image.getexif().get(_ORIENTATION, 1) >= 5:
-                    height, width = width, height
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            if turned:  # as detectron2 reads it
+                height, width = width, height
             if (height, width) != (record["height"], record["width"]):
                 return ValueError, (
-                    f"{label}: the file has height {height} and width {width}, the annotations say "
+                    f"{label}: the file has height {height} and width {width}"
+                    f"{', turned as its EXIF data say' if turned else ''}, the annotations say "
                     f"{record['height']} and {record['width']}"
+                )
+            if image.mode.startswith("I"):
+                return ValueError, (
+                    f"{label}: it has more than 8 bits a pixel, which detectron2 cuts off at 255: convert it"
                 )
             if not _has_end(path, image.format):
                 image.load()

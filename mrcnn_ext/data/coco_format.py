@@ -1,18 +1,23 @@
 """Registers one's own data in COCO's format."""
 
 import json
+import logging
+import re
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 __all__ = ["register_coco_format"]
 
+_SIDES = ((re.compile("left"), "right"), (re.compile(r"(?<![a-z0-9])l(?![a-z0-9])"), "r"))
+
 
 def register_coco_format(name: str, json_file: str, image_root: str) -> None:
     """Registers a dataset in COCO's format, with the keypoints its categories name.
 
     detectron2's register_coco_instances leaves the keypoints' names and which of them change sides in a mirrored
-    image to the user; here they come from the annotation file: ``left_*`` and ``right_*`` are a pair.
+    image to the user; here they come from the annotation file: names that differ in left and right, or in l and r as
+    a word of their own, are a pair, whatever their case. A warning says where there is none.
 
     Args:
         name: what configs call it. Registering the same data again does nothing.
@@ -49,9 +54,23 @@ def register_coco_format(name: str, json_file: str, image_root: str) -> None:
             "keypoint_flip_map": _mirrored(names),
             "keypoint_connection_rules": lines,
         }
+        if len(names) > 1 and not metadata["keypoint_flip_map"]:
+            logging.getLogger(__name__).warning(
+                "dataset %s: no two of its keypoints (%s, ...) are left and right, so that none change places in a "
+                "mirrored image. If some should: MetadataCatalog.get(NAME).set(keypoint_flip_map=[(left, right), ...])",
+                name,
+                ", ".join(names[:3]),
+            )
     register_coco_instances(name, metadata, json_file, image_root)
 
 
 def _mirrored(names) -> list[tuple[str, str]]:
-    other = {name: name.replace("left", "right", 1) for name in names if "left" in name}
-    return [pair for pair in other.items() if pair[1] in names]
+    by_lower = {name.lower(): name for name in names}
+    pairs = []
+    for name in names:
+        for left, right in _SIDES:
+            other = left.sub(right, name.lower(), count=1)
+            if other != name.lower() and other in by_lower:
+                pairs.append((name, by_lower[other]))
+                break
+    return pairs

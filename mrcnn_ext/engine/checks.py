@@ -1,5 +1,8 @@
 """Finds before training what would stop it, or its evaluation, hours later."""
 
+import logging
+
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from omegaconf import OmegaConf
@@ -8,7 +11,7 @@ from ..data import check_dataset
 from ..evaluation import build_evaluator
 from .errors import UserError, did_you_mean
 
-__all__ = ["check_config", "check_dataset_names", "check_lazy_config"]
+__all__ = ["check_config", "check_dataset_names", "check_lazy_config", "names_for_losses", "names_of"]
 
 
 def check_config(cfg, eval_only=False):
@@ -32,6 +35,9 @@ def check_config(cfg, eval_only=False):
         train,
         cfg.DATASETS.TEST,
         num_classes=heads.NUM_CLASSES if heads else None,
+        classes_key="MODEL.RETINANET.NUM_CLASSES"
+        if heads is model.RETINANET
+        else "MODEL.ROI_HEADS.NUM_CLASSES",
         num_keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
         needs_masks=model.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
@@ -41,8 +47,8 @@ def check_config(cfg, eval_only=False):
 
 def check_lazy_config(cfg, eval_only=False):
     """As :func:`check_config`, for a LazyConfig; ``train.check_datasets`` False leaves the files alone."""
-    train = [] if eval_only else _names(cfg, "train")
-    test = _names(cfg, "test")
+    train = [] if eval_only else names_of(cfg.dataloader.get("train"))
+    test = names_of(cfg.dataloader.get("test"))
     check_dataset_names((*train, *test))
     if not cfg.train.get("check_datasets", True):
         return
@@ -52,10 +58,45 @@ def check_lazy_config(cfg, eval_only=False):
         train,
         test,
         num_classes=heads.get("num_classes"),
+        classes_key="model.roi_heads.num_classes",
         num_keypoints=heads.keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
         needs_masks=mapper.get("use_instance_mask", False),
         mask_format=mapper.get("instance_mask_format", "polygon"),
+        evaluate=(lambda _: instantiate(cfg.dataloader.evaluator)) if "evaluator" in cfg.dataloader else None,
     )
+
+
+def names_for_losses(names, *, num_keypoints, needs_masks, mask_format):
+    """Those of some test sets on which training losses can be computed, by their annotations; warns of the others.
+
+    Args:
+        names (list[str]): registered datasets.
+        num_keypoints (int): of the model's keypoint head; None without one.
+        needs_masks (bool): whether the model has a mask head.
+        mask_format (str): "polygon" or "bitmask".
+    """
+    usable = []
+    for name in names:
+        problem = None
+        if num_keypoints is not None and not MetadataCatalog.get(name).get("keypoint_names"):
+            problem = f"dataset {name!r} has no keypoints"
+        else:
+            try:
+                check_dataset(
+                    name,
+                    num_keypoints=num_keypoints,
+                    needs_masks=needs_masks,
+                    needs_keypoints=num_keypoints is not None,
+                    mask_format=mask_format,
+                    check_images=False,
+                )
+            except ValueError as error:
+                problem = str(error)
+        if problem is None:
+            usable.append(name)
+        else:
+            logging.getLogger(__name__).warning("No validation losses on it: %s", problem)
+    return usable
 
 
 def check_dataset_names(names):
@@ -69,8 +110,9 @@ def check_dataset_names(names):
             )
 
 
-def _names(cfg, split):
-    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=[])
+def names_of(loader):
+    """The datasets of a LazyConfig's ``dataloader.train`` or ``dataloader.test``."""
+    names = OmegaConf.select(loader, "dataset.names", default=[]) if loader is not None else []
     return [names] if isinstance(names, str) else list(names)
 
 
@@ -87,7 +129,9 @@ def _check(train, test, **options):
         raise UserError(message)
 
 
-def _check_files(train, test, *, num_classes, num_keypoints, needs_masks, mask_format, evaluate=None):
+def _check_files(
+    train, test, *, num_classes, classes_key, num_keypoints, needs_masks, mask_format, evaluate=None
+):
     for name in dict.fromkeys((*train, *test)):
         check_dataset(
             name,
@@ -109,7 +153,7 @@ def _check_files(train, test, *, num_classes, num_keypoints, needs_masks, mask_f
             listed = ", ".join([*classes[:5], "..."] if len(classes) > 5 else classes)
             raise ValueError(
                 f"dataset {name!r} has {len(classes)} classes ({listed}), the model "
-                f"{num_classes}: set MODEL.ROI_HEADS.NUM_CLASSES (LazyConfig: model.roi_heads.num_classes)"
+                f"{num_classes}: set {classes_key}"
             )
         if name in test and evaluate is not None:
             evaluate(name)

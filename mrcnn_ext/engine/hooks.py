@@ -14,6 +14,9 @@ from detectron2.utils.events import EventStorage
 
 __all__ = ["ValidationLossHook", "compute_losses"]
 
+# timm's batch norms contain their activation.
+_LAYERS_WITH_PARTS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.MultiheadAttention)
+
 
 class ValidationLossHook(HookBase):
     """Stores the training losses on held-out data as ``val/loss_*`` and their sum as ``val/total_loss``.
@@ -25,7 +28,7 @@ class ValidationLossHook(HookBase):
         period (int): iterations between two runs; 0: only after training.
         model (nn.Module): as trained, DistributedDataParallel or not.
         build_loader (callable): returns a loader of this process's share of the data, mapped as for training.
-            Called once, when first needed.
+            Called once, when first needed; None if there are none to compute losses on.
     """
 
     def __init__(self, period, model, build_loader):
@@ -33,6 +36,7 @@ class ValidationLossHook(HookBase):
         self._model = model
         self._build_loader = build_loader
         self._loader = None
+        self._is_built = False
 
     def after_step(self):
         next_iter = self.trainer.iter + 1
@@ -45,8 +49,10 @@ class ValidationLossHook(HookBase):
             self._run()
 
     def _run(self):
+        if not self._is_built:
+            self._loader, self._is_built = self._build_loader(), True
         if self._loader is None:
-            self._loader = self._build_loader()
+            return
         losses = compute_losses(self._model, self._loader)
         if comm.is_main_process():
             losses = {"total_loss": sum(losses.values()), **losses}
@@ -80,8 +86,14 @@ def compute_losses(model, loader):
         # Processes may have unequal shares: no synchronisation between batches.
         model = model.module
     sums, count = defaultdict(float), 0
-    with torch.no_grad(), _losses_without_side_effects(model), _kept_random_state(), EventStorage(1):
+    with (
+        torch.no_grad(),
+        _losses_without_side_effects(model) as restore,
+        _kept_random_state(),
+        EventStorage(1),
+    ):
         for batch in loader:
+            restore()
             seed = zlib.crc32(str(batch[0].get("file_name", count)).encode())
             torch.manual_seed(seed)
             np.random.seed(seed)
@@ -101,18 +113,29 @@ def compute_losses(model, loader):
 
 @contextlib.contextmanager
 def _losses_without_side_effects(model):
-    """Training mode, in which models return losses, but evaluation mode for layers; restores buffers."""
+    """Training mode, in which models return losses, but evaluation mode for layers. Gives what restores the state
+    that losses change, buffers and dense detectors' running normalisers, and does so in the end."""
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    normalizers = {
+        m: m.loss_normalizer for m in modes if isinstance(getattr(m, "loss_normalizer", None), float)
+    }
+
+    def restore():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        for module, normalizer in normalizers.items():
+            module.loss_normalizer = normalizer
+
     try:
         for module in modes:
-            module.training = module is model or next(module.children(), None) is not None
-        yield
+            has_parts = next(module.children(), None) is not None
+            module.training = module is model or (has_parts and not isinstance(module, _LAYERS_WITH_PARTS))
+        yield restore
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        restore()
 
 
 @contextlib.contextmanager

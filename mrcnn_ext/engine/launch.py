@@ -74,9 +74,19 @@ def launch(main, args):
         What ``main`` returns where it runs in this process, else None.
 
     Raises:
-        UserError: there are fewer GPUs than asked for, or several machines have no common URL.
+        UserError: there are fewer GPUs than asked for, a number of processes or machines is below 1, several
+            machines have no common URL, or a launcher has set only some of its variables.
     """
+    for option in ("num_processes", "num_machines"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    missing = [name for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if name not in os.environ]
+    if launched and missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: the launcher must set all four, as torchrun "
+            "does, or none"
+        )
     if args.num_gpus is None:
         num_visible = torch.cuda.device_count()
         args.num_gpus = min(int(os.environ["LOCAL_WORLD_SIZE"]) if launched else 1, num_visible)
@@ -138,8 +148,10 @@ def run_tool(main, parser):
     try:
         _exit_on_user_error(int(os.environ.get("RANK", 0)), launch, main, args)
     except mp.ProcessExitedException as error:
-        # The process has told why.
-        sys.exit(error.exit_code)
+        if error.signal_name is None:  # the process has told why
+            sys.exit(error.exit_code)
+        hint = ": out of memory?" if error.signal_name == "SIGKILL" else ""
+        sys.exit(f"error: process {error.error_index} was ended by {error.signal_name}{hint}")
 
 
 def _exit_on_user_error(rank, function, *args):

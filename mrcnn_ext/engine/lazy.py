@@ -14,7 +14,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from .checkpoint import Checkpointer
-from .checks import check_lazy_config
+from .checks import check_lazy_config, names_for_losses, names_of
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
@@ -105,7 +105,9 @@ def _check_override(cfg, override):
             if "_target_" in node:
                 return
             known = [".".join(path) for path in _paths(cfg)]
-            raise UserError(f"command line: unknown config key {key}{did_you_mean(key, known)}")
+            raise UserError(
+                f"command line: unknown config key {key}{did_you_mean(key, known)} (+key=value adds one)"
+            )
         node = node[part]
 
 
@@ -216,12 +218,20 @@ def build_validation_loader(cfg):
         cfg (DictConfig): ``train.val_loss.max_images`` limits the images.
 
     Returns:
-        DataLoader: batches of one image, this process's share.
+        DataLoader: batches of one image, this process's share. None if no dataset is left.
     """
     # A copy of the whole: interpolations such as ${...train.mapper.image_format} must find their way.
     loaders = copy.deepcopy(cfg).dataloader
     dataset, mapper = loaders.train.dataset, loaders.train.mapper
-    dataset.names = loaders.test.dataset.names
+    heads = OmegaConf.select(cfg, "model.roi_heads", default={})
+    dataset.names = names_for_losses(
+        names_of(loaders.test),
+        num_keypoints=heads.keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
+        needs_masks=mapper.get("use_instance_mask", False),
+        mask_format=mapper.get("instance_mask_format", "polygon"),
+    )
+    if not dataset.names:
+        return None
     mapper.augmentations = loaders.test.mapper.augmentations
     dicts = thin_out(instantiate(dataset), cfg.train.get("val_loss", {}).get("max_images", 0))
     return build_detection_test_loader(

@@ -36,7 +36,9 @@ def build_optimizer(cfg, model):
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
     make = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return make(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
+    # To a fused optimiser GradScaler leaves unscaling the gradients, which would come after they are clipped.
+    fused = not (cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.AMP.ENABLED)
+    return make(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=fused)
 
 
 def clipped_sgd(
@@ -49,8 +51,13 @@ def clipped_sgd(
         clip_type: "norm" or "value".
         clip_value: bound on the norm or on the values.
         norm_type: p of the norm.
-        **kwargs: of `torch.optim.SGD`.
+        **kwargs: of `torch.optim.SGD`, but for ``fused``.
+
+    Raises:
+        ValueError: ``fused``, to which mixed precision on a GPU gives gradients that are still scaled.
     """
+    if kwargs.get("fused"):
+        raise ValueError("fused: gradients are clipped before a fused SGD unscales those of mixed precision")
     cfg = get_cfg()
     clip = cfg.SOLVER.CLIP_GRADIENTS
     clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE = True, clip_type, clip_value, norm_type

@@ -8,7 +8,6 @@ import weakref
 import torch
 from detectron2.data import (
     DatasetMapper,
-    MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -22,6 +21,7 @@ from ..layers.processor import cpu_has_bf16 as _cpu_has_bf16
 from ..modeling import GeneralizedRCNNWithTTA, accelerate
 from ..modeling.acceleration import postprocesses_as_stock
 from .checkpoint import Checkpointer
+from .checks import names_for_losses
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
@@ -193,20 +193,23 @@ class _Autocast:
 def build_validation_loader(cfg):
     """This process's share of the test images, resized as in testing, with ground truth as in training.
 
-    Datasets without keypoints are left out when the model learns keypoints, and so are the images that
-    training would leave out.
+    Datasets on which the losses cannot be computed are left out with a warning, and so are the images that training
+    would leave out.
 
     Args:
         cfg (CfgNode): ``DATASETS.TEST``, ``VAL_LOSS.MAX_IMAGES``.
 
     Returns:
-        DataLoader: batches of one image.
+        DataLoader: batches of one image. None if no dataset is left.
     """
-    names = [
-        name
-        for name in cfg.DATASETS.TEST
-        if not cfg.MODEL.KEYPOINT_ON or MetadataCatalog.get(name).get("keypoint_names")
-    ]
+    names = names_for_losses(
+        cfg.DATASETS.TEST,
+        num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
+        needs_masks=cfg.MODEL.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+    )
+    if not names:
+        return None
     dicts = get_detection_dataset_dicts(
         names,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,

@@ -11,7 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mrcnn_ext.benchmark import throughput
-from mrcnn_ext.benchmark.model import Subject
+from mrcnn_ext.benchmark.model import Subject, limit_detections
 from mrcnn_ext.data import register_scenes
 from mrcnn_ext.data.scenes import write_dataset
 from mrcnn_ext.engine import UserError
@@ -39,9 +39,13 @@ def make_subject(dataset):
 
 def test_row_of_a_dataset(dataset):
     subject = make_subject(dataset)
+    limit_detections(subject.stock, 1, 0.9)  # as another row may
     registered = set(DatasetCatalog.list())
     row = throughput.measure_dataset(subject, 3, threads=1)
     assert set(DatasetCatalog.list()) == registered
+    predictor = subject.stock.roi_heads.box_predictor
+    assert (predictor.test_topk_per_image, predictor.test_score_thresh) == (5, 0.0)
+    assert row["instances"] == 5 and row["min_score"] == 0
     assert row["images"] == 3 and row["dataset"] == dataset and not row["bf16"]
     assert row["ours_images_per_s"] == pytest.approx(3 / row["ours_s"])
     for task in ("bbox", "segm", "keypoints"):

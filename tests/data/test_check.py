@@ -78,6 +78,15 @@ GOOD_RLE = mask_util.encode(np.asfortranarray(np.zeros((40, 60), np.uint8)))
         (change(["bbox"], [10, 10, float("nan"), 5]), "not finite"),
         (change(["bbox"], [10, 10, -4, 5]), "negative width or height"),
         (change(["bbox"], [10, 10, 90, 5]), "lies outside the image of width 60 and height 40"),
+        (change(["bbox"], [70, 10, 5, 5]), "lies outside the image of width 60 and height 40"),
+        (
+            change(["bbox"], [10, 10, 5]),
+            r"bbox must have 4 numbers \(5 if rotated\), got \[10.0, 10.0, 5.0\]",
+        ),
+        (change(["bbox"], [10, None, 5, 5]), "must be a string or a real number, not 'NoneType'"),
+        (change(["bbox_mode"], BoxMode.XYWH_REL), "bbox_mode must be XYXY_ABS or XYWH_ABS, got XYWH_REL"),
+        (change(["segmentation"], [1, 1, 5, 5, 8, 8]), "must be a list of polygons, .* or RLE"),
+        (change(["segmentation"], {"size": [40, 60], "counts": [2400]}), "must have compressed counts"),
         (change(["bbox"], KeyError), "has no bbox"),
         (change(["bbox_mode"], KeyError), "has no bbox_mode"),
         (change(["segmentation"], KeyError), "has no segmentation"),
@@ -154,6 +163,39 @@ def test_turned_by_exif_is_not_another_size(dicts, tmp_path):
     dicts[1] |= {"file_name": str(tmp_path / "turned.jpg"), "height": 60, "width": 40}
     dicts[1]["annotations"] = []
     check_dataset(dicts)
+
+
+def test_turned_by_exif_with_the_size_before_is_another_size(dicts, tmp_path):
+    image = Image.open(dicts[1]["file_name"])
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    dicts[1]["file_name"] = str(tmp_path / "turned.jpg")
+    with pytest.raises(
+        ValueError, match="height 60 and width 40, turned as its EXIF data say, the annotations"
+    ):
+        check_dataset(dicts)
+
+
+def test_sixteen_bits_are_too_many(dicts, tmp_path):
+    Image.fromarray(np.full((40, 60), 1000, np.uint16)).save(tmp_path / "deep.png")
+    dicts[1]["file_name"] = str(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="deep.png.*more than 8 bits a pixel"):
+        check_dataset(dicts)
+
+
+def test_a_few_boxes_of_whole_objects_may_leave_the_image(dicts, caplog):
+    dicts[1]["annotations"] *= 4
+    change(["bbox"], [-20, 10, 40, 60])(dicts)
+    check_dataset(dicts, **EVERYTHING)
+    assert (
+        "1 of 10 boxes reach far beyond their images, where detectron2 cuts them off; the first: "
+        in caplog.text
+    )
+    for annotation in dicts[1]["annotations"][:2]:
+        annotation["bbox"] = [-20, 10, 40, 60]
+    with pytest.raises(ValueError, match=r"lies outside the image .*bbox_mode right\? \(and 8 of 10 more\)"):
+        check_dataset(dicts, **EVERYTHING)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -47,6 +47,29 @@ def test_keypoints_come_from_the_categories(write):
     assert metadata.evaluator_type == "coco" and metadata.image_root == "images"
 
 
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ("Left Eye", "Right Eye"),
+        ("LEFT_EYE", "RIGHT_EYE"),
+        ("l_eye", "r_eye"),
+        ("eye-L", "eye-R"),
+        ("leftEye", "rightEye"),
+    ],
+)
+def test_left_and_right_in_other_words(write, left, right, caplog):
+    names = ["nose", right, left, "tail", "lower"]
+    register_coco_format("sides", write("sides", [{**PEOPLE, "keypoints": names, "skeleton": []}]), "images")
+    assert MetadataCatalog.get("sides").keypoint_flip_map == [(left, right)]
+    assert not caplog.text
+
+
+def test_it_says_where_nothing_changes_places(write, caplog):
+    names = ["port", "starboard"]
+    register_coco_format("ships", write("ships", [{**PEOPLE, "keypoints": names, "skeleton": []}]), "images")
+    assert "dataset ships: no two of its keypoints (port, starboard, ...) are left and right" in caplog.text
+
+
 def test_data_without_keypoints(write):
     register_coco_format("cars", write("cars", [{"id": 1, "name": "car"}]), "images")
     assert "keypoint_names" not in MetadataCatalog.get("cars").as_dict()

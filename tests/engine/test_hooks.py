@@ -13,6 +13,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import get_event_storage
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from mrcnn_ext.engine import ValidationLossHook, compute_losses
@@ -71,6 +72,37 @@ def test_leaves_no_trace(training):
     assert all(parameter.grad is None for parameter in model.parameters())
     modes = [model.training, *(layer.training for layer in model.layers)]
     assert modes == [training, training, False, training, training]
+
+
+class Normaliser(Regression):
+    """Divides its losses by a running mean, as detectron2's dense detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss_normalizer = 50.0
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        self.loss_normalizer = 0.5 * self.loss_normalizer + len(batch)
+        return {name: loss / self.loss_normalizer for name, loss in losses.items()}
+
+
+def test_running_normalisers_are_left_as_they_were():
+    model, batches = Normaliser(), make_batches([1, 1, 1])
+    losses = compute_losses(model, batches)
+    assert model.loss_normalizer == 50
+    assert compute_losses(model, batches[::-1]) == pytest.approx(losses)
+
+
+def test_norms_with_parts_act_as_in_inference():
+    model = Regression()
+    model.layers[1] = nn.Sequential(nn.Unflatten(1, (4, 1, 1)), BatchNormAct2d(4), nn.Flatten())
+    model.layers[1][1].running_mean.fill_(-5)
+    batches = make_batches([1])
+    losses = compute_losses(model, batches)
+    model.eval()
+    with torch.no_grad():
+        assert losses["loss_square"] == pytest.approx(model(batches[0]).square().mean().item())
 
 
 def test_no_trace_after_an_error():
@@ -158,6 +190,14 @@ def test_hook_stores_losses_at_its_period_and_at_the_end():
     assert storage.latest()["val/total_loss"][0] == pytest.approx(sum(expected.values()))
     # What the model itself stores while validating stays out of the training's storage.
     assert len(storage.history("seen").values()) == 5
+
+
+def test_hook_without_data_does_nothing():
+    model, asked = Regression(), []
+    trainer = SimpleTrainer(model, make_batches([4] * 4), torch.optim.SGD(model.parameters(), 0.1))
+    trainer.register_hooks([ValidationLossHook(1, model, lambda: asked.append(1))])
+    trainer.train(0, 3)
+    assert asked == [1] and "val/total_loss" not in trainer.storage.latest()
 
 
 def test_hook_does_not_run_after_a_training_that_failed():

@@ -1,6 +1,9 @@
 """What a wrong config, command line or dataset is answered with: one line that names it."""
 
 import json
+import os
+import signal
+import sys
 
 import pytest
 
@@ -8,6 +11,7 @@ pytest.importorskip("detectron2")
 
 import numpy as np
 import torch
+from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import OmegaConf
@@ -22,7 +26,11 @@ from mrcnn_ext.engine import (
     launch,
     load_config,
 )
+from mrcnn_ext.engine.checks import names_for_losses
+from mrcnn_ext.engine.launch import run_tool
 from mrcnn_ext.engine.lazy import load_lazy_config
+from mrcnn_ext.engine.trainer import build_validation_loader
+from mrcnn_ext.evaluation import COCOEvaluator
 
 
 def message(function, *args, **kwargs):
@@ -147,6 +155,7 @@ def test_lazy_overrides(lazy_file):
         ("train.max_itr=5", "command line: unknown config key train.max_itr; did you mean train.max_iter?"),
         ("trian.max_iter=5", "command line: unknown config key trian.max_iter; did you mean train.max_iter?"),
         ("SOLVER.MAX_ITER", "command line: 'SOLVER.MAX_ITER' is not of the form key=value"),
+        ("train.new=1", "command line: unknown config key train.new (+key=value adds one)"),
         ("train.max_iter=[1", "command line: "),
         (
             "train.max_iter.x=1",
@@ -189,10 +198,33 @@ def test_missing_lazy_file():
             ["--num-gpus", "0", "--num-machines", "2"],
             "several machines need the same --dist-url, tcp://HOST:PORT",
         ),
+        (["--num-gpus", "0", "--num-processes", "0"], "--num-processes must be at least 1, got 0"),
+        (["--num-gpus", "0", "--num-machines", "0"], "--num-machines must be at least 1, got 0"),
     ],
 )
 def test_wrong_flags(flags, expected):
     assert message(launch, print, argument_parser().parse_args(flags)).startswith(expected)
+
+
+def test_a_launcher_that_says_half(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    found = message(launch, print, argument_parser().parse_args(["--num-gpus", "0"]))
+    assert found.startswith("RANK and WORLD_SIZE are set, LOCAL_RANK and LOCAL_WORLD_SIZE not: the launcher")
+
+
+def _die(args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_was_killed_is_told(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tool", "--num-gpus", "0", "--num-processes", "2"])
+    with pytest.raises(SystemExit, match=r"error: process [01] was ended by SIGKILL: out of memory\?"):
+        run_tool(_die, argument_parser())
 
 
 def test_one_process_runs_here(monkeypatch):
@@ -328,6 +360,34 @@ def test_dataset_that_cannot_be_evaluated(dataset):
     )
 
 
+@pytest.mark.parametrize(
+    "edit, metadata, problem",
+    [
+        (change(segmentation=[]), KEYPOINTS, "it has no segmentation"),
+        (change(segmentation={"size": [20, 30], "counts": "PPXb0"}), KEYPOINTS, "set INPUT.MASK_FORMAT"),
+        (lambda content: content["annotations"].clear(), KEYPOINTS, "no annotation to learn from"),
+        (lambda content: None, {}, "has no keypoints"),
+    ],
+)
+def test_validation_losses_leave_out_what_they_cannot_use(dataset, caplog, edit, metadata, problem):
+    good, bad = dataset(**KEYPOINTS), dataset(edit, **metadata)
+    options = {"num_keypoints": 17, "needs_masks": True, "mask_format": "polygon"}
+    dataset(**KEYPOINTS)  # the file is that of the last
+    assert names_for_losses([good], **options) == [good] and not caplog.text
+    dataset(edit, **metadata)
+    assert names_for_losses([bad], **options) == []
+    assert f"No validation losses on it: dataset '{bad}'" in caplog.text and problem in caplog.text
+    cfg = config(good, [bad])
+    assert build_validation_loader(cfg) is None
+
+
+def test_the_key_of_the_classes_is_the_models(dataset):
+    name = dataset(**KEYPOINTS)
+    cfg = config(name, [name], num_classes=3)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINANET.NUM_CLASSES = "RetinaNet", 3
+    assert message(check_config, cfg).endswith("the model 3: set MODEL.RETINANET.NUM_CLASSES")
+
+
 def test_check_can_be_turned_off(dataset, tmp_path):
     cfg = config(dataset(change(segmentation=[]), **KEYPOINTS))
     cfg.DATASETS.CHECK = False
@@ -351,6 +411,11 @@ def test_lazy_datasets_are_checked(dataset):
     name = dataset(**KEYPOINTS)
     check_lazy_config(lazy_config(name))
     assert "has 2 classes (person, car), the model 3" in message(check_lazy_config, lazy_config(name, 3))
+    few = dataset(change(keypoints=[3, 3, 2] * 4), **KEYPOINTS)
+    cfg = lazy_config(few)
+    cfg.model.roi_heads.keypoint_head.num_keypoints = 4
+    cfg.dataloader.evaluator = LazyCall(COCOEvaluator)(dataset_name=few)
+    assert "objects have [4] keypoints but there are 17 sigmas" in message(check_lazy_config, cfg)
     broken = dataset(change(segmentation=[]), **KEYPOINTS)
     assert "it has no segmentation" in message(check_lazy_config, lazy_config(broken))
     cfg = lazy_config(broken)

@@ -88,6 +88,7 @@ def write_dataset(
             }
         )
     )
+    root = root.resolve()  # what a link points to is what is replaced
     if root.exists() and not _may_write(root, meta, force):
         return False
     root.parent.mkdir(parents=True, exist_ok=True)
