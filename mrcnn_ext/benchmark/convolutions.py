@@ -38,7 +38,7 @@ _LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2), strict=True))
 
 def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -> dict:
     """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
-    standard deviations of the result in float64. Maps are bf16, as they are between layers; of "float32" and
+    standard deviations of the result in float64. Maps are bf16, as they are between layers; of the stem, "float32" and
     "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1
     and of the stem, whose ReLU and pooling are measured with it, where it is available.
 
@@ -64,6 +64,11 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
         "float32": lambda: convolve(wide, last, bias),
         "bf16": lambda: convolve(x, narrow, narrow_bias),
     }
+    if side == 7:  # all begin with the image as it is: float32, plane by plane
+        x = wide.contiguous()
+        narrowed = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+        functions["float32"] = lambda: convolve(x, last, bias)
+        functions["bf16"] = lambda: convolve(x.to(**narrowed), narrow, narrow_bias)
     if side == 3:
         transformed, in_int16 = winograd_weight(weight), winograd_weight(weight, int16=True)
         functions["winograd float32"] = lambda: winograd_conv3x3(wide, transformed, bias)
