@@ -1,4 +1,4 @@
-"""Lays our 3x3 and 1x1 convolutions beside oneDNN's at the sizes of R-50-FPN; checks every result first.
+"""Lays our 3x3 and 1x1 convolutions and stem beside oneDNN's at the sizes of R-50-FPN; checks every result first.
 
 Prints milliseconds, the ratio to float32, and the error against float64; writes convolutions.csv to --output.
 Close other programs: these are times.

@@ -3,8 +3,8 @@
 By default the zoo's Mask R-CNN and Keypoint R-CNN R-50-FPN with random weights, and a score threshold at which
 every image has the detections asked for. Random scores are all but tied, so that in bf16 other detections come
 first: look at the agreement in float32 and on stock's boxes, or take a trained model. Prints a table and where
-the time goes; writes model.csv and model.png, and evaluation.csv with --images, to
---output. Close other programs: these are times.
+the time goes; writes model.csv and model.png, and evaluation.csv with --images, to --output. Close other
+programs: these are times.
 
     python tools/benchmark_model.py --quick
     python tools/benchmark_model.py --config output/quickstart/config.yaml \\

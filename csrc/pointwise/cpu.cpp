@@ -3,7 +3,6 @@
 // threads.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,16 +14,16 @@
 #include "kernels.h"
 #include "memory.h"
 #include "parallel.h"
+#include "simd/processor.h"
 
 namespace mrcnn_ext {
 namespace pointwise {
 namespace {
 
-// nullptr where this processor is not served. As ATen chose for its own kernels.
+// nullptr where this processor is not served.
 const Kernels* best_kernels() {
 #if defined(__x86_64__)
-  static const bool served = at::get_cpu_capability() == "AVX512" && __builtin_cpu_supports("avx512bf16");
-  if (served) return &avx512_bf16_kernels();
+  if (runs_avx512_bf16()) return &avx512_bf16_kernels();
 #endif
   return nullptr;
 }

@@ -171,19 +171,30 @@ struct F64 {
   }
 };
 
-// Sums of products of int16, in pairs of neighbours.
-struct I32 {
-  static constexpr int kLanes = 16;
+// Neighbours of 16 bits each.
+struct Pairs {
   // Not __m512i: gcc keeps arrays of that in memory, as its intrinsics read other types from it.
   typedef int32_t Register __attribute__((vector_size(64)));
 
-  static Register zero() { return Register{}; }
-  static Register load(const int16_t* from) { return Register(_mm512_loadu_si512(from)); }
-  static Register broadcast_pair(const int16_t* from) {
+  template <typename T>
+  static Register load(const T* from) {
+    static_assert(sizeof(T) == 2);
+    return Register(_mm512_loadu_si512(from));
+  }
+  template <typename T>
+  static Register broadcast_pair(const T* from) {
+    static_assert(sizeof(T) == 2);
     int32_t pair;
     std::memcpy(&pair, from, sizeof(pair));
     return Register(_mm512_set1_epi32(pair));
   }
+};
+
+// Sums of products of int16, in pairs of neighbours.
+struct I32 : Pairs {
+  static constexpr int kLanes = 16;
+
+  static Register zero() { return Register{}; }
   static Register add_products(Register sum, Register a, Register b) {
     return sum + Register(_mm512_madd_epi16(__m512i(a), __m512i(b)));
   }

@@ -10,17 +10,9 @@
 #endif
 
 // Products of bf16, in pairs of neighbours, summed in float32.
-struct BF16 {
+struct BF16 : Pairs {
   using Value = c10::BFloat16;
-  // Not __m512bh: gcc keeps arrays of that in memory.
-  typedef int32_t Register __attribute__((vector_size(64)));
 
-  static Register load(const Value* from) { return Register(_mm512_loadu_si512(from)); }
-  static Register broadcast_pair(const Value* from) {
-    int32_t pair;
-    std::memcpy(&pair, from, sizeof(pair));
-    return Register(_mm512_set1_epi32(pair));
-  }
   static __m512 add_products(__m512 sum, Register a, Register b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)(a), (__m512bh)(b));
   }

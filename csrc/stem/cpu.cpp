@@ -2,7 +2,6 @@
 // rows of the convolution at its top are computed by the strip above too.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "parallel.h"
+#include "simd/processor.h"
 
 namespace mrcnn_ext {
 namespace stem {
@@ -19,11 +19,10 @@ namespace {
 
 using c10::BFloat16;
 
-// nullptr where this processor is not served. As ATen chose for its own kernels.
+// nullptr where this processor is not served.
 const Kernels* best_kernels() {
 #if defined(__x86_64__)
-  static const bool served = at::get_cpu_capability() == "AVX512" && __builtin_cpu_supports("avx512bf16");
-  if (served) return &avx512_bf16_kernels();
+  if (runs_avx512_bf16()) return &avx512_bf16_kernels();
 #endif
   return nullptr;
 }

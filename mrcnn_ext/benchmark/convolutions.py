@@ -39,8 +39,8 @@ _LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2), strict=True))
 def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -> dict:
     """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
     standard deviations of the result in float64. Maps are bf16, as they are between layers; of the stem, "float32" and
-    "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1
-    and of the stem, whose ReLU and pooling are measured with it, where it is available.
+    "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1 and of the stem, whose ReLU and pooling are
+    measured with it, where it is available.
 
     Raises:
         AssertionError: a result is wrong.

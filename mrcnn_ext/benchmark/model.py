@@ -5,7 +5,7 @@ import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -111,6 +111,11 @@ class Subject:
     def accelerated(self, **options) -> nn.Module:
         """A copy of stock by `accelerate`, with these options over the subject's."""
         return accelerate(self.stock, **{"training": False, "bf16": self.bf16, **options})
+
+    @cached_property
+    def runs_in_bf16(self) -> bool:
+        """Whether the accelerated model computes in bf16, in training too; stock is float32."""
+        return self.accelerated().acceleration.bf16
 
     def inputs(self, case: Case) -> list[dict]:
         """A batch of images, uint8, as detectron2's mapper gives them."""
@@ -259,7 +264,7 @@ def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
         functions, models, compared = _training(subject, case)
     else:
         functions, models, compared = _inference(subject, case)
-    row |= {"bf16": subject.accelerated().acceleration.bf16, **compared}
+    row |= {"bf16": subject.runs_in_bf16, **compared}
     for name, function in functions.items():
         row[f"{name}_mb"] = peak_memory(function, subject.device) / 1e6
     times = race_times(functions, subject.device, budget, (3, 50))
@@ -341,7 +346,6 @@ def _agreement_within_boxes(stock: nn.Module, ours: nn.Module, inputs: list[dict
 
 def _training(subject: Subject, case: Case):
     inputs = subject.training_inputs(case)
-    bf16 = subject.accelerated().acceleration.bf16  # of ours; stock trains in float32
     models = {"stock": copy.deepcopy(subject.stock), "ours": subject.accelerated(training=True)}
     optimisers = {}
     for name, model in models.items():
@@ -351,7 +355,9 @@ def _training(subject: Subject, case: Case):
 
     def step(name: str) -> float:
         torch.manual_seed(0)  # the same samples of anchors and proposals
-        autocast = torch.autocast(subject.device.type, torch.bfloat16, enabled=bf16 and name == "ours")
+        autocast = torch.autocast(
+            subject.device.type, torch.bfloat16, enabled=subject.runs_in_bf16 and name == "ours"
+        )
         with EventStorage(), autocast:
             loss = sum(models[name](inputs).values())
         optimisers[name].zero_grad()

@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,24 +57,24 @@ def measure_dataset(subject: Subject, num_images: int, threads: int, budget: flo
         tasks = [task for task, on in zip(_TASKS, _has(subject.cfg, metadata), strict=True) if on]
         sigmas = metadata.get("keypoint_oks_sigmas", subject.cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
-        def evaluate(model, make):
+        makers, scores = {"stock": StockCOCOEvaluator, "ours": COCOEvaluator}, {}
+
+        def evaluate(which):
             loader = build_detection_test_loader(
                 records, mapper=mapper, num_workers=subject.cfg.DATALOADER.NUM_WORKERS
             )
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluator = make(name, tuple(tasks), kpt_oks_sigmas=sigmas, distributed=False)
-                return inference_on_dataset(model, loader, evaluator)
+                evaluator = makers[which](name, tuple(tasks), kpt_oks_sigmas=sigmas, distributed=False)
+                scores[which] = inference_on_dataset(models[which], loader, evaluator)
 
         def write():
             predictor = Predictor(models["ours"], mapper, metadata)
             predict(predictor, name, Path(folder, "results.json"), overwrite=True, progress=False)
 
-        makers = {"stock": StockCOCOEvaluator, "ours": COCOEvaluator}
-        for which, make in makers.items():
-            scores = evaluate(models[which], make)
-            row |= {f"{which}_{task}_ap": scores[task]["AP"] for task in tasks}
-        functions = {which: lambda which=which: evaluate(models[which], makers[which]) for which in makers}
+        functions = {which: partial(evaluate, which) for which in makers}
         times = race_times({**functions, "predict": write}, torch.device("cpu"), budget, (1, 5))
+    for which, found in scores.items():
+        row |= {f"{which}_{task}_ap": found[task]["AP"] for task in tasks}
     row["images"] = len(records)
     for which, seconds in times.items():
         row[f"{which}_s"] = statistics.median(seconds)

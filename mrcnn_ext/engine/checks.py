@@ -11,7 +11,15 @@ from ..data import check_dataset
 from ..evaluation import build_evaluator
 from .errors import UserError, did_you_mean
 
-__all__ = ["check_config", "check_dataset_names", "check_lazy_config", "names_for_losses", "names_of"]
+__all__ = [
+    "check_config",
+    "check_dataset_names",
+    "check_lazy_config",
+    "learnt_from",
+    "learnt_from_lazily",
+    "names_for_losses",
+    "names_of",
+]
 
 
 def check_config(cfg, eval_only=False):
@@ -38,9 +46,7 @@ def check_config(cfg, eval_only=False):
         classes_key="MODEL.RETINANET.NUM_CLASSES"
         if heads is model.RETINANET
         else "MODEL.ROI_HEADS.NUM_CLASSES",
-        num_keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
-        needs_masks=model.MASK_ON,
-        mask_format=cfg.INPUT.MASK_FORMAT,
+        **learnt_from(cfg),
         evaluate=lambda name: build_evaluator(cfg, name),
     )
 
@@ -52,18 +58,35 @@ def check_lazy_config(cfg, eval_only=False):
     check_dataset_names((*train, *test))
     if not cfg.train.get("check_datasets", True):
         return
-    mapper = OmegaConf.select(cfg, "dataloader.train.mapper", default={})
-    heads = OmegaConf.select(cfg, "model.roi_heads", default={})
     _check(
         train,
         test,
-        num_classes=heads.get("num_classes"),
+        num_classes=OmegaConf.select(cfg, "model.roi_heads.num_classes"),
         classes_key="model.roi_heads.num_classes",
-        num_keypoints=heads.keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
-        needs_masks=mapper.get("use_instance_mask", False),
-        mask_format=mapper.get("instance_mask_format", "polygon"),
+        **learnt_from_lazily(cfg),
         evaluate=(lambda _: instantiate(cfg.dataloader.evaluator)) if "evaluator" in cfg.dataloader else None,
     )
+
+
+def learnt_from(cfg):
+    """What the model of a yaml config learns from besides boxes: the arguments of `names_for_losses`."""
+    model = cfg.MODEL
+    return {
+        "num_keypoints": model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
+        "needs_masks": model.MASK_ON,
+        "mask_format": cfg.INPUT.MASK_FORMAT,
+    }
+
+
+def learnt_from_lazily(cfg):
+    """The same of a LazyConfig."""
+    mapper = OmegaConf.select(cfg, "dataloader.train.mapper", default={})
+    keypoint_head = OmegaConf.select(cfg, "model.roi_heads.keypoint_head")
+    return {
+        "num_keypoints": keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
+        "needs_masks": mapper.get("use_instance_mask", False),
+        "mask_format": mapper.get("instance_mask_format", "polygon"),
+    }
 
 
 def names_for_losses(names, *, num_keypoints, needs_masks, mask_format):

@@ -1,6 +1,7 @@
 """Training hooks."""
 
 import contextlib
+import functools
 import logging
 import random
 import zlib
@@ -34,9 +35,7 @@ class ValidationLossHook(HookBase):
     def __init__(self, period, model, build_loader):
         self._period = period
         self._model = model
-        self._build_loader = build_loader
-        self._loader = None
-        self._is_built = False
+        self._loader = functools.cache(build_loader)
 
     def after_step(self):
         next_iter = self.trainer.iter + 1
@@ -49,11 +48,10 @@ class ValidationLossHook(HookBase):
             self._run()
 
     def _run(self):
-        if not self._is_built:
-            self._loader, self._is_built = self._build_loader(), True
-        if self._loader is None:
+        loader = self._loader()
+        if loader is None:
             return
-        losses = compute_losses(self._model, self._loader)
+        losses = compute_losses(self._model, loader)
         if comm.is_main_process():
             losses = {"total_loss": sum(losses.values()), **losses}
             self.trainer.storage.put_scalars(

@@ -14,7 +14,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from .checkpoint import Checkpointer
-from .checks import check_lazy_config, names_for_losses, names_of
+from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
@@ -223,13 +223,7 @@ def build_validation_loader(cfg):
     # A copy of the whole: interpolations such as ${...train.mapper.image_format} must find their way.
     loaders = copy.deepcopy(cfg).dataloader
     dataset, mapper = loaders.train.dataset, loaders.train.mapper
-    heads = OmegaConf.select(cfg, "model.roi_heads", default={})
-    dataset.names = names_for_losses(
-        names_of(loaders.test),
-        num_keypoints=heads.keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
-        needs_masks=mapper.get("use_instance_mask", False),
-        mask_format=mapper.get("instance_mask_format", "polygon"),
-    )
+    dataset.names = names_for_losses(names_of(loaders.test), **learnt_from_lazily(cfg))
     if not dataset.names:
         return None
     mapper.augmentations = loaders.test.mapper.augmentations

@@ -21,7 +21,7 @@ from ..layers.processor import cpu_has_bf16 as _cpu_has_bf16
 from ..modeling import GeneralizedRCNNWithTTA, accelerate
 from ..modeling.acceleration import postprocesses_as_stock
 from .checkpoint import Checkpointer
-from .checks import names_for_losses
+from .checks import learnt_from, names_for_losses
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
@@ -202,12 +202,7 @@ def build_validation_loader(cfg):
     Returns:
         DataLoader: batches of one image. None if no dataset is left.
     """
-    names = names_for_losses(
-        cfg.DATASETS.TEST,
-        num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
-        needs_masks=cfg.MODEL.MASK_ON,
-        mask_format=cfg.INPUT.MASK_FORMAT,
-    )
+    names = names_for_losses(cfg.DATASETS.TEST, **learnt_from(cfg))
     if not names:
         return None
     dicts = get_detection_dataset_dicts(

@@ -19,6 +19,20 @@ def backend(request):
         yield request.param
 
 
+@pytest.fixture
+def thread_counts():
+    """Numbers of threads, each set as it is taken."""
+    before = torch.get_num_threads()
+
+    def counts():
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            yield count
+
+    yield counts()
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def device(request):
     return torch.device(request.param)

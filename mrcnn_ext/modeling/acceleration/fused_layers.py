@@ -142,13 +142,13 @@ class FusedConv:
     def run_stem(self, x: Tensor) -> Tensor:
         """As `run` with a ReLU, followed by max pooling of 3x3 and stride 2."""
         norm = getattr(self, "norm", None)
-        weight, bias = weights_for(self, self._sources(norm), "stem", partial(self._make_stem, norm))
+        make = partial(self._make_reordered, norm, stem_weight)
+        weight, bias = weights_for(self, self._sources(norm), "stem", make)
         return stem_conv_pool(x, weight, bias)
 
     def _pointwise(self, x, norm, relu, add, add_doubled):
-        weight, bias = weights_for(
-            self, self._sources(norm), "pointwise", partial(self._make_pointwise, norm)
-        )
+        make = partial(self._make_reordered, norm, pointwise_weight)
+        weight, bias = weights_for(self, self._sources(norm), "pointwise", make)
         if add is None:
             return pointwise_conv(x, weight, bias, add_doubled, self.stride[0], relu)
         add = add.contiguous(memory_format=torch.channels_last)
@@ -157,7 +157,8 @@ class FusedConv:
     def _convolve(self, x, norm, relu=False, add=None):
         engine = self._swapped["engine"]
         if engine.winograd and x.device.type == "cpu" and winograd_serves(self):
-            make = partial(self._make_winograd, norm, engine.winograd == "int16")
+            reorder = partial(winograd_weight, int16=engine.winograd == "int16")
+            make = partial(self._make_reordered, norm, reorder)
             weight, bias = weights_for(self, self._sources(norm), engine.winograd, make)
             return winograd_conv3x3(x, weight, bias, add, relu)
         weight, bias = weights_for(self, self._sources(norm), None, partial(self._make, norm))
@@ -201,17 +202,9 @@ class FusedConv:
         # into it costs more than the convolution.
         return weight.to(dtype).contiguous(memory_format=torch.channels_last), _to(bias, dtype)
 
-    def _make_winograd(self, norm, int16):
+    def _make_reordered(self, norm, reorder):
         weight, bias = self._fold(norm)
-        return winograd_weight(weight, int16), _to(bias, torch.float32)
-
-    def _make_pointwise(self, norm):
-        weight, bias = self._fold(norm)
-        return pointwise_weight(weight), _to(bias, torch.float32)
-
-    def _make_stem(self, norm):
-        weight, bias = self._fold(norm)
-        return stem_weight(weight), _to(bias, torch.float32)
+        return reorder(weight), _to(bias, torch.float32)
 
 
 class FusedConvTranspose:
