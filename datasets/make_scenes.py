@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from mrcnn_ext.data.scenes import FORMATS, PRESETS, get_preset, write_dataset
-from mrcnn_ext.data.scenes.preview import contact_sheet, draw_annotations
+from mrcnn_ext.scenes import FORMATS, PRESETS, get_preset, write_dataset
+from mrcnn_ext.scenes.preview import contact_sheet, draw_annotations
 
 EXAMPLES = """\
 examples:

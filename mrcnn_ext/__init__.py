@@ -1,7 +1,7 @@
 """Mask R-CNN components for detectron2.
 
 ``import mrcnn_ext`` registers every component in detectron2's registries and changes nothing else. Where
-detectron2 is not installed, ``mrcnn_ext.layers`` and ``mrcnn_ext.data.scenes`` still work.
+detectron2 is not installed, ``mrcnn_ext.layers`` and ``mrcnn_ext.scenes`` still work.
 """
 
 from importlib.util import find_spec

@@ -3,7 +3,7 @@
 
 import sys
 
-from mrcnn_ext.ablations import main
+from mrcnn_ext.studies.ablations import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "axis_weights.h"
+#include "roi_align/axis_weights.h"
 
 namespace mrcnn_ext {
 

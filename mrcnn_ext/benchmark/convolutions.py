@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.pointwise import pointwise_conv, pointwise_weight
-from ..layers.processor import bf16_kernels_are_available
-from ..layers.stem import stem_conv_pool, stem_weight
-from ..layers.winograd import winograd_conv3x3, winograd_weight
+from ..accel.cpu_features import bf16_kernels_are_available
+from ..ops.pointwise import pointwise_conv, pointwise_weight
+from ..ops.stem import stem_conv_pool, stem_weight
+from ..ops.winograd import winograd_conv3x3, winograd_weight
 from .timing import race
 
 # Of R-50-FPN for an image of 800 x 1216 with 100 masks or 50 people: N, C, O, H, W and the side of the kernel.

@@ -15,9 +15,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ..layers import _extension, roi_align_pyramid
-from ..layers.roi_align import MODES
-from ..layers.roi_align_eager import assign_levels
+from ..layers import roi_align_pyramid
+from ..ops import _extension
+from ..ops.roi_align import MODES
+from ..ops.roi_align_eager import assign_levels
 from .tables import Target
 from .timing import race
 

@@ -9,7 +9,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import KEYPOINT_CONNECTION_RULES
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
-from .scenes.spec import CATEGORIES, KEYPOINT_FLIP_MAP, KEYPOINT_NAMES
+from ..scenes.spec import CATEGORIES, KEYPOINT_FLIP_MAP, KEYPOINT_NAMES
 
 _KEYPOINTS = {
     "keypoint_names": list(KEYPOINT_NAMES),

@@ -16,10 +16,10 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from torch.nn.parallel import DistributedDataParallel
 
+from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
 from ..evaluation import build_evaluator, takes_lazy_masks
-from ..layers.processor import cpu_has_bf16 as _cpu_has_bf16
 from ..modeling import GeneralizedRCNNWithTTA, accelerate
-from ..modeling.acceleration import postprocesses_as_stock
+from ..modeling.fuse_rules import postprocesses_as_stock
 from .checkpoint import Checkpointer
 from .checks import learnt_from, names_for_losses
 from .errors import UserError

@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import nn
 
+from ..accel.class_swap import defines
 from ..modeling import (
     FusedCascadeROIHeads,
     FusedRes5ROIHeads,
@@ -17,7 +18,6 @@ from ..modeling import (
     FusedROIPooler,
     KeypointHead,
 )
-from ..modeling.acceleration.class_swap import defines
 from ..modeling.mask_head import MaskHead, MaskScoringHead
 
 __all__ = ["check_exportable"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..engine import UserError
 from ..evaluation import instances_to_coco_json
 from ..modeling import accelerate as accelerate_model
-from ..modeling.acceleration import postprocesses_as_stock
+from ..modeling.fuse_rules import postprocesses_as_stock
 from .identity import digest, model_identity, settings
 from .models import Predictor, categories, dataset_metadata, load_predictor
 from .pictures import draw

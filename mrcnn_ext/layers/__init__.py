@@ -1,12 +1,12 @@
 """Operators and networks on plain tensors. Imports torch, never detectron2."""
 
-from .keypoint_decoding import heatmaps_to_keypoints
+from ..ops.keypoint_decoding import heatmaps_to_keypoints
+from ..ops.mask_pasting import paste_masks
+from ..ops.mask_rle import masks_to_rle
+from ..ops.roi_align import roi_align, roi_align_pyramid
 from .keypoint_networks import HeatmapKeypointNetwork, SimCCKeypointNetwork
 from .mask_iou_network import MaskIoUNetwork
 from .mask_networks import BoundaryMaskNetwork, FCNMaskNetwork, MLPMaskNetwork
-from .mask_pasting import paste_masks
-from .mask_rle import masks_to_rle
-from .roi_align import roi_align, roi_align_pyramid
 from .timm_features import TimmFeatures
 
 __all__ = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..layers import masks_to_rle
-from ..layers.mask_pasting import paste_masks
+from ..ops.mask_pasting import paste_masks
 
 __all__ = ["LazyMasks"]
 

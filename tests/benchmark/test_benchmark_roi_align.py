@@ -8,7 +8,7 @@ import torch
 
 from mrcnn_ext.benchmark import roi_align as benchmark
 from mrcnn_ext.benchmark.tables import Target, write_csv
-from mrcnn_ext.layers.roi_align import MODES
+from mrcnn_ext.ops.roi_align import MODES
 
 IMAGE = (96, 128)
 

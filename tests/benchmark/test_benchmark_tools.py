@@ -10,7 +10,7 @@ pytest.importorskip("detectron2")
 import torch
 
 from mrcnn_ext.benchmark import convolutions, masks
-from mrcnn_ext.layers.winograd import winograd_is_available
+from mrcnn_ext.ops.winograd import winograd_is_available
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mrcnn_ext.benchmark import throughput
 from mrcnn_ext.benchmark.model import Subject, limit_detections
 from mrcnn_ext.data import register_scenes
-from mrcnn_ext.data.scenes import write_dataset
 from mrcnn_ext.engine import UserError
+from mrcnn_ext.scenes import write_dataset
 
 SMALL = "MODEL.TIMM.ARGS.channels [8,8,16,16] MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 32"
 FEW = "TEST.DETECTIONS_PER_IMAGE 5 INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0"

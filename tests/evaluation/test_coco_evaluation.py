@@ -18,8 +18,8 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, build_evaluator
-from mrcnn_ext.layers import _extension
 from mrcnn_ext.modeling.lazy_masks import LazyMasks
+from mrcnn_ext.ops import _extension
 
 HEIGHT, WIDTH = 80, 100
 BOXES = [[10, 10, 50, 60], [55, 5, 95, 75]]

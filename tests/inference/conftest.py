@@ -11,8 +11,8 @@ if find_spec("detectron2") is not None:
 
     from mrcnn_ext.config_files import get_config_file
     from mrcnn_ext.data import register_scenes
-    from mrcnn_ext.data.scenes import write_dataset
     from mrcnn_ext.engine import load_config
+    from mrcnn_ext.scenes import write_dataset
 
 NUM_IMAGES = 7
 OPTIONS = (

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from mrcnn_ext import accelerate
-from mrcnn_ext.modeling.acceleration.training_targets import IndexedBitMasks
+from mrcnn_ext.modeling.fuse_rules.training_targets import IndexedBitMasks
 
 SIDE = 120
 

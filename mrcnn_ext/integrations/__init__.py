@@ -1,0 +1,1 @@
+"""The networks, operators and fuse rules inside the detectors of other frameworks."""

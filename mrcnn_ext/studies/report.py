@@ -1,0 +1,111 @@
+"""What a training run shows a person: curves, a table, and predictions beside the ground truth.
+
+Reads files in COCO's formats and detectron2's ``metrics.json``, whichever program wrote them.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools.coco import COCO
+
+from ..scenes.preview import contact_sheet, draw_annotations
+
+__all__ = ["metrics_table", "plot_metrics", "prediction_sheet"]
+
+_TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+
+
+def metrics_table(runs: dict[str, dict]) -> str:
+    """
+    Args:
+        runs: name of each run -> its summary: {"coco": {"bbox": {"AP", "AP50"}, "segm": ..., "keypoints": ...},
+            "cityscapes": {"AP", "AP50"}, "train_seconds"}; AP in points.
+
+    Returns:
+        str: a table in Markdown, one row a run.
+    """
+    columns = [f"{name} {metric}" for name in (*_TASKS.values(), "Cityscapes") for metric in ("AP", "AP50")]
+    rows = [["", *columns, "training"], ["---"] * (len(columns) + 2)]
+    for run, summary in runs.items():
+        parts = [*(summary["coco"][task] for task in _TASKS), summary["cityscapes"]]
+        points = [f"{part[metric]:.1f}" for part in parts for metric in ("AP", "AP50")]
+        rows.append([run, *points, f"{summary['train_seconds']:.0f} s"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def plot_metrics(metrics_file, output_file, title: str = "") -> None:
+    """Draws training losses, validation losses and AP over the iterations.
+
+    Args:
+        metrics_file: JSON lines with ``iteration``, ``loss_*``, ``total_loss``, ``val/total_loss`` and
+            ``<dataset>/<task>/AP`` or ``<task>/AP``, as detectron2's JSONWriter writes them.
+        output_file: picture to write, its format by its ending.
+        title: over the picture.
+    """
+    # The figure class, not pyplot: no display and no global state.
+    from matplotlib.figure import Figure
+
+    records = [json.loads(line) for line in Path(metrics_file).read_text().splitlines()]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    losses, precision = figure.subplots(1, 2)
+    for name in sorted({name for record in records for name in record}):
+        points = [(r["iteration"], r[name]) for r in records if name in r and np.isfinite(r[name])]
+        if not points:
+            continue
+        if name in ("total_loss", "val/total_loss"):
+            losses.plot(
+                *zip(*points, strict=True), label=name, color="black", marker="o" if "val" in name else ""
+            )
+        elif name.startswith("loss_"):
+            losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        elif name.endswith(("/AP", "/AP50")):
+            precision.plot(*zip(*points, strict=True), label=name, marker="o")
+    losses.set(xlabel="iteration", ylabel="loss", yscale="log", title=title)
+    precision.set(xlabel="iteration", ylabel="AP (points)", ylim=(0, 100), title="on unseen scenes")
+    for axes in (losses, precision):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(fontsize="x-small")
+    figure.savefig(output_file, dpi=120)
+
+
+def prediction_sheet(
+    annotation_file, results_file, image_root, output_file, num_images: int = 8, score_threshold: float = 0.5
+) -> None:
+    """Draws scenes with their ground truth, each beside what was predicted for it.
+
+    Args:
+        annotation_file: COCO annotations of scenes.
+        results_file: COCO results; one record has box, mask and keypoints together, as detectron2's are.
+        image_root: folder that the file names start from.
+        output_file: picture to write.
+        num_images: scenes on the sheet, evenly spaced over those with an object.
+        score_threshold: predictions below are left out.
+    """
+    truth = COCO(annotation_file)
+    with_keypoints = {cat["id"] for cat in truth.cats.values() if cat.get("keypoints")}
+    predictions = {}
+    for record in json.loads(Path(results_file).read_text()):
+        if record["score"] >= score_threshold:
+            predictions.setdefault(record["image_id"], []).append(_as_annotation(record, with_keypoints))
+    images = [image for image in truth.imgs.values() if truth.imgToAnns[image["id"]]]
+    images = images[:: max(1, len(images) // num_images)][:num_images]
+    pictures = []
+    for image in images:
+        pixels = cv2.imread(str(Path(image_root, image["file_name"])))[:, :, ::-1]
+        for annotations in (truth.imgToAnns[image["id"]], predictions.get(image["id"], [])):
+            pictures.append(draw_annotations(pixels, annotations, scale=2))
+    sheet = contact_sheet(pictures, columns=4)
+    cv2.imwrite(str(output_file), sheet[:, :, ::-1])
+
+
+def _as_annotation(record: dict, with_keypoints: set[int]) -> dict:
+    keypoints = np.zeros((17, 3))
+    if record["category_id"] in with_keypoints:
+        keypoints = np.array(record["keypoints"]).reshape(-1, 3)
+        keypoints[:, 2] = 2
+    return {**record, "keypoints": keypoints.ravel(), "iscrowd": 0}
