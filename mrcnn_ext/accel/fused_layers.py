@@ -4,166 +4,144 @@ Batch normalisation is folded into a copy of the weight, ReLU and the addition o
 result is written. The parameters themselves are left alone: the copy is made anew when they have changed.
 """
 
-import logging
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.pointwise import add_pointwise_conv_, pointwise_conv, pointwise_weight
 from ..ops.stem import stem_conv_pool, stem_weight
 from ..ops.winograd import winograd_conv3x3, winograd_weight
-from .kernel_support import pointwise_serves, stem_serves, winograd_serves
+from .fused_module import FusedModule, PreparedWeights
+from .kernel_support import doubling_as_linear, is_doubling
+from .norms import foldable
+from .policy import ConvKernel, KernelPolicy
 
-__all__ = [
-    "Engine",
-    "FusedConv",
-    "FusedConvTranspose",
-    "FusedLinear",
-    "foldable",
-    "onednn_fuses",
-    "weights_for",
-]
-
-_NAMED = ("same", "valid")
-# Exactly these classes: a subclass may do more than normalise (timm's also apply the activation).
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, NaiveSyncBatchNorm)
+__all__ = ["FusedConv2d", "FusedConvTranspose2d", "FusedLinear"]
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What the fused layers of a network compute with.
+class _FusedLayer(FusedModule):
+    def __init__(self, original: nn.Module, policy: KernelPolicy):
+        super().__init__(original)
+        self.policy = policy
+        self.prepared = PreparedWeights()
+        self.fuses = ()  # what a caller of `run` makes part of this layer, for `print`
 
-    Attributes:
-        dtype: of the layers.
-        onednn: whether to use oneDNN's fused convolutions on the CPU.
-        winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
-        bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
-            of a ResNet `stem_conv_pool`.
+    def infer(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+    def _describe(self, kernel: str) -> str:
+        parts = [self.original.extra_repr(), *self.fuses]
+        dtype = str(self.policy.dtype).removeprefix("torch.")
+        return f"{', '.join(part for part in parts if part)}; {dtype} by {kernel}"
+
+
+class FusedConv2d(_FusedLayer, nn.Conv2d):
+    """A ``nn.Conv2d`` as a kernel of `KernelPolicy` computes it.
+
+    ``forward`` is what the original's is, its own normalisation (a child ``norm``) and ReLU included; `run` adds what
+    follows in the network.
+
+    Args:
+        original: whose forward is a convolution of ``nn.Conv2d``, then its ``norm`` if it has one, then a ReLU if
+            ``relu``.
+        policy: what to compute with.
+        relu: whether the original ends with a ReLU.
     """
 
-    dtype: torch.dtype
-    onednn: bool = False
-    winograd: str | None = None
-    bf16_kernels: bool = False
+    def __init__(self, original: nn.Conv2d, policy: KernelPolicy, relu: bool = False):
+        super().__init__(original, policy)
+        self.relu = relu
 
-    def runs_bf16_kernels(self, x: Tensor) -> bool:
-        return self.bf16_kernels and self.dtype == torch.bfloat16 and x.device.type == "cpu"
+    @property
+    def own_norm(self) -> nn.Module | None:
+        return self._modules.get("norm")
 
-
-def foldable(norm: nn.Module | None) -> bool:
-    """Whether at inference the normalisation is an affine map of each channel."""
-    return type(norm) in _BATCH_NORMS and norm.running_mean is not None
-
-
-def onednn_fuses(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's convolutions with fused epilogues, which it says if not, and they run in the
-    dtype on this CPU."""
-    names = ("_convolution_pointwise", "_convolution_pointwise_")
-    if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names):
-        return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    logging.getLogger(__name__).warning(
-        "This PyTorch has no oneDNN convolutions with fused ReLU and addition: they are passes of their own. "
-        "Builds from pytorch.org for x86-64 and arm64 have them"
-    )
-    return False
-
-
-class _Prepared:
-    """What was made of some tensors, as long as they have not changed. Copies and pickles are empty."""
-
-    def __init__(self):
-        self._sources, self._stamp, self._value = (), None, None
-
-    def get(self, sources: tuple[Tensor, ...], setting, make: Callable):
-        stamp = (setting, [(source.data_ptr(), _version(source)) for source in sources])
-        same = len(sources) == len(self._sources) and all(map(operator.is_, sources, self._sources))
-        if not same or stamp != self._stamp:
-            # Not as tensors of inference mode: calls outside of it are to have them too.
-            outside = torch.inference_mode(False), torch.no_grad()
-            with outside[0], outside[1], torch.autocast(sources[0].device.type, enabled=False):
-                self._value = make()
-            self._sources, self._stamp = sources, stamp
-        return self._value
-
-    def __reduce__(self):
-        return _Prepared, ()
-
-
-def _version(tensor):
-    return None if tensor.is_inference() else tensor._version  # those of inference mode have none
-
-
-def weights_for(module: nn.Module, sources: tuple[Tensor | None, ...], setting, make: Callable):
-    """``make()``, kept with a swapped module until one of ``sources`` or ``setting`` is another."""
-    prepared = module._swapped.setdefault("prepared", _Prepared())
-    return prepared.get(tuple(source for source in sources if source is not None), setting, make)
-
-
-class FusedConv:
-    """Mixin for a Conv2d, with or without a ``norm`` and a ReLU of its own.
-
-    Attributes to swap it in with: ``engine``; ``relu``, whether the stock forward ends with a ReLU.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else self.run(x, relu=self._swapped["relu"])
+    def infer(self, x: Tensor) -> Tensor:
+        return self.run(x)
 
     def run(
-        self, x: Tensor, relu: bool = False, add: Tensor | None = None, add_doubled: Tensor | None = None
+        self,
+        x: Tensor,
+        relu: bool = False,
+        add: Tensor | None = None,
+        add_doubled: Tensor | None = None,
+        norm: nn.Module | None = None,
     ) -> Tensor:
-        """The convolution and its normalisation of x, plus ``add`` (overwritten), then a ReLU if asked for.
-        Instead of ``add`` there may be ``add_doubled``, half as high and wide, which is brought to twice its size
-        first, each cell four times."""
-        engine, norm = self._swapped["engine"], getattr(self, "norm", None)
+        """The convolution of x, its normalisation, plus ``add``, then a ReLU if the layer has one or it is asked for.
+
+        Args:
+            x: (N, C, H, W) floating point.
+            relu: whether a ReLU follows.
+            add: (N, O, H', W') in the dtype of the policy, overwritten by the result.
+            add_doubled: instead of ``add``, half as high and wide, brought to twice its size first, each cell four
+                times.
+            norm: a foldable normalisation that follows a layer without one of its own.
+
+        Returns:
+            (N, O, H', W') in the dtype of the policy.
+        """
+        policy, relu = self.policy, relu or self.relu
+        norm = self.own_norm if norm is None else norm
+        folds = foldable(norm)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(engine.dtype)
-            folded = norm is None or foldable(norm)
-            if folded and engine.runs_bf16_kernels(x) and pointwise_serves(self):
+            x = x.to(policy.dtype)
+            kernel = policy.conv_kernel(self, folds, x.device)
+            if kernel is ConvKernel.POINTWISE:
                 return self._pointwise(x, norm, relu, add, add_doubled)
             if add_doubled is not None:
                 add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
-            if folded:
-                return self._convolve(x, norm, relu, add)
-            x = norm(self._convolve(x, None).float()).to(engine.dtype)
+            if folds:
+                return self._convolve(kernel, x, norm, relu, add)
+            x = norm(self._convolve(kernel, x, None).float()).to(policy.dtype)
             return _finish(x, relu, add)
 
-    def runs_as_stem(self, x: Tensor) -> bool:
-        """Whether `run_stem` can have x."""
-        norm = getattr(self, "norm", None)
-        folded = norm is None or foldable(norm)
-        return folded and self._swapped["engine"].runs_bf16_kernels(x) and stem_serves(self)
+    def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Of `run`."""
+        sides = zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, self._paddings(), strict=True)
+        height, width = (
+            (side + padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, dilation, padding in sides
+        )
+        return x.shape[0], self.out_channels, height, width
 
-    def run_stem(self, x: Tensor) -> Tensor:
-        """As `run` with a ReLU, followed by max pooling of 3x3 and stride 2."""
-        norm = getattr(self, "norm", None)
+    def _paddings(self):
+        """Cells added along each axis, on both sides together."""
+        if self.padding == "valid":
+            return 0, 0
+        if self.padding == "same":
+            return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return tuple(2 * padding for padding in self.padding)
+
+    def runs_as_stem(self, x: Tensor, norm: nn.Module | None = None) -> bool:
+        """Whether `run_stem` can have x."""
+        norm = self.own_norm if norm is None else norm
+        return foldable(norm) and self.policy.runs_stem(self, x.device)
+
+    def run_stem(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """As `run` with a ReLU, followed by max pooling of 3x3, stride 2 and padding 1."""
+        norm = self.own_norm if norm is None else norm
         make = partial(self._make_reordered, norm, stem_weight)
-        weight, bias = weights_for(self, self._sources(norm), "stem", make)
+        weight, bias = self.prepared.get(self._sources(norm), "stem", make)
         return stem_conv_pool(x, weight, bias)
 
     def _pointwise(self, x, norm, relu, add, add_doubled):
         make = partial(self._make_reordered, norm, pointwise_weight)
-        weight, bias = weights_for(self, self._sources(norm), "pointwise", make)
+        weight, bias = self.prepared.get(self._sources(norm), "pointwise", make)
         if add is None:
             return pointwise_conv(x, weight, bias, add_doubled, self.stride[0], relu)
         add = add.contiguous(memory_format=torch.channels_last)
         return add_pointwise_conv_(add, x, weight, bias, self.stride[0], relu)
 
-    def _convolve(self, x, norm, relu=False, add=None):
-        engine = self._swapped["engine"]
-        if engine.winograd and x.device.type == "cpu" and winograd_serves(self):
-            reorder = partial(winograd_weight, int16=engine.winograd == "int16")
+    def _convolve(self, kernel, x, norm, relu=False, add=None):
+        if kernel in (ConvKernel.WINOGRAD_INT16, ConvKernel.WINOGRAD_FLOAT32):
+            reorder = partial(winograd_weight, int16=kernel is ConvKernel.WINOGRAD_INT16)
             make = partial(self._make_reordered, norm, reorder)
-            weight, bias = weights_for(self, self._sources(norm), engine.winograd, make)
+            weight, bias = self.prepared.get(self._sources(norm), kernel, make)
             return winograd_conv3x3(x, weight, bias, add, relu)
-        weight, bias = weights_for(self, self._sources(norm), None, partial(self._make, norm))
-        # oneDNN's fused convolutions take no empty batch and no padding by name.
-        if not engine.onednn or x.device.type != "cpu" or x.numel() == 0 or self.padding in _NAMED:
+        weight, bias = self.prepared.get(self._sources(norm), None, partial(self._make, norm))
+        if kernel is ConvKernel.ATEN or x.numel() == 0:  # oneDNN's fused convolutions take no empty batch
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             return _finish(x, relu, add)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -197,7 +175,7 @@ class FusedConv:
 
     def _make(self, norm):
         weight, bias = self._fold(norm)
-        dtype = self._swapped["engine"].dtype
+        dtype = self.policy.dtype
         # Not in oneDNN's blocked layouts: which is best depends on the size of the image, and bringing a wrong one
         # into it costs more than the convolution.
         return weight.to(dtype).contiguous(memory_format=torch.channels_last), _to(bias, dtype)
@@ -206,15 +184,24 @@ class FusedConv:
         weight, bias = self._fold(norm)
         return reorder(weight), _to(bias, torch.float32)
 
+    def extra_repr(self) -> str:
+        kernel = self.policy.conv_kernel(self, foldable(self.own_norm), self.weight.device)
+        return self._describe(kernel.value)
 
-class FusedConvTranspose:
-    """Mixin for a ConvTranspose2d; a ReLU may follow. Attribute: ``engine``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else self.run(x)
+class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
+    """A ``nn.ConvTranspose2d`` in the dtype of a `KernelPolicy`; a ReLU may follow. One that doubles its maps, each
+    output from one input, is `pointwise_conv` where the policy has it."""
 
     def run(self, x: Tensor, relu: bool = False) -> Tensor:
-        weight, bias = _cast(self)
+        """(N, C, H, W) -> (N, O, H', W') in the dtype of the policy."""
+        if self._is_pointwise(x.device):
+            return self._double(x, relu)
+
+        def make():
+            return tuple(_to(value, self.policy.dtype) for value in (self.weight, self.bias))
+
+        weight, bias = self.prepared.get((self.weight, self.bias), None, make)
         with torch.autocast(x.device.type, enabled=False):
             x = F.conv_transpose2d(
                 x.to(weight.dtype),
@@ -228,14 +215,30 @@ class FusedConvTranspose:
             )
         return _finish(x, relu)
 
+    def _is_pointwise(self, device):
+        return is_doubling(self) and self.policy.runs_pointwise(self.in_channels, device)
 
-class FusedLinear:
-    """Mixin for a Linear; a ReLU may follow. Attribute: ``engine``."""
+    def _double(self, x, relu):
+        def make():
+            weight, bias = doubling_as_linear(self.weight.detach(), self.bias)
+            return pointwise_weight(weight), _to(bias, torch.float32)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else self.run(x)
+        weight, bias = self.prepared.get((self.weight, self.bias), "doubling", make)
+        with torch.autocast(x.device.type, enabled=False):
+            x = pointwise_conv(x.to(self.policy.dtype), weight, bias, relu=relu)
+        count, _, height, width = x.shape
+        x = x.permute(0, 2, 3, 1).view(count, height, width, 2, 2, self.out_channels).transpose(2, 3)
+        return x.reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return self._describe("pointwise_conv" if self._is_pointwise(self.weight.device) else "PyTorch")
+
+
+class FusedLinear(_FusedLayer, nn.Linear):
+    """A ``nn.Linear`` as `pointwise_conv` or PyTorch computes it; a ReLU may follow."""
 
     def run(self, x: Tensor, relu: bool = False) -> Tensor:
+        """(..., C) -> (..., O) in the dtype of the policy."""
         return self._run(x, relu, None, lambda weight: weight)
 
     def run_on_map(self, x: Tensor, relu: bool = False) -> Tensor:
@@ -248,33 +251,32 @@ class FusedLinear:
         )
 
     def _run(self, x, relu, setting, order):
-        engine = self._swapped["engine"]
-        pointwise = engine.runs_bf16_kernels(x) and self.in_features % 2 == 0 and x.dim() == 2
+        policy = self.policy
+        pointwise = policy.runs_pointwise(self.in_features, x.device)
 
         def make():
             weight = order(self.weight.detach())
             if pointwise:
                 return pointwise_weight(weight), _to(self.bias, torch.float32)
-            return weight.to(engine.dtype).contiguous(), _to(self.bias, engine.dtype)
+            return weight.to(policy.dtype).contiguous(), _to(self.bias, policy.dtype)
 
-        weight, bias = weights_for(self, (self.weight, self.bias), (setting, pointwise), make)
+        weight, bias = self.prepared.get((self.weight, self.bias), (setting, pointwise), make)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(engine.dtype)
+            x = x.to(policy.dtype)
             if pointwise:
-                return pointwise_conv(x[:, :, None, None], weight, bias, relu=relu)[:, :, 0, 0]
+                shape = (*x.shape[:-1], self.out_features)
+                rows = x.reshape(-1, self.in_features)
+                return pointwise_conv(rows[:, :, None, None], weight, bias, relu=relu).view(shape)
             return _finish(F.linear(x, weight, bias), relu)
+
+    def extra_repr(self) -> str:
+        pointwise = self.policy.runs_pointwise(self.in_features, self.weight.device)
+        return self._describe("pointwise_conv" if pointwise else "PyTorch")
 
 
 def _finish(x, relu, add=None):
     x = x if add is None else x.add_(add)
     return x.relu_() if relu else x
-
-
-def _cast(layer):
-    def make():
-        return tuple(_to(value, layer._swapped["engine"].dtype) for value in (layer.weight, layer.bias))
-
-    return weights_for(layer, (layer.weight, layer.bias), None, make)
 
 
 def _to(value, dtype):

@@ -1,13 +1,13 @@
-"""Which layers the algorithms of `mrcnn_ext.layers` can compute."""
+"""Which layers the kernels of `mrcnn_ext.ops` can compute."""
 
 from torch import Tensor, nn
 
-from .class_swap import defines
+from .fused_module import FusedModule, defines
 
-__all__ = ["doubling_as_linear", "is_doubling", "pointwise_serves", "stem_serves", "winograd_serves"]
+__all__ = ["doubling_as_linear", "is_doubling", "supports_pointwise", "supports_stem", "supports_winograd"]
 
 
-def winograd_serves(conv: nn.Conv2d) -> bool:
+def supports_winograd(conv: nn.Conv2d) -> bool:
     """Whether Winograd's algorithm can compute a convolution: 3x3, stride 1, channels in sixteens."""
     geometry = (conv.kernel_size, conv.stride, conv.dilation, conv.groups)
     return (
@@ -18,7 +18,7 @@ def winograd_serves(conv: nn.Conv2d) -> bool:
     )
 
 
-def pointwise_serves(conv: nn.Conv2d) -> bool:
+def supports_pointwise(conv: nn.Conv2d) -> bool:
     """Whether a convolution is a product of a matrix with each cell: 1x1, an even number of input channels."""
     return (
         (conv.kernel_size, conv.groups) == ((1, 1), 1)
@@ -28,7 +28,7 @@ def pointwise_serves(conv: nn.Conv2d) -> bool:
     )
 
 
-def stem_serves(conv: nn.Conv2d) -> bool:
+def supports_stem(conv: nn.Conv2d) -> bool:
     """Whether a convolution is that of a ResNet's stem: 7x7, stride 2, of three channels, outputs in 64s."""
     geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
     return (
@@ -42,7 +42,7 @@ def stem_serves(conv: nn.Conv2d) -> bool:
 def is_doubling(layer: nn.Module) -> bool:
     """Whether a layer is a transposed convolution of 2x2 and stride 2, each output of which has one input."""
     return (
-        defines(layer, nn.ConvTranspose2d, "forward")
+        defines(layer.original if isinstance(layer, FusedModule) else layer, nn.ConvTranspose2d, "forward")
         and (layer.kernel_size, layer.stride, layer.padding) == ((2, 2), (2, 2), (0, 0))
         and (layer.output_padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
     )

@@ -1,9 +1,20 @@
 """bf16 for networks whose layers are not replaced, and float32 where it matters."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["AutocastForward", "AutocastLayers", "Float32Inputs", "to_float32"]
+from .fused_module import FusedModule, MethodStep
+
+__all__ = [
+    "AutocastMethod",
+    "AutocastNetwork",
+    "Float32Inputs",
+    "Float32Network",
+    "contiguous_float32",
+    "is_float32_only",
+    "register_float32_only",
+    "to_float32",
+]
 
 
 def to_float32(value):
@@ -11,7 +22,7 @@ def to_float32(value):
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {key: to_float32(item) for key, item in value.items()}
+        return type(value)({key: to_float32(item) for key, item in value.items()})
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
         return type(value)(*map(to_float32, value))
     if isinstance(value, (list, tuple)):
@@ -19,35 +30,80 @@ def to_float32(value):
     return value
 
 
+def contiguous_float32(value):
+    """As `to_float32`, and a tensor by itself contiguous: heatmaps are read one by one, whatever layout the
+    convolutions preferred."""
+    value = to_float32(value)
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
+# Classes of modules that have no bf16 form.
+_FLOAT32_ONLY: set[type] = set()
+
+
+def register_float32_only(*classes: type) -> None:
+    """Keeps networks with modules of these classes, or of subclasses, in float32."""
+    _FLOAT32_ONLY.update(classes)
+
+
+def is_float32_only(network: nn.Module) -> bool:
+    """Whether a network has a module that has no bf16 form."""
+    return any(isinstance(module, tuple(_FLOAT32_ONLY)) for module in network.modules())
+
+
 def _autocast(network):
     parameter = next(network.parameters(), None)
     return torch.autocast("cpu" if parameter is None else parameter.device.type, torch.bfloat16)
 
 
-class AutocastForward:
-    """Mixin for a network: bf16 autocast. Attribute: ``float32``, whether to give float32 in the end."""
+class AutocastNetwork(FusedModule):
+    """A network under bf16 autocast.
 
-    def forward(self, x, *args, **kwargs):
-        if self.training:
-            return super().forward(x, *args, **kwargs)
-        with _autocast(self):
-            x = super().forward(x, *args, **kwargs)
-        return to_float32(x) if self._swapped["float32"] else x
+    Args:
+        original: the network.
+        float32: whether to give float32 in the end.
+        reason: why it is not fused, for `print`.
+    """
+
+    def __init__(self, original: nn.Module, float32: bool = False, reason: str = ""):
+        super().__init__(original)
+        self.float32 = float32
+        self.reason = reason
+
+    def infer(self, *args, **kwargs):
+        with _autocast(self.original):
+            result = self.original.forward(*args, **kwargs)
+        return to_float32(result) if self.float32 else result
+
+    def extra_repr(self) -> str:
+        return f"{type(self.original).__name__}{', ' if self.reason else ''}{self.reason}"
 
 
-class AutocastLayers:
-    """Mixin for detectron2's mask and keypoint heads: bf16 autocast in ``layers``, whose result is float32."""
+class Float32Network(FusedModule):
+    """A network that computes in float32 whatever it is given, among others that do not."""
 
-    def layers(self, x):
-        if self.training:
-            return super().layers(x)
-        with _autocast(self):
-            x = super().layers(x)
-        return x.float().contiguous()
+    def infer(self, *args, **kwargs):
+        parameter = next(self.parameters(), None)
+        device = "cpu" if parameter is None else parameter.device.type
+        with torch.autocast(device, enabled=False):
+            return self.original.forward(*to_float32(args), **to_float32(kwargs))
+
+    def extra_repr(self) -> str:
+        return type(self.original).__name__
 
 
-class Float32Inputs:
-    """Mixin for what computes in float32 between networks that do not, such as a box predictor."""
+class AutocastMethod(MethodStep):
+    """bf16 autocast in one method of a module, ``layers`` of detectron2's heads; contiguous float32 results."""
 
-    def forward(self, x, *args, **kwargs):
-        return super().forward(x if self.training else to_float32(x), *args, **kwargs)
+    def __call__(self, *args, **kwargs):
+        if self.module.training:
+            return self.stock(*args, **kwargs)
+        with _autocast(self.module):
+            return contiguous_float32(self.stock(*args, **kwargs))
+
+
+class Float32Inputs(MethodStep):
+    """A method that takes its first argument in float32: of what computes in float32 between networks that do not."""
+
+    def __call__(self, x, *args, **kwargs):
+        return self.stock(x if self.module.training else to_float32(x), *args, **kwargs)

@@ -16,10 +16,10 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from torch.nn.parallel import DistributedDataParallel
 
+from ..accel import accelerate
 from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
 from ..evaluation import build_evaluator, takes_lazy_masks
-from ..modeling import GeneralizedRCNNWithTTA, accelerate
-from ..modeling.fuse_rules import postprocesses_as_stock
+from ..modeling import GeneralizedRCNNWithTTA
 from .checkpoint import Checkpointer
 from .checks import learnt_from, names_for_losses
 from .errors import UserError
@@ -136,9 +136,9 @@ def accelerated(model, evaluators=()):
         UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    lazy = bool(evaluators) and all(map(takes_lazy_masks, evaluators)) and postprocesses_as_stock(model)
+    lazy = bool(evaluators) and all(map(takes_lazy_masks, evaluators))
     key = "MODEL.ACCELERATE (train.accelerate)"
-    return _accelerate(model, key, training=False, masks="lazy" if lazy else True)
+    return _accelerate(model, key, training=False, masks="auto" if lazy else True)
 
 
 def accelerated_for_training(model):

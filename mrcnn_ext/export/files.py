@@ -1,5 +1,6 @@
 """Writing a detector to a file, in three formats."""
 
+import copy
 import json
 import logging
 import os
@@ -12,7 +13,8 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..modeling import KeypointHead, accelerate
+from ..accel import fuse_poolers, restore
+from ..modeling import KeypointHead
 from .detector import Detector
 from .runtime import METADATA, SUFFIXES, ExportedModel, require
 from .support import check_exportable
@@ -69,17 +71,9 @@ def export_model(
         require("onnxruntime", "to check ONNX files")
     if not isinstance(model, GeneralizedRCNN):
         check_exportable(model, format)
-    # A copy as it was before acceleration, with no more than the poolers replaced.
-    model = accelerate(
-        model,
-        training=False,
-        channels_last=False,
-        convolutions=False,
-        bf16=False,
-        detections=False,
-        keypoints=False,
-        masks=False,
-    ).requires_grad_(False)
+    # As it was before acceleration, with no more than the poolers replaced.
+    model = restore(copy.deepcopy(model)).eval().requires_grad_(False)
+    fuse_poolers(model)
     check_exportable(model, format)
     detector = Detector(model).eval()
     metadata = _metadata(detector)

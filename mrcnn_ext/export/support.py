@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import nn
 
-from ..accel.class_swap import defines
+from ..accel.fused_module import defines
 from ..modeling import (
     FusedCascadeROIHeads,
     FusedRes5ROIHeads,

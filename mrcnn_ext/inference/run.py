@@ -16,10 +16,9 @@ from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
 
+from ..accel import accelerate as accelerate_model
 from ..engine import UserError
 from ..evaluation import instances_to_coco_json
-from ..modeling import accelerate as accelerate_model
-from ..modeling.fuse_rules import postprocesses_as_stock
 from .identity import digest, model_identity, settings
 from .models import Predictor, categories, dataset_metadata, load_predictor
 from .pictures import draw
@@ -284,7 +283,7 @@ def _accelerated(model):
             "%s is not accelerated: mrcnn_ext.accelerate takes GeneralizedRCNN", type(model).__name__
         )
         return model
-    return accelerate_model(model, training=False, masks="lazy" if postprocesses_as_stock(model) else True)
+    return accelerate_model(model, training=False, masks="auto")
 
 
 def _ready(sample: Sample, min_score: float) -> Instances:

@@ -159,10 +159,14 @@ class BoundaryMaskNetwork(nn.Module):
         predictor_fill(self.boundary_predictor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mask, boundary = self.features(x)
+        return self.predictor(self.mask_up(mask)), self.boundary_predictor(self.boundary_up(boundary))
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the masks and what their boundaries are made from: (R, C, H / 2, W / 2) each."""
         mask = self.mask_fcn(F.avg_pool2d(x, 2))
         boundary = self.boundary_fcn(F.relu(self.boundary_down(x)) + self.mask_to_boundary(mask))
-        mask = mask + self.boundary_to_mask(boundary)
-        return self.predictor(self.mask_up(mask)), self.boundary_predictor(self.boundary_up(boundary))
+        return mask + self.boundary_to_mask(boundary), boundary
 
 
 def _check_layers(conv_dims: Sequence[int], num_deconv: int) -> None:

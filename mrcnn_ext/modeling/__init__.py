@@ -1,12 +1,13 @@
 """What is registered with detectron2. Thin: networks and operators are those of `mrcnn_ext.layers`."""
 
+from ..accel import Acceleration, accelerate
+from . import fuse_rules  # noqa: F401  (registration)
 from .backbone import (
     TimmBackbone,
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
 )
-from .fuse_rules import Acceleration, accelerate
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .lazy_masks import LazyMasks
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead

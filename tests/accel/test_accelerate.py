@@ -17,11 +17,10 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
-from mrcnn_ext.accel import fused_layers
-from mrcnn_ext.accel.class_swap import swap
-from mrcnn_ext.accel.mixed_precision import AutocastForward
+from mrcnn_ext.accel import fused_layers, norms, policy
+from mrcnn_ext.accel.mixed_precision import AutocastNetwork
 from mrcnn_ext.modeling import FusedROIPooler, LazyMasks, accelerate
-from mrcnn_ext.modeling.fuse_rules import detections, steps
+from mrcnn_ext.modeling.fuse_rules import detections
 from mrcnn_ext.ops import winograd
 from mrcnn_ext.ops.winograd import winograd_is_available, winograd_weight
 
@@ -149,9 +148,9 @@ def test_float32_answers_and_parameters_are_stock(make_model, make_batch, name):
 @pytest.mark.parametrize("pointwise", [False, True], ids=["oneDNN alone", "with our 1x1"])
 def test_bf16_is_close_and_gives_float32(make_model, make_batch, name, pointwise, monkeypatch):
     model, batch = make_model(name), make_batch(BOXES, size=(64, 96))
-    if pointwise and not steps.bf16_kernels_are_available():
+    if pointwise and not policy.bf16_kernels_are_available():
         pytest.skip("the compiled operators are not built, or this processor has no AVX512-BF16")
-    monkeypatch.setattr(steps, "bf16_kernels_are_available", lambda: pointwise)
+    monkeypatch.setattr(policy, "bf16_kernels_are_available", lambda: pointwise)
     fast = accelerate(model, bf16=True)
     assert ("1x1 and the stem by mrcnn_ext" in fast.acceleration.steps["convolutions"]) == pointwise
     assert fast.acceleration.bf16 and fast.acceleration.steps["bf16"].startswith("on: asked for")
@@ -161,7 +160,7 @@ def test_bf16_is_close_and_gives_float32(make_model, make_batch, name, pointwise
     with torch.no_grad():
         images = model.preprocess_image(batch)
         if name == "bottlenecks":
-            assert fast.backbone.bottom_up.stem.conv1.runs_as_stem(images.tensor) == pointwise
+            assert fast.backbone.bottom_up.stem.runs_in_one_pass(images.tensor) == pointwise
         features, stock_features = fast.backbone(images.tensor), model.backbone(images.tensor)
         for key, value in stock_features.items():
             assert (features[key].float() - value).std() < 0.03 * value.std()
@@ -183,7 +182,7 @@ def test_bf16_is_close_and_gives_float32(make_model, make_batch, name, pointwise
 def test_bf16_by_the_processor(make_model, monkeypatch):
     model = make_model()
     for has_it in (True, False):
-        monkeypatch.setattr(steps, "cpu_has_bf16", lambda has_it=has_it: has_it)
+        monkeypatch.setattr(policy, "cpu_has_bf16", lambda has_it=has_it: has_it)
         report = accelerate(model).acceleration
         assert report.bf16 == has_it
         assert report.steps["bf16"].endswith(
@@ -311,8 +310,7 @@ def test_networks_by_autocast_take_and_give_what_they_like():
             return outputs(scale * super().forward(x["features"]), "head")
 
     head = Head(4, 4).eval()
-    swap(head, AutocastForward, float32=True)
-    result = head({"features": torch.ones(2, 4)}, scale=2)
+    result = AutocastNetwork(head, float32=True)({"features": torch.ones(2, 4)}, scale=2)
     assert result.scores.dtype == torch.float32 and result.name == "head"
     assert torch.equal(result.scores, result.scores.bfloat16().float())
 
@@ -428,10 +426,10 @@ def test_winograd_multiplies_what_suits_the_precision(
     for asked in ("int16", "float32"):
         report = accelerate(model, bf16=bf16, winograd=asked).acceleration
         assert report.steps["winograd"].endswith(asked)
-    monkeypatch.setattr(steps, "cpu_has_amx", lambda: True)
+    monkeypatch.setattr(policy, "cpu_has_amx", lambda: True)
     report = accelerate(model, bf16=bf16).acceleration
     assert report.steps["winograd"].endswith("AMX is faster" if bf16 else "float32")
-    monkeypatch.setattr(steps, "winograd_is_available", lambda: False)
+    monkeypatch.setattr(policy, "winograd_is_available", lambda: False)
     assert "it needs the compiled operators" in accelerate(model, bf16=bf16).acceleration.steps["winograd"]
     with pytest.raises(ValueError, match="winograd='int16' cannot be had: it needs the compiled operators"):
         accelerate(model, winograd="int16")
@@ -541,14 +539,14 @@ def test_others_are_refused_by_name(make_model, tiny_cfg):
         accelerate(make_model(), bf16="yes")
     with pytest.raises(ValueError, match='winograd must be "auto", "float32", "int16" or False, got 8'):
         accelerate(make_model(), winograd=8)
-    with pytest.raises(ValueError, match="masks must be True, False or \"lazy\", got 'rle'"):
+    with pytest.raises(ValueError, match="masks must be True, False, \"auto\" or \"lazy\", got 'rle'"):
         accelerate(make_model(), masks="rle")
 
 
 def test_a_model_that_is_refused_is_as_it_was(make_model, monkeypatch):
     model = make_model().train()
     classes = [type(module) for module in model.modules()]
-    monkeypatch.setattr(steps, "winograd_is_available", lambda: False)
+    monkeypatch.setattr(policy, "winograd_is_available", lambda: False)
     with pytest.raises(ValueError, match="winograd='int16' cannot be had: it needs the compiled"):
         accelerate(model, winograd="int16", training=False, copy=False)
     with pytest.raises(ValueError, match="winograd='float32' cannot be had: convolutions is False"):
@@ -569,11 +567,11 @@ def test_a_subclass_of_a_normalisation_is_not_folded():
     class Activated(torch.nn.BatchNorm2d):
         pass
 
-    assert fused_layers.foldable(torch.nn.BatchNorm2d(3)) and not fused_layers.foldable(Activated(3))
-    assert not fused_layers.foldable(torch.nn.BatchNorm2d(3, track_running_stats=False))
+    assert norms.foldable(torch.nn.BatchNorm2d(3)) and not norms.foldable(Activated(3))
+    assert not norms.foldable(torch.nn.BatchNorm2d(3, track_running_stats=False))
 
 
 def test_the_report_names_every_step(make_model):
     text = str(accelerate(make_model("ours"), bf16=True).acceleration)
     assert all(step in text for step in (*STEPS, "bf16"))
-    assert "by autocast: backbone.bottom_up" in text and "roi_heads.mask_head" in text
+    assert "backbone.bottom_up, backbone," in text and "roi_heads.mask_head" in text and "autocast" not in text

@@ -1,5 +1,6 @@
-"""Making a built detector of detectron2 faster, its answers and its parameters unchanged."""
+"""How detectron2's detectors and components are fused. Importing it registers the rules with `mrcnn_ext.accel`."""
 
-from .steps import Acceleration, accelerate, postprocesses_as_stock
+from . import backbones, heads  # noqa: F401  (registration)
+from .detector import Detectron2
 
-__all__ = ["Acceleration", "accelerate", "postprocesses_as_stock"]
+__all__ = ["Detectron2"]

@@ -1,10 +1,12 @@
-"""Proposals and detections: the stock answers, without work on boxes that cannot be among them."""
+"""Proposals and detections: the stock results, without work on boxes that cannot be among them."""
 
 import torch
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import nms
+
+from ...accel import MethodStep
 
 __all__ = ["FastDetections", "FastProposals"]
 
@@ -13,49 +15,50 @@ __all__ = ["FastDetections", "FastProposals"]
 _CLASS_BY_CLASS = 4000
 
 
-class FastProposals:
-    """Mixin for RPN: only the anchors that reach non-maximum suppression are turned into boxes."""
+class FastProposals(MethodStep):
+    """``predict_proposals`` of RPN: only the anchors that reach non-maximum suppression are turned into boxes."""
 
-    def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
-        if self.training:
-            return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
+    def __call__(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        if self.module.training:
+            return self.stock(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
         with torch.no_grad():
             return self._best_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
 
     def _best_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
-        logits, proposals = [], []
+        rpn, logits, proposals = self.module, [], []
         for level, all_logits, all_deltas in zip(
             anchors, pred_objectness_logits, pred_anchor_deltas, strict=True
         ):
-            count = min(all_logits.shape[1], self.pre_nms_topk[False])
+            count = min(all_logits.shape[1], rpn.pre_nms_topk[False])
             top, index = all_logits.topk(count, dim=1)
             deltas = all_deltas.gather(1, index[..., None].expand(-1, -1, all_deltas.shape[2]))
-            boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), level.tensor[index.flatten()])
+            boxes = rpn.box2box_transform.apply_deltas(deltas.flatten(0, 1), level.tensor[index.flatten()])
             logits.append(top)
             proposals.append(boxes.view(len(top), count, -1))
         return find_top_rpn_proposals(
             proposals,
             logits,
             image_sizes,
-            self.nms_thresh,
-            self.pre_nms_topk[False],
-            self.post_nms_topk[False],
-            self.min_box_size,
+            rpn.nms_thresh,
+            rpn.pre_nms_topk[False],
+            rpn.post_nms_topk[False],
+            rpn.min_box_size,
             False,
         )
 
 
-class FastDetections:
-    """Mixin for FastRCNNOutputLayers: suppression sees no more boxes than it takes to fill an image."""
+class FastDetections(MethodStep):
+    """``inference`` of FastRCNNOutputLayers: suppression sees no more boxes than it takes to fill an image."""
 
-    def inference(self, predictions, proposals):
-        if self.training:
-            return super().inference(predictions, proposals)
+    def __call__(self, predictions, proposals):
+        layers = self.module
+        if layers.training:
+            return self.stock(predictions, proposals)
         results = [
-            _detections(*image, self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image)
+            _detections(*image, layers.test_score_thresh, layers.test_nms_thresh, layers.test_topk_per_image)
             for image in zip(
-                self.predict_boxes(predictions, proposals),
-                self.predict_probs(predictions, proposals),
+                layers.predict_boxes(predictions, proposals),
+                layers.predict_probs(predictions, proposals),
                 [image.image_size for image in proposals],
                 strict=True,
             )

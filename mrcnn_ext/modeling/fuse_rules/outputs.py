@@ -2,23 +2,25 @@
 
 import torch
 from detectron2.layers import cat
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ROIMasks
 from torch import Tensor
 
+from ...accel import MethodStep
 from ...layers import heatmaps_to_keypoints, paste_masks
 from ..lazy_masks import LazyMasks
 
 __all__ = ["FastKeypoints", "FastOutputs"]
 
 
-class FastKeypoints:
-    """Mixin for a keypoint head: all heatmaps are decoded at once, none is resized to its box."""
+class FastKeypoints(MethodStep):
+    """``forward`` of a keypoint head: all heatmaps are decoded at once, none is resized to its box."""
 
-    def forward(self, x, instances):
-        if self.training:
-            return super().forward(x, instances)
-        heatmaps = self.layers(x).detach()
+    def __call__(self, x, instances):
+        if self.module.training:
+            return self.stock(x, instances)
+        heatmaps = self.module.layers(x).detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
         keypoints = heatmaps_to_keypoints(heatmaps, boxes)[:, :, [0, 1, 3]]
         counts = [len(image) for image in instances]
@@ -30,15 +32,21 @@ class FastKeypoints:
         return instances
 
 
-class FastOutputs:
-    """Mixin for GeneralizedRCNN: no gradients, and masks pasted within their boxes or not at all.
+class FastOutputs(MethodStep):
+    """``inference`` of GeneralizedRCNN: no gradients, and masks pasted within their boxes or not at all.
 
-    Attribute: ``lazy``, whether ``pred_masks`` is a `LazyMasks`.
+    Args:
+        module: the model.
+        lazy: whether ``pred_masks`` is a `LazyMasks`.
     """
 
-    def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
+    def __init__(self, module: GeneralizedRCNN, lazy: bool):
+        super().__init__(module, "inference")
+        self.lazy = lazy
+
+    def __call__(self, batched_inputs, detected_instances=None, do_postprocess=True):
         with torch.no_grad():
-            results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+            results = self.stock(batched_inputs, detected_instances, do_postprocess=False)
             if not do_postprocess:
                 return results
             return [
@@ -49,7 +57,7 @@ class FastOutputs:
     def _to_output_size(self, instances, inputs):
         height, width = instances.image_size
         if instances.has("pred_masks"):
-            kind = _PastedLater if self._swapped["lazy"] else _PastedFast
+            kind = _PastedLater if self.lazy else _PastedFast
             instances.pred_masks = kind(instances.pred_masks[:, 0])
         return detector_postprocess(instances, inputs.get("height", height), inputs.get("width", width))
 

@@ -9,7 +9,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ...accel.class_swap import defines, swap
+from ...accel import MethodStep, replace_method
+from ...accel.fused_module import defines
 from ...ops.box_matching import match_boxes
 
 __all__ = ["IndexedBitMasks", "make_targets_fast"]
@@ -21,35 +22,35 @@ def make_targets_fast(model: GeneralizedRCNN) -> list[str]:
     done = []
     generator = model.proposal_generator
     if defines(generator, RPN, "label_and_sample_anchors") and type(generator.anchor_matcher) is Matcher:
-        swap(generator, _AnchorTargets)
+        replace_method(_AnchorTargets(generator, "label_and_sample_anchors"))
         done.append("anchors matched in blocks")
     if isinstance(model.roi_heads, ROIHeads):
-        swap(model.roi_heads, _ProposalTargets)
+        replace_method(_ProposalTargets(model.roi_heads, "label_and_sample_proposals"))
         done.append("bitmaps kept once")
     return done
 
 
-class _AnchorTargets:
-    """Mixin for RPN."""
+class _AnchorTargets(MethodStep):
+    """Of RPN."""
 
     @torch.no_grad()
-    def label_and_sample_anchors(
+    def __call__(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        anchors = Boxes.cat(anchors)
+        rpn, anchors = self.module, Boxes.cat(anchors)
         all_labels, all_boxes = [], []
         for image in gt_instances:
             targets, labels = self._match(anchors.tensor, image.gt_boxes.tensor)
-            if self.anchor_boundary_thresh >= 0:
-                labels[~anchors.inside_box(image.image_size, self.anchor_boundary_thresh)] = -1
-            all_labels.append(self._subsample_labels(labels))
+            if rpn.anchor_boundary_thresh >= 0:
+                labels[~anchors.inside_box(image.image_size, rpn.anchor_boundary_thresh)] = -1
+            all_labels.append(rpn._subsample_labels(labels))
             boxes = image.gt_boxes.tensor
             all_boxes.append(boxes[targets] if len(boxes) else torch.zeros_like(anchors.tensor))
         return all_labels, all_boxes
 
     def _match(self, anchors, boxes):
         """`Matcher`'s results, the (R,) int64 box of each anchor and its (R,) int8 label."""
-        matcher = self.anchor_matcher
+        matcher = self.module.anchor_matcher
         if len(boxes) == 0:
             labels = torch.full((len(anchors),), matcher.labels[0], dtype=torch.int8, device=anchors.device)
             return torch.zeros_like(labels, dtype=torch.int64), labels
@@ -64,15 +65,11 @@ class _AnchorTargets:
         return matches.targets, labels
 
 
-class _ProposalTargets:
-    """Mixin for ROIHeads."""
+class _ProposalTargets(MethodStep):
+    """Of ROIHeads."""
 
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        return super().label_and_sample_proposals(
-            proposals, [_with_indexed_masks(image) for image in targets]
-        )
+    def __call__(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        return self.stock(proposals, [_with_indexed_masks(image) for image in targets])
 
 
 def _with_indexed_masks(image):

@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads.keypoint_head import (
 from detectron2.structures import Instances
 from pycocotools.cocoeval import Params
 
+from ...accel import KernelPolicy, fuse_traced
 from ...layers import heatmaps_to_keypoints
 from ...layers.keypoint_targets import heatmap_loss, keypoints_to_cells
 
@@ -110,6 +111,11 @@ class KeypointHead(BaseKeypointRCNNHead):
         else:
             self.decode(heatmaps, instances)
         return instances
+
+    @torch.jit.unused
+    def fuse(self, policy: KernelPolicy) -> "KeypointHead | None":
+        """As a rule of `mrcnn_ext.accel` does: ``layers`` as `torch.fx` follows them."""
+        return fuse_traced(self, policy, "layers", float32=True)
 
     def loss(self, x, instances):
         """The loss of a batch, without its weight."""

@@ -7,7 +7,10 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from ...accel import KernelPolicy, replace_method
+from ...accel.fused_module import defines
 from ...layers.mask_losses import mask_log_odds, mask_sigmoid_loss, mask_softmax_loss
+from ..fuse_rules.heads import PredictedClassMethod, fuse_layers, predicted_class_tail
 
 __all__ = ["MaskHead", "MaskTargets", "SequentialMaskHead"]
 
@@ -99,12 +102,22 @@ class MaskHead(BaseMaskRCNNHead):
         }
 
     def forward(self, x, instances: list[Instances]):
-        x = self.layers(x)
         if self.training:
+            x = self.layers(x)
             return self.losses(x, MaskTargets(instances, x.shape[-1], x.device))
         else:
-            self.inference(x, instances)
-            return instances
+            return self.predict(x, instances)
+
+    def predict(self, x, instances: list[Instances]) -> list[Instances]:
+        """Gives instances with ``pred_classes`` their ``pred_masks``, from the features of their RoIs."""
+        self.inference(self.layers(x), instances)
+        return instances
+
+    @torch.jit.unused
+    def fuse(self, policy: KernelPolicy) -> "MaskHead | None":
+        """As a rule of `mrcnn_ext.accel` does: ``layers`` as `torch.fx` follows them; and where each class has masks of
+        its own, only those of the predicted class are computed."""
+        return fuse_layers(self, policy)
 
     def losses(self, logits: Tensor, targets: MaskTargets) -> dict[str, Tensor]:
         """The losses of what ``layers`` gave, (R, num_maps, m, m); metrics and pictures go to the event storage.
@@ -134,6 +147,16 @@ class MaskHead(BaseMaskRCNNHead):
 
 class SequentialMaskHead(MaskHead, nn.Sequential):
     """A mask head that takes over the layers of a network, whose parameters are then named as there."""
+
+    @torch.jit.unused
+    def fuse(self, policy: KernelPolicy) -> "SequentialMaskHead | None":
+        fused = super().fuse(policy)
+        unchanged = defines(self, SequentialMaskHead, "forward", "layers", "predict", "inference")
+        if fused is not None and unchanged and not self.softmax:
+            tail = predicted_class_tail(list(self), policy)
+            if tail is not None:
+                replace_method(PredictedClassMethod(self, "predict", list(self)[:-3], tail))
+        return fused
 
     def take_layers(self, network: nn.Sequential) -> None:
         for name, layer in network.named_children():

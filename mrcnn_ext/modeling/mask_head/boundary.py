@@ -5,8 +5,11 @@ from detectron2.config import configurable
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from torch import Tensor
 
+from ...accel import KernelPolicy, fuse_traced, replace_method
+from ...accel.fused_module import defines
 from ...layers.mask_losses import boundary_loss, mask_boundaries
 from ...layers.mask_networks import BoundaryMaskNetwork
+from ..fuse_rules.heads import PredictedClassMethod, predicted_class_tail
 from ..norms import norm_maker
 from ..shapes import pooled_size
 from .base import MaskHead, MaskTargets
@@ -79,11 +82,24 @@ class BoundaryMaskHead(MaskHead):
 
     def layers(self, x):
         """Logits of the masks and, in training, of the boundaries, the last map."""
-        masks, boundaries = self.network(x)
         if self.training:
+            masks, boundaries = self.network(x)
             return torch.cat([masks, boundaries], dim=1)
         else:
-            return masks
+            mask, _ = self.network.features(x)
+            return self.network.predictor(self.network.mask_up(mask))
+
+    @torch.jit.unused
+    def fuse(self, policy: KernelPolicy) -> "BoundaryMaskHead | None":
+        fused = super().fuse(policy)
+        unchanged = defines(self, BoundaryMaskHead, "forward", "layers", "predict", "inference")
+        if fused is None or not unchanged or self.softmax:
+            return fused
+        tail = predicted_class_tail([*self.network.mask_up, self.network.predictor], policy)
+        if tail is not None and len(self.network.mask_up) == 2:
+            fuse_traced(self.network, policy, "features")
+            replace_method(PredictedClassMethod(self, "predict", [_MaskFeatures(self.network)], tail))
+        return fused
 
     def losses(self, logits: Tensor, targets: MaskTargets) -> dict[str, Tensor]:
         losses = super().losses(logits[:, :-1], targets)
@@ -94,3 +110,13 @@ class BoundaryMaskHead(MaskHead):
             loss = boundary_loss(boundaries, mask_boundaries(targets.masks))
             losses["loss_mask_boundary"] = loss * self.boundary_loss_weight
         return losses
+
+
+class _MaskFeatures:
+    """From RoI features to those that the masks are made from."""
+
+    def __init__(self, network: BoundaryMaskNetwork):
+        self.network = network
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.network.features(x)[0]

@@ -1,5 +1,6 @@
 """A mask head that tells how good its masks are, for detectron2."""
 
+import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHead
@@ -7,6 +8,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...accel import KernelPolicy, fuse, replace_child
 from ...layers.mask_iou_network import MaskIoUNetwork
 from ...layers.mask_losses import mask_iou_targets
 from ..shapes import pooled_size
@@ -68,14 +70,14 @@ class MaskScoringHead(BaseMaskRCNNHead):
         return self.mask_head.layers(x)
 
     def forward(self, x, instances: list[Instances]):
-        logits = self.layers(x)
         if self.training:
+            logits = self.layers(x)
             targets = MaskTargets(instances, logits.shape[-1], logits.device)
             losses = self.mask_head.losses(logits, targets)
             losses["loss_mask_iou"] = self._iou_loss(x, logits, targets) * self.loss_weight
             return losses
         else:
-            self.mask_head.inference(logits, instances)
+            self.mask_head.predict(x, instances)
             masks = cat([image.pred_masks for image in instances])
             classes = cat([image.pred_classes for image in instances])
             ious = self.mask_iou(x, masks).gather(1, classes[:, None])[:, 0].clamp(0, 1)
@@ -84,6 +86,16 @@ class MaskScoringHead(BaseMaskRCNNHead):
                 # Boxes that a user gives have no scores.
                 image.mask_scores = iou * image.scores if image.has("scores") else iou
             return instances
+
+    @torch.jit.unused
+    def fuse(self, policy: KernelPolicy) -> "MaskScoringHead":
+        """As a rule of `mrcnn_ext.accel` does: the head within and the network that judges its masks."""
+        for name in ("mask_head", "mask_iou"):
+            fused = fuse(getattr(self, name), policy)
+            if fused is not None:
+                replace_child(self, name, fused)
+        self.mask_iou.float32 = True
+        return self
 
     def _iou_loss(self, x: Tensor, logits: Tensor, targets: MaskTargets) -> Tensor:
         """Mean squared error of the IoU of each RoI's own class."""

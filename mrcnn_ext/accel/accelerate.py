@@ -1,0 +1,259 @@
+"""One line that makes a detector faster. Which detectors there are, and what in them, frameworks register."""
+
+import copy as copy_module
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .fused_module import replace_child, restore
+from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
+from .policy import KernelPolicy, choose_bf16, choose_winograd
+from .rules import fuse, fuse_children
+from .trained_layers import train_as_matrix_products, train_with_winograd
+
+__all__ = ["Acceleration", "Framework", "accelerate", "fuse_poolers", "register_framework"]
+
+
+class Framework:
+    """What `accelerate` has to know of the detectors of a framework. The steps change a model in place and return what
+    they did, in a few words.
+
+    Attributes:
+        model_class: of the detectors.
+        name: of them, for errors.
+    """
+
+    model_class: type
+    name: str
+
+    def networks(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+        """Name and module of each network, inner ones first, and whether its results are read as numbers rather than
+        as features."""
+        raise NotImplementedError
+
+    def fuse_poolers(self, model: nn.Module) -> str:
+        """Pools RoIs from all levels in one call."""
+        raise NotImplementedError
+
+    def autocast(self, network: nn.Module, is_head: bool) -> nn.Module:
+        """What runs a network that cannot be fused in bf16."""
+        return AutocastNetwork(network, float32=is_head)
+
+    def keep_float32(self, model: nn.Module) -> None:
+        """Gives float32 inputs to what computes in float32 between networks in bf16."""
+
+    def postprocesses_as_stock(self, model: nn.Module) -> bool:
+        """Whether a model makes its results as the framework's own do, so that its masks can be lazy."""
+        return True
+
+    def detections(self, model: nn.Module) -> str:
+        """Drops proposals and detections early that cannot be among the results."""
+        raise NotImplementedError
+
+    def keypoints(self, model: nn.Module) -> str:
+        """Decodes heatmaps all at once."""
+        raise NotImplementedError
+
+    def masks(self, model: nn.Module, lazy: bool) -> str:
+        """Pastes masks within their boxes, or when they are looked at."""
+        raise NotImplementedError
+
+    def targets(self, model: nn.Module) -> str:
+        """Makes the targets of training faster on the CPU."""
+        raise NotImplementedError
+
+
+_FRAMEWORKS: list[Framework] = []
+
+
+def register_framework(framework: Framework) -> None:
+    """Lets `accelerate` take the detectors of a framework."""
+    _FRAMEWORKS.append(framework)
+
+
+def framework_of(model: nn.Module) -> Framework:
+    """
+    Raises:
+        TypeError: no registered framework has such detectors.
+    """
+    for framework in _FRAMEWORKS:
+        if isinstance(model, framework.model_class):
+            return framework
+    known = " or ".join(framework.name for framework in _FRAMEWORKS)
+    raise TypeError(f"accelerate takes {known}, got {type(model).__name__}")
+
+
+@dataclass
+class Acceleration:
+    """What `accelerate` did: one line per step, ``print`` shows them.
+
+    Attributes:
+        form: "inference" or "training".
+        bf16: whether the networks compute in bf16.
+        steps: what each step did, or why it did nothing.
+    """
+
+    form: str
+    bf16: bool = False
+    steps: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.steps))
+        lines = [f"  {name:{width}}  {what}" for name, what in self.steps.items()]
+        return "\n".join([f"Accelerated for {self.form}:", *lines])
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    copy: bool = True,
+    training: bool | None = None,
+    pooler: bool = True,
+    channels_last: bool = True,
+    convolutions: bool = True,
+    winograd: bool | str = "auto",
+    bf16: bool | str = "auto",
+    detections: bool = True,
+    keypoints: bool = True,
+    masks: bool | str = True,
+    targets: bool = True,
+) -> nn.Module:
+    """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 or torchvision faster, its results the same.
+
+    Parameters keep their names and values, so checkpoints load as before, also afterwards: what was made of
+    the parameters is made anew when they change (other than through ``.data``, which nobody can notice). At
+    inference no gradients are made (nor where a part of the model stays in evaluation mode while the rest trains),
+    and hooks of layers that became part of another, such as convolutions of fused networks, are not called.
+    What the steps did is told by ``model.acceleration``, and what each layer became by ``print(model)``. A model that
+    was accelerated before is accelerated as is asked for now, except that a replaced pooler stays and a channels-last
+    model stays so.
+
+    Args:
+        model: a GeneralizedRCNN of detectron2 or of torchvision, of stock components or of any others.
+        copy: work on a copy and leave ``model`` as it is.
+        training: prepare for training: ``pooler``, ``channels_last``, ``winograd``, ``targets`` and of
+            ``convolutions`` those transposed; nothing else (bf16 in training is the trainer's
+            ``SOLVER.AMP.ENABLED``). None: whatever mode ``model`` is in.
+        pooler: RoIs are pooled from all levels in one call, by `roi_align_pyramid`.
+        channels_last: convolutions run channels-last.
+        convolutions: normalisation, ReLU and residual additions become part of the convolutions and linear layers
+            before them: in networks which say how (see `mrcnn_ext.accel.rule_for`) and in those which `torch.fx` can
+            follow. In others each layer by itself.
+        winograd: of ``convolutions``, those of 3x3 and stride 1 run on the CPU by Winograd's algorithm, in a
+            quarter of the multiplications: "float32", as exact as stock's but for the last digits; "int16",
+            twice as fast and several times closer to stock than bf16; "auto" int16 together with bf16 and
+            float32 without, except that a processor with AMX is faster in plain bf16; False not. The
+            transformed weights take four times the memory of these convolutions' own, int16 twice.
+        bf16: networks compute in bf16; coordinates and scores stay in float32. "auto" where the processor or
+            GPU multiplies bf16 by itself. Networks not covered by ``convolutions`` use autocast.
+        detections: proposals and detections that cannot be among the results are dropped before they cost.
+        keypoints: heatmaps are decoded all at once, by `mrcnn_ext.layers.heatmaps_to_keypoints`.
+        masks: True pastes each mask within its box; "lazy" gives `LazyMasks`, which are pasted when looked at; "auto"
+            those where the model makes its results as stock does, and else as True; False leaves them to the framework.
+        targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
+            instances are neither copied for each proposal nor taken to float32 as a whole.
+
+    Returns:
+        The accelerated model, in evaluation mode unless for training.
+
+    Raises:
+        TypeError: ``model`` is no GeneralizedRCNN.
+        ValueError: ``winograd``, ``bf16`` or ``masks`` is not one of the values above, or what is asked for by
+            name cannot be had; ``model`` is as it was.
+    """
+    framework = framework_of(model)
+    if bf16 not in (True, False, "auto"):
+        raise ValueError(f'bf16 must be True, False or "auto", got {bf16!r}')
+    if winograd not in (True, False, "auto", "float32", "int16"):
+        raise ValueError(f'winograd must be "auto", "float32", "int16" or False, got {winograd!r}')
+    if masks not in (True, False, "auto", "lazy"):
+        raise ValueError(f'masks must be True, False, "auto" or "lazy", got {masks!r}')
+    training = model.training if training is None else training
+    device = _device(model)
+    # All that can be refused before anything is changed.
+    use_bf16, why_bf16 = (None, "") if training else choose_bf16(bf16, device)
+    arithmetic, how = choose_winograd(winograd, device, convolutions, use_bf16)
+    can_be_lazy = framework.postprocesses_as_stock(model)
+    if masks == "auto":
+        masks = "lazy" if can_be_lazy else True
+    if masks == "lazy" and not training and not can_be_lazy:
+        raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
+    model = copy_module.deepcopy(model) if copy else model
+    restore(model)
+    model.train(training)
+    report = Acceleration("training" if training else "inference", bool(use_bf16))
+    steps = report.steps
+    steps["pooler"] = framework.fuse_poolers(model) if pooler else "off"
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    steps["channels_last"] = "on" if channels_last else "off"
+    if training:
+        _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets)
+    else:
+        policy = KernelPolicy.choose(device, report.bf16, convolutions, arithmetic)
+        not_fused = _fuse_networks(framework, model, policy, convolutions, steps)
+        steps["winograd"] = how
+        steps["bf16"] = f"on: {why_bf16}{not_fused}" if report.bf16 else f"off: {why_bf16}"
+        steps["detections"] = framework.detections(model) if detections else "off"
+        steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
+        steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
+    model.acceleration = report
+    return model
+
+
+def fuse_poolers(model: nn.Module) -> str:
+    """The step ``pooler`` of `accelerate` alone, in place; returns what was done.
+
+    Raises:
+        TypeError: ``model`` is no GeneralizedRCNN.
+    """
+    return framework_of(model).fuse_poolers(model)
+
+
+def _device(model):
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets):
+    on_cpu = _device(model).type == "cpu"
+    steps["convolutions"] = "off"
+    if convolutions and on_cpu:
+        steps["convolutions"] = f"{train_as_matrix_products(model)} transposed ones as matrix products"
+    count = train_with_winograd(model, arithmetic) if arithmetic else 0
+    steps["winograd"] = f"{count} {how}" if arithmetic else how
+    steps["targets"] = framework.targets(model) if targets and on_cpu else "off"
+
+
+def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
+    """Fuses each network or, in bf16, runs it under autocast; returns which could not be fused."""
+    bf16 = policy.dtype == torch.bfloat16
+    fused, autocast, float32 = [], [], []
+    for name, network, is_head in framework.networks(model):
+        replacement = fuse(network, policy) if convolutions else None
+        if replacement is not None:
+            fused.append(name)
+            if is_head and hasattr(replacement, "float32"):
+                replacement.float32 = True
+        elif bf16 and is_float32_only(network):
+            replacement = Float32Network(network)
+            float32.append(name)
+        else:
+            layers = len(fuse_children(network, policy)) if convolutions else 0
+            if bf16:
+                replacement = framework.autocast(network, is_head)
+                autocast.append(f"{name} ({layers} layers fused)" if layers else name)
+            elif layers:
+                fused.append(f"{layers} layers of {name}")
+        if replacement is not None and replacement is not network:
+            parent, _, leaf = name.rpartition(".")
+            replace_child(model.get_submodule(parent), leaf, replacement)
+    if bf16:
+        framework.keep_float32(model)
+    how = " by oneDNN" if policy.onednn else ""
+    how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels else ""
+    steps["convolutions"] = f"fused{how}: {', '.join(fused) or 'none'}" if convolutions else "off"
+    not_fused = f"; by autocast: {', '.join(autocast)}" if autocast else ""
+    return not_fused + (f"; in float32: {', '.join(float32)}" if float32 else "")

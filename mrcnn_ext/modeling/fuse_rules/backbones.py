@@ -1,0 +1,112 @@
+"""Fuse rules for detectron2's convolutions, normalisations, ResNets and feature pyramids."""
+
+from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
+
+from ...accel import (
+    ConvNorm,
+    FusedBasicBlock,
+    FusedBottleneck,
+    FusedPyramid,
+    FusedStem,
+    KernelPolicy,
+    fuse,
+    register_conv,
+    register_float32_only,
+    register_norm,
+    replace_child,
+    rule_for,
+)
+from ...accel.conv_classes import activation_after, is_known_conv, is_relu
+from ...accel.mixed_precision import Float32Network, is_float32_only
+
+__all__ = ["FusedFPN"]
+
+register_conv(Conv2d, lambda conv: conv.activation)
+register_norm("detectron2.layers.batch_norm.FrozenBatchNorm2d")
+register_norm("detectron2.layers.batch_norm.NaiveSyncBatchNorm")
+register_float32_only(DeformConv, ModulatedDeformConv, DeformConv2d)
+
+
+def _is_fusable(conv: nn.Module, may_end_with_relu: bool = False) -> bool:
+    if not is_known_conv(conv):
+        return False
+    activation = activation_after(conv)
+    return activation is None or (may_end_with_relu and is_relu(activation))
+
+
+def _convs(block):
+    names = [name for name in ("conv1", "conv2", "conv3") if name in block._modules]
+    shortcut = None if block.shortcut is None else ConvNorm("shortcut")
+    names_of_all = names + ([] if shortcut is None else ["shortcut"])
+    if not all(_is_fusable(block._modules[name]) for name in names_of_all):
+        return None
+    return [ConvNorm(name) for name in names], shortcut
+
+
+@rule_for(BottleneckBlock)
+def _fuse_bottleneck(block, policy):
+    convs = _convs(block)
+    return None if convs is None else FusedBottleneck.from_module(block, policy, *convs)
+
+
+@rule_for(BasicBlock)
+def _fuse_basic_block(block, policy):
+    convs = _convs(block)
+    return None if convs is None else FusedBasicBlock.from_module(block, policy, *convs)
+
+
+@rule_for(BasicStem)
+def _fuse_stem(stem, policy):
+    return FusedStem.from_module(stem, policy, ConvNorm("conv1")) if _is_fusable(stem.conv1) else None
+
+
+@rule_for(ResNet)
+def _fuse_resnet(network, policy):
+    """The stem and each stage by itself. What cannot be fused of a stage stays, in float32 if it must."""
+    _fuse_or_keep(network, "stem", policy)
+    for name in network.stage_names:
+        stage = network._modules[name]
+        if not _fuse_or_keep(network, name, policy):
+            for index in stage._modules:
+                _fuse_or_keep(stage, index, policy, alone=True)
+    return network
+
+
+def _fuse_or_keep(parent, name: str, policy: KernelPolicy, alone: bool = False) -> bool:
+    child = parent._modules[name]
+    fused = None if is_float32_only(child) else fuse(child, policy)
+    if fused is None and alone:
+        fused = Float32Network(child)
+    if fused is not None:
+        replace_child(parent, name, fused)
+    return fused is not None
+
+
+class FusedFPN(FusedPyramid, FPN):
+    """detectron2's FPN; its bottom-up network is fused by itself."""
+
+    def infer(self, x: Tensor) -> dict[str, Tensor]:
+        bottom_up = self.bottom_up(x)
+        results = self.levels([bottom_up[name] for name in self.in_features])
+        if self.top_block is not None:
+            name = self.top_block.in_feature
+            source = bottom_up[name] if name in bottom_up else results[self._out_features.index(name)]
+            results.extend(self.top_block(source))
+        return dict(zip(self._out_features, results, strict=True))
+
+
+@rule_for(FPN)
+def _fuse_fpn(network, policy):
+    # The lists are coarsest first, the names tell the level.
+    names = {module: name for name, module in network.named_children()}
+    convs = [
+        [names.get(conv) for conv in reversed(of)] for of in (network.lateral_convs, network.output_convs)
+    ]
+    if not all(name is not None and _is_fusable(network._modules[name], True) for of in convs for name in of):
+        return None
+    laterals, outputs = ([ConvNorm(name) for name in of] for of in convs)
+    return FusedFPN.from_module(network, policy, laterals, outputs, network._fuse_type == "avg")

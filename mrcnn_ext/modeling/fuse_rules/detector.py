@@ -1,0 +1,135 @@
+"""The detectors of detectron2, as `mrcnn_ext.accelerate` takes them."""
+
+from collections.abc import Iterator
+
+from detectron2.layers import ROIAlign
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from torch import nn
+from torchvision.ops import RoIPool
+
+from ...accel import Framework, register_framework, replace_method
+from ...accel.fused_module import defines
+from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
+from ..keypoint_head import KeypointHead
+from ..poolers import FusedROIPooler
+from .detections import FastDetections, FastProposals
+from .outputs import FastKeypoints, FastOutputs
+from .training_targets import make_targets_fast
+
+__all__ = ["Detectron2"]
+
+
+class Detectron2(Framework):
+    """detectron2's GeneralizedRCNN and its subclasses, whose own forward stays."""
+
+    model_class = GeneralizedRCNN
+    name = "detectron2's GeneralizedRCNN (Faster, Mask, Keypoint, Cascade R-CNN)"
+
+    def networks(self, model: GeneralizedRCNN) -> Iterator[tuple[str, nn.Module, bool]]:
+        if isinstance(model.backbone, FPN):
+            yield "backbone.bottom_up", model.backbone.bottom_up, False
+        yield "backbone", model.backbone, False
+        if hasattr(model.proposal_generator, "rpn_head"):
+            yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head, True
+        for name, child in list(model.named_children()):  # of subclasses: PanopticFPN's sem_seg_head
+            if name not in ("backbone", "proposal_generator", "roi_heads"):
+                yield name, child, True
+        predictors = {predictor for _, predictor in _parts(model.roi_heads, "box_predictor")}
+        for name in list(model.roi_heads._modules):
+            for index, part in _parts(model.roi_heads, name):
+                if next(part.parameters(), None) is not None and part not in predictors:
+                    yield f"roi_heads.{index}", part, name != "res5"
+
+    def fuse_poolers(self, model: GeneralizedRCNN) -> str:
+        poolers, left = {}, []
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if type(module) is not ROIPooler:
+                continue
+            fused = poolers.setdefault(module, _fused_pooler(module))  # heads may share one
+            if fused is None:
+                left.append(name)
+            else:
+                model.set_submodule(name, fused)
+        return f"{sum(fused is not None for fused in poolers.values())} replaced" + (
+            f"; left alone: {', '.join(left)}" if left else ""
+        )
+
+    def autocast(self, network: nn.Module, is_head: bool) -> nn.Module:
+        if isinstance(network, (BaseMaskRCNNHead, BaseKeypointRCNNHead)):
+            replace_method(AutocastMethod(network, "layers"))
+            return network
+        return AutocastNetwork(network, float32=is_head)
+
+    def keep_float32(self, model: GeneralizedRCNN) -> None:
+        predictors = [predictor for _, predictor in _parts(model.roi_heads, "box_predictor")]
+        poolers = [module for module in model.modules() if isinstance(module, ROIPooler)]
+        for module in [*predictors, *poolers]:
+            replace_method(Float32Inputs(module, "forward"))
+
+    def postprocesses_as_stock(self, model: nn.Module) -> bool:
+        return isinstance(model, GeneralizedRCNN) and all(
+            getattr(type(model), method) is getattr(GeneralizedRCNN, method)
+            for method in ("inference", "_postprocess")
+        )
+
+    def detections(self, model: GeneralizedRCNN) -> str:
+        done = []
+        if defines(model.proposal_generator, RPN, "forward", "predict_proposals", "_decode_proposals"):
+            replace_method(FastProposals(model.proposal_generator, "predict_proposals"))
+            done.append("proposals")
+        # A cascade has several predictors, whose scores it averages.
+        predictor = getattr(model.roi_heads, "box_predictor", None)
+        if defines(predictor, FastRCNNOutputLayers, "inference"):
+            replace_method(FastDetections(predictor, "inference"))
+            done.append("detections")
+        return ", ".join(done) or "nothing known here"
+
+    def keypoints(self, model: GeneralizedRCNN) -> str:
+        head = getattr(model.roi_heads, "keypoint_head", None)
+        if head is None:
+            return "no keypoint head"
+        if isinstance(head, KeypointHead) and defines(head, KeypointHead, "forward", "decode"):
+            return f"decoded at once by {type(head).__name__} itself"
+        if not defines(head, BaseKeypointRCNNHead, "forward"):
+            return f"left alone: {type(head).__name__} decodes its own"
+        replace_method(FastKeypoints(head, "forward"))
+        return "decoded at once"
+
+    def masks(self, model: GeneralizedRCNN, lazy: bool) -> str:
+        if not self.postprocesses_as_stock(model):
+            return f"left alone: {type(model).__name__} has post-processing of its own"
+        replace_method(FastOutputs(model, lazy))
+        return "pasted when looked at" if lazy else "pasted within their boxes"
+
+    def targets(self, model: GeneralizedRCNN) -> str:
+        return ", ".join(make_targets_fast(model)) or "nothing known here"
+
+
+def _parts(roi_heads, name):
+    """Name and module of a child of ROI heads, or of each of its children where it is a list of several stages'."""
+    child = getattr(roi_heads, name, None)
+    if isinstance(child, nn.ModuleList):
+        return [(f"{name}.{index}", part) for index, part in child.named_children()]
+    return [] if child is None else [(name, child)]
+
+
+def _fused_pooler(pooler: ROIPooler) -> FusedROIPooler | None:
+    levels = list(pooler.level_poolers)
+    if all(type(level) is ROIAlign for level in levels):
+        kind, sampling_ratio = ("ROIAlignV2" if levels[0].aligned else "ROIAlign"), levels[0].sampling_ratio
+    elif all(type(level) is RoIPool for level in levels):
+        kind, sampling_ratio = "ROIPool", 0
+    else:  # rotated boxes, or somebody else's
+        return None
+    scales = [level.spatial_scale for level in levels]
+    canonical = (pooler.canonical_box_size, pooler.canonical_level)
+    return FusedROIPooler(tuple(pooler.output_size), scales, sampling_ratio, kind, *canonical)
+
+
+register_framework(Detectron2())

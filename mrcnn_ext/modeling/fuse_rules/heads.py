@@ -1,0 +1,174 @@
+"""Fuse rules for detectron2's heads and for those made of its base classes."""
+
+import torch
+from detectron2.layers import cat
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
+from detectron2.modeling.roi_heads.mask_head import (
+    BaseMaskRCNNHead,
+    MaskRCNNConvUpsampleHead,
+    mask_rcnn_inference,
+)
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...accel import (
+    FusedConv2d,
+    FusedConvTranspose2d,
+    FusedModule,
+    KernelPolicy,
+    MethodStep,
+    PredictedClassMasks,
+    PreparedWeights,
+    fuse,
+    fuse_traced,
+    replace_child,
+    replace_method,
+    rule_for,
+)
+from ...accel.conv_classes import activation_after, is_known_conv
+from ...accel.fused_module import defines
+from ...accel.kernel_support import is_doubling
+from ...ops.pointwise import pointwise_conv, pointwise_weight
+
+__all__ = ["FusedRPNHead", "PredictedClassMethod", "fuse_layers", "predicted_class_tail"]
+
+
+class FusedRPNHead(FusedModule, StandardRPNHead):
+    """detectron2's head of the region proposal network: objectness and deltas by one convolution, both in float32.
+
+    Args:
+        original: the head.
+        policy: what to compute with.
+    """
+
+    def __init__(self, original: StandardRPNHead, policy: KernelPolicy):
+        super().__init__(original)
+        self.policy = policy
+        self.prepared = PreparedWeights()
+        fused = fuse(original.conv, policy)
+        if fused is not None:
+            replace_child(original, "conv", fused)
+
+    def infer(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = [], []
+        for x in features:
+            x = self.conv(x)
+            both = self._predict(x)
+            logits.append(both[:, : self.objectness_logits.out_channels])
+            deltas.append(both[:, self.objectness_logits.out_channels :])
+        return logits, deltas
+
+    def _predict(self, x):
+        convs = (self.objectness_logits, self.anchor_deltas)
+        pointwise = self.policy.runs_pointwise(convs[0].in_channels, x.device)
+
+        def make():
+            weight, bias = (
+                cat([getattr(conv, name).detach() for conv in convs]) for name in ("weight", "bias")
+            )
+            if pointwise:
+                return pointwise_weight(weight), bias.float()
+            return weight.to(x.dtype), bias.to(x.dtype)
+
+        sources = tuple(getattr(conv, name) for conv in convs for name in ("weight", "bias"))
+        weight, bias = self.prepared.get(sources, (x.dtype, pointwise), make)
+        with torch.autocast(x.device.type, enabled=False):
+            if pointwise:
+                return pointwise_conv(x, weight, bias, float32=True)
+            return F.conv2d(x, weight, bias).float()
+
+    def extra_repr(self) -> str:
+        return "objectness_logits and anchor_deltas as one"
+
+
+@rule_for(StandardRPNHead)
+def _fuse_rpn_head(head, policy):
+    alike = all(
+        type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.bias is not None
+        for conv in (head.objectness_logits, head.anchor_deltas)
+    )
+    return FusedRPNHead.from_module(head, policy) if alike else None
+
+
+def fuse_layers(head: nn.Module, policy: KernelPolicy) -> nn.Module | None:
+    """Fuses the ``layers`` of one of detectron2's heads, as `torch.fx` follows them; their result is float32.
+
+    Returns:
+        The head; None if they cannot be followed, and the head is as it was.
+    """
+    return fuse_traced(head, policy, "layers", float32=True)
+
+
+@rule_for(BaseKeypointRCNNHead, methods=())
+def _fuse_keypoint_head(head, policy):
+    return fuse_layers(head, policy)
+
+
+@rule_for(BaseMaskRCNNHead, methods=())
+def _fuse_mask_head(head, policy):
+    return fuse_layers(head, policy)
+
+
+@rule_for(MaskRCNNConvUpsampleHead, methods=("layers",))
+def _fuse_upsample_head(head, policy):
+    head = fuse_layers(head, policy)
+    tail = predicted_class_tail(list(head), policy) if head is not None else None
+    if tail is not None and defines(head, MaskRCNNConvUpsampleHead, "forward"):
+        replace_method(PredictedClassMethod(head, "forward", list(head)[:-3], tail))
+    return head
+
+
+def predicted_class_tail(layers: list[nn.Module], policy: KernelPolicy) -> PredictedClassMasks | None:
+    """The last three layers of a mask head for the predicted class alone; None if they are not a transposed convolution
+    that doubles the map, a ReLU and a 1x1 convolution."""
+    if len(layers) < 3:
+        return None
+    deconv, relu, predictor = layers[-3:]
+    conv = predictor.original if isinstance(predictor, FusedModule) else predictor
+    fits = (
+        is_doubling(deconv)
+        and type(relu) is nn.ReLU
+        and is_known_conv(conv)
+        and activation_after(conv) is None
+        and getattr(conv, "norm", None) is None
+        and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
+        and conv.padding in ((0, 0), "valid")
+    )
+    return PredictedClassMasks(deconv, predictor, policy) if fits else None
+
+
+class PredictedClassMethod(MethodStep):
+    """A method that takes RoI features (R, C, H, W) and instances with ``pred_classes`` and gives them ``pred_masks``:
+    only the masks of those classes are computed.
+
+    Args:
+        module, method: whose it is, see `MethodStep`.
+        trunk: the layers before the tail; a callable is one layer.
+        tail: of the same module.
+    """
+
+    def __init__(self, module: nn.Module, method: str, trunk, tail: PredictedClassMasks):
+        super().__init__(module, method)
+        self.trunk, self.tail = trunk, tail
+
+    def __call__(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
+        if self.module.training:
+            return self.stock(x, instances)
+        classes = cat([image.pred_classes for image in instances])
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.tail(self._features(x), classes)
+        mask_rcnn_inference(logits, instances)  # which takes a single map for class-agnostic
+        return instances
+
+    def _features(self, x):
+        layers, index = list(self.trunk), 0
+        while index < len(layers):
+            layer, index = layers[index], index + 1
+            relu = index < len(layers) and type(layers[index]) is nn.ReLU
+            if relu and isinstance(layer, (FusedConv2d, FusedConvTranspose2d)):
+                x, index = layer.run(x, relu=True), index + 1
+            else:
+                x = layer(x)
+        return x
