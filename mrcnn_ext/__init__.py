@@ -1,20 +1,28 @@
 """Mask R-CNN components for detectron2.
 
-``import mrcnn_ext`` registers every component in detectron2's registries and changes nothing else. Where
-detectron2 is not installed, ``mrcnn_ext.layers`` and ``mrcnn_ext.scenes`` still work.
+``import mrcnn_ext`` registers every component in detectron2's registries, and the detectors of detectron2 and
+torchvision with `accelerate`. Where detectron2 is not installed, everything else works.
+
+detectron2 itself is changed in one way: :mod:`mrcnn_ext.compat` mends what of it does not work with today's packages,
+one function per defect, each where the defect is found and nowhere else. Set the environment variable
+``MRCNN_EXT_COMPAT=0`` before the import to leave detectron2 as it is.
 """
 
+import os
 from importlib.util import find_spec
 
+from .accel import accelerate, fuse_poolers
+from .integrations import timm, torchvision  # noqa: F401  (registration)
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["__version__", "accelerate", "fuse_poolers"]
 
 if find_spec("detectron2") is not None:
     from . import compat
 
-    compat.apply()
+    if os.environ.get("MRCNN_EXT_COMPAT") != "0":
+        compat.apply()
     from . import data, modeling  # noqa: F401  (registration)
     from .config import add_mrcnn_ext_config  # noqa: F401
-    from .modeling import accelerate  # noqa: F401
 
-    __all__ += ["accelerate", "add_mrcnn_ext_config"]
+    __all__ += ["add_mrcnn_ext_config"]

@@ -9,6 +9,7 @@ from .fused_blocks import (
     FusedBottleneck,
     FusedPyramid,
     FusedStem,
+    JointConvs,
     PredictedClassMasks,
 )
 from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
@@ -33,6 +34,7 @@ __all__ = [
     "FusedNetwork",
     "FusedPyramid",
     "FusedStem",
+    "JointConvs",
     "KernelPolicy",
     "MethodStep",
     "PredictedClassMasks",

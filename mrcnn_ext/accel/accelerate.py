@@ -41,6 +41,9 @@ class Framework:
         """What runs a network that cannot be fused in bf16."""
         return AutocastNetwork(network, float32=is_head)
 
+    def fuse_between(self, model: nn.Module, policy: KernelPolicy) -> None:
+        """Fuses what more networks than one have a part in."""
+
     def keep_float32(self, model: nn.Module) -> None:
         """Gives float32 inputs to what computes in float32 between networks in bf16."""
 
@@ -171,10 +174,10 @@ def accelerate(
     if masks not in (True, False, "auto", "lazy"):
         raise ValueError(f'masks must be True, False, "auto" or "lazy", got {masks!r}')
     training = model.training if training is None else training
-    device = _device(model)
+    device, dtype = _device_and_dtype(model)
     # All that can be refused before anything is changed.
-    use_bf16, why_bf16 = (None, "") if training else choose_bf16(bf16, device)
-    arithmetic, how = choose_winograd(winograd, device, convolutions, use_bf16)
+    use_bf16, why_bf16 = (None, "") if training else choose_bf16(bf16, device, dtype)
+    arithmetic, how = choose_winograd(winograd, device, dtype, convolutions, use_bf16)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
@@ -192,7 +195,9 @@ def accelerate(
     if training:
         _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets)
     else:
-        policy = KernelPolicy.choose(device, report.bf16, convolutions, arithmetic)
+        policy = KernelPolicy.choose(
+            device, torch.bfloat16 if report.bf16 else dtype, convolutions, arithmetic
+        )
         not_fused = _fuse_networks(framework, model, policy, convolutions, steps)
         steps["winograd"] = how
         steps["bf16"] = f"on: {why_bf16}{not_fused}" if report.bf16 else f"off: {why_bf16}"
@@ -212,13 +217,13 @@ def fuse_poolers(model: nn.Module) -> str:
     return framework_of(model).fuse_poolers(model)
 
 
-def _device(model):
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+def _device_and_dtype(model):
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return parameter.device, parameter.dtype
 
 
 def _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets):
-    on_cpu = _device(model).type == "cpu"
+    on_cpu = _device_and_dtype(model)[0].type == "cpu"
     steps["convolutions"] = "off"
     if convolutions and on_cpu:
         steps["convolutions"] = f"{train_as_matrix_products(model)} transposed ones as matrix products"
@@ -250,6 +255,8 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
         if replacement is not None and replacement is not network:
             parent, _, leaf = name.rpartition(".")
             replace_child(model.get_submodule(parent), leaf, replacement)
+    if convolutions:
+        framework.fuse_between(model, policy)
     if bf16:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""

@@ -12,6 +12,7 @@ from ..ops.pointwise import pointwise_conv, pointwise_weight
 from .fused_layers import FusedConv2d
 from .fused_module import FusedModule, PreparedWeights, replace_child
 from .kernel_support import doubling_as_linear
+from .mixed_precision import to_float32
 from .policy import KernelPolicy
 from .rules import fuse
 
@@ -22,6 +23,7 @@ __all__ = [
     "FusedBottleneck",
     "FusedPyramid",
     "FusedStem",
+    "JointConvs",
     "PredictedClassMasks",
 ]
 
@@ -197,6 +199,51 @@ class FusedPyramid(FusedModule):
         return type(self.original).__name__
 
 
+class JointConvs:
+    """1x1 convolutions of the same map by one product, in float32, or in the dtype of the policy if that is wider.
+
+    Args:
+        convs: 1x1 convolutions of one number of input channels, with biases.
+        policy: what to compute with.
+    """
+
+    def __init__(self, convs: Sequence[nn.Conv2d], policy: KernelPolicy):
+        self.convs, self.policy = tuple(convs), policy
+        self.prepared = PreparedWeights()
+
+    @staticmethod
+    def serves(convs: Sequence[nn.Conv2d]) -> bool:
+        """Whether some layers are such convolutions."""
+        return all(
+            type(conv) is nn.Conv2d
+            and conv.bias is not None
+            and (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
+            for conv in convs
+        )
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, C, H, W) -> (N, O_i, H, W) of each."""
+        pointwise = self.policy.runs_pointwise(self.convs[0].in_channels, x.device)
+
+        def make():
+            weight, bias = (
+                torch.cat([getattr(conv, name).detach() for conv in self.convs])
+                for name in ("weight", "bias")
+            )
+            if pointwise:
+                return pointwise_weight(weight), bias.float()
+            return weight.to(x.dtype), bias.to(x.dtype)
+
+        sources = tuple(getattr(conv, name) for conv in self.convs for name in ("weight", "bias"))
+        weight, bias = self.prepared.get(sources, (x.dtype, pointwise), make)
+        with torch.autocast(x.device.type, enabled=False):
+            if pointwise:
+                x = pointwise_conv(x, weight, bias, float32=True)
+            else:
+                x = to_float32(F.conv2d(x, weight, bias))
+        return x.split([conv.out_channels for conv in self.convs], dim=1)
+
+
 class PredictedClassMasks:
     """The end of a mask head, a transposed convolution of 2x2 and stride 2, a ReLU and a 1x1 convolution to a map per
     class, for one class of each RoI, and a few RoIs at a time so that what lies between stays in the cache.
@@ -232,7 +279,8 @@ class PredictedClassMasks:
             rois, _, height, width = x.shape
             x = x.to(dtype).contiguous(memory_format=torch.channels_last)
             step = self._ROIS if x.device.type == "cpu" else max(rois, 1)
-            logits = x.new_empty((rois, height, width, 2, 2), dtype=torch.float32)
+            wide = torch.promote_types(dtype, torch.float32)
+            logits = x.new_empty((rois, height, width, 2, 2), dtype=wide)
             for begin in range(0, rois, step):
                 some = slice(begin, begin + step)
                 if pointwise:

@@ -15,6 +15,7 @@ from ..ops.stem import stem_conv_pool, stem_weight
 from ..ops.winograd import winograd_conv3x3, winograd_weight
 from .fused_module import FusedModule, PreparedWeights
 from .kernel_support import doubling_as_linear, is_doubling
+from .mixed_precision import to_float32
 from .norms import foldable
 from .policy import ConvKernel, KernelPolicy
 
@@ -94,7 +95,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                 add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
             if folds:
                 return self._convolve(kernel, x, norm, relu, add)
-            x = norm(self._convolve(kernel, x, None).float()).to(policy.dtype)
+            x = norm(to_float32(self._convolve(kernel, x, None))).to(policy.dtype)
             return _finish(x, relu, add)
 
     def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:

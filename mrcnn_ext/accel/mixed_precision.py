@@ -18,9 +18,9 @@ __all__ = [
 
 
 def to_float32(value):
-    """A tensor, or the tensors of a list, tuple or dict, in float32; anything else as it is."""
+    """A tensor of a half precision, or those of a list, tuple or dict, in float32; anything else as it is."""
     if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     if isinstance(value, dict):
         return type(value)({key: to_float32(item) for key, item in value.items()})
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one

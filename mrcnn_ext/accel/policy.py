@@ -29,7 +29,7 @@ class KernelPolicy:
     """What the fused layers of a network compute with.
 
     Attributes:
-        dtype: of the layers' inputs and outputs, float32 or bfloat16.
+        dtype: of the layers' inputs and outputs.
         onednn: whether to use oneDNN's fused convolutions on the CPU.
         winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
         bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
@@ -72,21 +72,25 @@ class KernelPolicy:
 
     @classmethod
     def choose(
-        cls, device: torch.device, bf16: bool, convolutions: bool = True, winograd: str | None = None
+        cls,
+        device: torch.device,
+        dtype: torch.dtype,
+        convolutions: bool = True,
+        winograd: str | None = None,
     ) -> "KernelPolicy":
         """What is fastest on a device.
 
         Args:
-            bf16: whether to compute in bfloat16.
+            dtype: to compute in. The CPU's kernels are for float32 and bfloat16; others are left to PyTorch.
             convolutions: False leaves convolutions to PyTorch.
             winograd: as the attribute.
         """
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        on_cpu = convolutions and device.type == "cpu"
+        on_cpu = convolutions and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+        bf16 = dtype == torch.bfloat16
         return cls(
             dtype,
             onednn=on_cpu and onednn_fuses(dtype),
-            winograd=winograd,
+            winograd=winograd if on_cpu else None,
             bf16_kernels=on_cpu and bf16 and bf16_kernels_are_available(),
         )
 
@@ -104,10 +108,17 @@ def onednn_fuses(dtype: torch.dtype) -> bool:
     return False
 
 
-def choose_bf16(bf16: bool | str, device: torch.device) -> tuple[bool, str]:
-    """Whether to compute in bf16, and why. Args: as of `accelerate`."""
+def choose_bf16(bf16: bool | str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether to compute in bf16, and why.
+
+    Args:
+        bf16: as of `accelerate`.
+        device, dtype: of the model's parameters.
+    """
     if bf16 != "auto":
         return bf16, "asked for"
+    if dtype != torch.float32:
+        return False, f"the model is {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
         has_it = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -116,12 +127,13 @@ def choose_bf16(bf16: bool | str, device: torch.device) -> tuple[bool, str]:
 
 
 def choose_winograd(
-    winograd: bool | str, device: torch.device, convolutions: bool, bf16: bool | None
+    winograd: bool | str, device: torch.device, dtype: torch.dtype, convolutions: bool, bf16: bool | None
 ) -> tuple[str | None, str]:
     """What Winograd's algorithm multiplies, None for not at all, and why.
 
     Args:
-        winograd, device, convolutions: as of `accelerate`.
+        winograd, convolutions: as of `accelerate`.
+        device, dtype: of the model's parameters.
         bf16: None if autocast may come or not, as in training.
 
     Raises:
@@ -135,6 +147,8 @@ def choose_winograd(
         why_not = "convolutions is False"
     elif device.type != "cpu":
         why_not = f"there is none for {device.type}"
+    elif dtype not in (torch.float32, torch.bfloat16):
+        why_not = f"the model is {str(dtype).removeprefix('torch.')}"
     elif not winograd_is_available():
         why_not = "it needs the compiled operators and a processor with AVX2"
     elif automatic and bf16 and cpu_has_amx():

@@ -11,7 +11,7 @@ def encode_masks(masks) -> list[dict]:
 
     Args:
         masks: (N, H, W) bool tensor on any device, or an object with ``to_rle()``, such as
-            :class:`~mrcnn_ext.modeling.lazy_masks.LazyMasks`, which encodes without pasting.
+            :class:`~mrcnn_ext.layers.lazy_masks.LazyMasks`, which encodes without pasting.
     """
     if hasattr(masks, "to_rle"):
         return masks.to_rle()

@@ -24,7 +24,7 @@ class COCOEvaluator(_COCOEvaluator):
     * Objects annotated without keypoints count as objects with none visible, which COCO ignores.
     * Object keypoint similarity takes its sigmas from ``kpt_oks_sigmas`` or from the dataset's metadata
       ``keypoint_oks_sigmas``. Without either there must be COCO's 17 keypoints.
-    * Masks which know their encoding, as :class:`~mrcnn_ext.modeling.lazy_masks.LazyMasks`, never become
+    * Masks which know their encoding, as :class:`~mrcnn_ext.layers.lazy_masks.LazyMasks`, never become
       bitmaps, and of bitmaps only the part with pixels is encoded. The results are the same.
     * The task "boundary" is mask AP by the outline too: see :class:`BoundaryCOCOeval`.
     * Masks are ranked by ``mask_scores`` where predictions have them, as :class:`~mrcnn_ext.modeling.MaskScoringHead`'s

@@ -1,10 +1,11 @@
-"""Operators and networks on plain tensors. Imports torch, never detectron2."""
+"""Networks, losses and what their results are, on plain tensors; also exports the operators of `mrcnn_ext.ops`."""
 
 from ..ops.keypoint_decoding import heatmaps_to_keypoints
 from ..ops.mask_pasting import paste_masks
 from ..ops.mask_rle import masks_to_rle
 from ..ops.roi_align import roi_align, roi_align_pyramid
 from .keypoint_networks import HeatmapKeypointNetwork, SimCCKeypointNetwork
+from .lazy_masks import LazyMasks
 from .mask_iou_network import MaskIoUNetwork
 from .mask_networks import BoundaryMaskNetwork, FCNMaskNetwork, MLPMaskNetwork
 from .timm_features import TimmFeatures
@@ -13,6 +14,7 @@ __all__ = [
     "BoundaryMaskNetwork",
     "FCNMaskNetwork",
     "HeatmapKeypointNetwork",
+    "LazyMasks",
     "SimCCKeypointNetwork",
     "MLPMaskNetwork",
     "MaskIoUNetwork",

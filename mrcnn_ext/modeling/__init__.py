@@ -1,6 +1,7 @@
 """What is registered with detectron2. Thin: networks and operators are those of `mrcnn_ext.layers`."""
 
 from ..accel import Acceleration, accelerate
+from ..layers import LazyMasks
 from . import fuse_rules  # noqa: F401  (registration)
 from .backbone import (
     TimmBackbone,
@@ -9,7 +10,6 @@ from .backbone import (
     build_timm_retinanet_fpn_backbone,
 )
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
-from .lazy_masks import LazyMasks
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["paste_masks", "pixel_regions", "sample_mask", "sample_places"]
+__all__ = ["paste_masks", "pixel_regions", "sample_mask", "sample_places", "zeros_on_demand"]
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
@@ -36,7 +36,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
     height, width = (int(side) for side in image_size)
     device = masks.device
     masks, boxes = masks.detach().float(), boxes.detach().to(device, torch.float32)
-    pasted = _nothing((len(masks), height, width), device)
+    pasted = zeros_on_demand((len(masks), height, width), torch.bool, device)
     left, top, right, bottom = boxes[:, :, None].unbind(1)
     xs, ys = sample_places(0, width, left, right), sample_places(0, height, top, bottom)
     regions = pixel_regions(boxes, height, width)
@@ -47,15 +47,16 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
     return pasted
 
 
-def _nothing(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    size = math.prod(shape)
+def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``torch.zeros`` whose memory on the CPU costs nothing where it is not written."""
+    size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size == 0 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return torch.zeros(shape, dtype=torch.bool, device=device)
+        return torch.zeros(shape, dtype=dtype, device=device)
     # Pages which the system clears when they are first touched: those of the boxes only. Small ones; numpy's zeros
     # ask for huge pages, and to find and clear those can take longer than all the rest.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.bool).view(shape)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 # The pixels, the arithmetic and its order are detectron2's, for the sake of those close to the threshold.

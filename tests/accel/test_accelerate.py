@@ -539,7 +539,7 @@ def test_others_are_refused_by_name(make_model, tiny_cfg):
         accelerate(make_model(), bf16="yes")
     with pytest.raises(ValueError, match='winograd must be "auto", "float32", "int16" or False, got 8'):
         accelerate(make_model(), winograd=8)
-    with pytest.raises(ValueError, match="masks must be True, False, \"auto\" or \"lazy\", got 'rle'"):
+    with pytest.raises(ValueError, match='masks must be True, False, "auto" or "lazy", got \'rle\''):
         accelerate(make_model(), masks="rle")
 
 
@@ -574,4 +574,6 @@ def test_a_subclass_of_a_normalisation_is_not_folded():
 def test_the_report_names_every_step(make_model):
     text = str(accelerate(make_model("ours"), bf16=True).acceleration)
     assert all(step in text for step in (*STEPS, "bf16"))
-    assert "backbone.bottom_up, backbone," in text and "roi_heads.mask_head" in text and "autocast" not in text
+    assert (
+        "backbone.bottom_up, backbone," in text and "roi_heads.mask_head" in text and "autocast" not in text
+    )

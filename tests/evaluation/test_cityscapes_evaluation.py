@@ -20,7 +20,7 @@ from detectron2.structures import Instances
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator
-from mrcnn_ext.modeling.lazy_masks import LazyMasks
+from mrcnn_ext.layers.lazy_masks import LazyMasks
 
 CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 LABEL_IDS = [24, 25, 26, 27, 28, 31, 32, 33]

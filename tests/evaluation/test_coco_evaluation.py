@@ -18,7 +18,7 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, build_evaluator
-from mrcnn_ext.modeling.lazy_masks import LazyMasks
+from mrcnn_ext.layers.lazy_masks import LazyMasks
 from mrcnn_ext.ops import _extension
 
 HEIGHT, WIDTH = 80, 100
@@ -206,7 +206,7 @@ import json, resource, sys, torch
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from mrcnn_ext.evaluation import COCOEvaluator
-from mrcnn_ext.modeling.lazy_masks import LazyMasks
+from mrcnn_ext.layers.lazy_masks import LazyMasks
 
 folder, size, count = sys.argv[1], (4000, 6000), 1000
 images = [dict(id=1, file_name="1.jpg", height=size[0], width=size[1])]

@@ -13,9 +13,24 @@ from torchvision.models.detection import (
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from mrcnn_ext.integrations.torchvision import FusedMultiScaleRoIAlign, accelerate, mask_keypoint_rcnn
+from mrcnn_ext import accelerate
+from mrcnn_ext.accel import FusedConv2d
+from mrcnn_ext.integrations.torchvision import FusedMultiScaleRoIAlign, mask_keypoint_rcnn
 
 BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+def assert_norms_are_folded(model):
+    """No normalisation is called by itself."""
+    calls = []
+    for layer in model.modules():
+        if isinstance(layer, BATCH_NORMS):
+            layer.register_forward_hook(lambda module, args, output: calls.append(module))
+    with torch.no_grad():
+        model(images(next(model.parameters()).dtype))
+    assert not calls and any(isinstance(layer, FusedConv2d) for layer in model.modules())
+
+
 SETTINGS = {
     "weights": None,
     "weights_backbone": None,
@@ -64,7 +79,7 @@ def mask_model():
 def test_mask_rcnn_gives_the_same_answers(mask_model):
     before = copy.deepcopy(mask_model.state_dict())
     fast = accelerate(mask_model)
-    assert not any(isinstance(layer, BATCH_NORMS) for layer in fast.modules())
+    assert_norms_are_folded(fast)
     assert isinstance(fast.roi_heads.mask_roi_pool, FusedMultiScaleRoIAlign)
     assert fast.backbone.body.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert_same_answers(mask_model, fast, torch.float64)
@@ -78,7 +93,7 @@ def test_float32_answers_are_as_near_the_exact_ones_as_torchvisions(mask_model):
     model = copy.deepcopy(mask_model).float()
     with torch.no_grad():
         exact = mask_model(images(torch.float64))
-        stock, ours = (m(images(torch.float32)) for m in (model, accelerate(model)))
+        stock, ours = (m(images(torch.float32)) for m in (model, accelerate(model, bf16=False)))
     for image in range(2):
         for key, value in exact[image].items():
             stock_error, our_error = ((answers[image][key] - value).abs().max() for answers in (stock, ours))
@@ -93,7 +108,7 @@ def test_frozen_batch_norms_are_folded(mask_model):
             frozen.load_state_dict(layer.state_dict())
             model.set_submodule(name, frozen)
     fast = accelerate(model)
-    assert not any(isinstance(layer, BATCH_NORMS) for layer in fast.modules())
+    assert_norms_are_folded(fast)
     assert_same_answers(mask_model, fast, torch.float64)
 
 
@@ -107,7 +122,7 @@ def test_batch_norms_of_the_heads_and_the_pyramid_are_folded():
     torch.manual_seed(0)
     model = settled(maskrcnn_resnet50_fpn_v2(**SETTINGS, num_classes=4), torch.float64)
     fast = accelerate(model)
-    assert not any(isinstance(layer, BATCH_NORMS) for layer in fast.modules())
+    assert_norms_are_folded(fast)
     assert_same_answers(model, fast, torch.float64)
 
 
@@ -116,14 +131,16 @@ def test_models_of_our_parts(make_backbone):
     settings = {key: value for key, value in SETTINGS.items() if not key.startswith("weights")}
     model = settled(mask_keypoint_rcnn(make_backbone(), 4, **settings), torch.float64)
     fast = accelerate(model)
-    assert not any(isinstance(layer, BATCH_NORMS) for layer in fast.modules())
+    assert_norms_are_folded(fast)
     assert_same_answers(model, fast, torch.float64)
 
 
-def test_unfolded_it_keeps_its_state_dict_and_trains(mask_model):
-    fast = accelerate(mask_model, fold_batch_norm=False)
-    assert_same_answers(mask_model, fast, torch.float64)
+def test_it_keeps_its_state_dict_and_trains(mask_model):
+    fast = accelerate(mask_model)
+    assert list(fast.state_dict()) == list(mask_model.state_dict())
     mask_model.load_state_dict(fast.state_dict())
+    fast.load_state_dict(mask_model.state_dict())
+    assert_same_answers(mask_model, fast, torch.float64)
     boxes = torch.tensor([[8.0, 8.0, 60.0, 50.0]], dtype=torch.float64)
     target = {"boxes": boxes, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 96, dtype=torch.uint8)}
     losses = fast.train()(images(torch.float64)[:1], [target])
@@ -154,9 +171,15 @@ def test_a_norm_whose_convolution_is_used_elsewhere_stays(mask_model):
             y = self.conv(x)
             return self.norm(y) + y
 
-    model = copy.deepcopy(mask_model)
-    model.backbone = Fork().eval()
-    assert isinstance(accelerate(model).backbone.norm, nn.BatchNorm2d)
+    backbone = Fork().eval()
+    backbone.norm.running_var.fill_(4)
+    model = copy.deepcopy(mask_model).float()
+    model.backbone = copy.deepcopy(backbone)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            accelerate(model, bf16=False).backbone(x), backbone(x), rtol=1e-4, atol=1e-4
+        )
 
 
 class SharedLayers(nn.Module):
@@ -184,30 +207,29 @@ def test_layers_that_are_called_twice_are_not_folded(mask_model, own):
     for name, value in backbone.state_dict().items():
         if "norm" in name and value.is_floating_point():
             value.uniform_(0.5, 2)
-    model = copy.deepcopy(mask_model)
-    model.backbone = backbone.eval()
-    folded = accelerate(model).backbone
-    assert isinstance(folded.first_norm, nn.Identity)
+    model = copy.deepcopy(mask_model).float()
+    model.backbone = copy.deepcopy(backbone).eval()
+    backbone.eval()
+    folded = accelerate(model, bf16=False).backbone
+    assert "norm=first_norm" in str(folded.first) and "norm" not in str(folded.conv)
     x = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), backbone(x), rtol=1e-4, atol=1e-4)
 
 
-def test_folding_a_model_in_training_mode(mask_model):
-    model = copy.deepcopy(mask_model).train()
-    with pytest.raises(ValueError, match=r"model\.eval\(\) first"):
-        accelerate(model)
-
-
-def test_layers_that_cannot_be_traced(mask_model):
+def test_layers_that_cannot_be_followed(mask_model):
     class Branch(nn.Sequential):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
 
-    model = copy.deepcopy(mask_model)
+    model = copy.deepcopy(mask_model).float()
     model.backbone = Branch(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
-    with pytest.raises(ValueError, match="cannot follow Branch; give fold_batch_norm=False"):
-        accelerate(model)
+    fast = accelerate(model, bf16=True)
+    assert fast.acceleration.steps["bf16"].endswith("by autocast: backbone (1 layers fused)")
+    assert isinstance(fast.backbone.get_submodule("0"), FusedConv2d)
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.backbone(x).float(), model.backbone(x), rtol=0.02, atol=0.02)
 
 
 def test_models_without_roi_heads():

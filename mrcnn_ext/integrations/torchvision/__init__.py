@@ -1,6 +1,7 @@
 """The networks and operators of mrcnn_ext.layers inside torchvision's detectors; detectron2 is not needed."""
 
-from .acceleration import FusedRoIHeads, accelerate
+from . import fuse_rules  # noqa: F401  (registration)
+from .detector import FusedRoIHeads, FusedRPN, FusedTransform
 from .models import FPNBackbone, keypoint_rcnn, mask_keypoint_rcnn, mask_rcnn
 from .poolers import FusedMultiScaleRoIAlign
 from .weights import transfer_weights
@@ -8,8 +9,9 @@ from .weights import transfer_weights
 __all__ = [
     "FPNBackbone",
     "FusedMultiScaleRoIAlign",
+    "FusedRPN",
     "FusedRoIHeads",
-    "accelerate",
+    "FusedTransform",
     "keypoint_rcnn",
     "mask_keypoint_rcnn",
     "mask_rcnn",

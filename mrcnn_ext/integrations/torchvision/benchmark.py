@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import detection
 
-from .acceleration import accelerate
+from ...accel import accelerate
 
 MODELS = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 CHECKED_SIZE = 256  # pixels, the shorter side of the image that answers are compared on

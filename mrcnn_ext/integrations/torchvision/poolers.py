@@ -1,8 +1,10 @@
 """RoI pooling over a feature pyramid, for torchvision's detectors."""
 
+import math
+
+import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import _convert_to_roi_format, _filter_input, _setup_scales
 
 from ...layers import roi_align_pyramid
 
@@ -60,26 +62,42 @@ class FusedMultiScaleRoIAlign(MultiScaleRoIAlign):
             ValueError: none of the maps named by ``featmap_names`` is there (others are done without, as by
                 torchvision), or they are no consecutive levels of a pyramid.
         """
-        features = _filter_input(x, self.featmap_names)
+        features = [feature for name, feature in x.items() if name in self.featmap_names]
         if not features:
             raise ValueError(f"none of featmap_names {self.featmap_names} is among the features {list(x)}")
         if self.scales is None:
-            scales, self.map_levels = _setup_scales(
-                features, image_shapes, self.canonical_scale, self.canonical_level
-            )
-            if any(coarse != fine / 2 for fine, coarse in zip(scales, scales[1:], strict=False)):
+            self.scales = _scales(features, image_shapes)
+            if any(coarse > fine for fine, coarse in zip(self.scales, self.scales[1:], strict=False)) or any(
+                coarse != fine / 2 for fine, coarse in zip(self._levels(), self._levels()[1:], strict=False)
+            ):
                 raise ValueError(
-                    f"featmap_names {self.featmap_names} have scales {scales}: "
+                    f"featmap_names {self.featmap_names} have scales {self.scales}: "
                     "each level of a pyramid must be half as large as the one before"
                 )
-            self.scales = scales
+        scales = self._levels()
         return roi_align_pyramid(
-            features,
-            _convert_to_roi_format(boxes),
+            features[: len(scales)],
+            _as_rows(boxes),
             self.output_size,
-            self.scales,
+            scales,
             self.sampling_ratio,
             self.aligned,
             canonical_box_size=self.canonical_scale * _LEVEL_EPSILON,
             canonical_level=self.canonical_level,
         )
+
+    def _levels(self) -> list[float]:
+        """The scales that torchvision pools from: it counts levels from the first map's, so that of maps which are all
+        of one scale (those of MobileNetV3's pyramid) it takes the first."""
+        return self.scales[:1] if self.scales[0] == self.scales[-1] else self.scales
+
+
+def _as_rows(boxes: list[Tensor]) -> Tensor:
+    """(R, 5) rows [batch index, x0, y0, x1, y1]."""
+    return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
+
+
+def _scales(features: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[float]:
+    """Cells per pixel of each map: the power of two that is nearest to the ratio of heights."""
+    height = max(shape[0] for shape in image_shapes)
+    return [2.0 ** round(math.log2(feature.shape[-2] / height)) for feature in features]

@@ -11,16 +11,15 @@ from detectron2.modeling.roi_heads.mask_head import (
 )
 from detectron2.structures import Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...accel import (
     FusedConv2d,
     FusedConvTranspose2d,
     FusedModule,
+    JointConvs,
     KernelPolicy,
     MethodStep,
     PredictedClassMasks,
-    PreparedWeights,
     fuse,
     fuse_traced,
     replace_child,
@@ -30,7 +29,6 @@ from ...accel import (
 from ...accel.conv_classes import activation_after, is_known_conv
 from ...accel.fused_module import defines
 from ...accel.kernel_support import is_doubling
-from ...ops.pointwise import pointwise_conv, pointwise_weight
 
 __all__ = ["FusedRPNHead", "PredictedClassMethod", "fuse_layers", "predicted_class_tail"]
 
@@ -45,39 +43,14 @@ class FusedRPNHead(FusedModule, StandardRPNHead):
 
     def __init__(self, original: StandardRPNHead, policy: KernelPolicy):
         super().__init__(original)
-        self.policy = policy
-        self.prepared = PreparedWeights()
+        self.predictors = JointConvs((original.objectness_logits, original.anchor_deltas), policy)
         fused = fuse(original.conv, policy)
         if fused is not None:
             replace_child(original, "conv", fused)
 
     def infer(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = [], []
-        for x in features:
-            x = self.conv(x)
-            both = self._predict(x)
-            logits.append(both[:, : self.objectness_logits.out_channels])
-            deltas.append(both[:, self.objectness_logits.out_channels :])
-        return logits, deltas
-
-    def _predict(self, x):
-        convs = (self.objectness_logits, self.anchor_deltas)
-        pointwise = self.policy.runs_pointwise(convs[0].in_channels, x.device)
-
-        def make():
-            weight, bias = (
-                cat([getattr(conv, name).detach() for conv in convs]) for name in ("weight", "bias")
-            )
-            if pointwise:
-                return pointwise_weight(weight), bias.float()
-            return weight.to(x.dtype), bias.to(x.dtype)
-
-        sources = tuple(getattr(conv, name) for conv in convs for name in ("weight", "bias"))
-        weight, bias = self.prepared.get(sources, (x.dtype, pointwise), make)
-        with torch.autocast(x.device.type, enabled=False):
-            if pointwise:
-                return pointwise_conv(x, weight, bias, float32=True)
-            return F.conv2d(x, weight, bias).float()
+        logits, deltas = zip(*[self.predictors(self.conv(x)) for x in features], strict=True)
+        return list(logits), list(deltas)
 
     def extra_repr(self) -> str:
         return "objectness_logits and anchor_deltas as one"
@@ -85,11 +58,8 @@ class FusedRPNHead(FusedModule, StandardRPNHead):
 
 @rule_for(StandardRPNHead)
 def _fuse_rpn_head(head, policy):
-    alike = all(
-        type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.bias is not None
-        for conv in (head.objectness_logits, head.anchor_deltas)
-    )
-    return FusedRPNHead.from_module(head, policy) if alike else None
+    serves = JointConvs.serves((head.objectness_logits, head.anchor_deltas))
+    return FusedRPNHead.from_module(head, policy) if serves else None
 
 
 def fuse_layers(head: nn.Module, policy: KernelPolicy) -> nn.Module | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...accel import MethodStep
 from ...layers import heatmaps_to_keypoints, paste_masks
-from ..lazy_masks import LazyMasks
+from ...layers.lazy_masks import LazyMasks
 
 __all__ = ["FastKeypoints", "FastOutputs"]
 

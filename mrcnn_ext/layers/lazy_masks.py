@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layers import masks_to_rle
 from ..ops.mask_pasting import paste_masks
+from ..ops.mask_rle import masks_to_rle
 
 __all__ = ["LazyMasks"]
 
