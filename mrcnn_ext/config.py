@@ -2,7 +2,17 @@
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_mrcnn_ext_config"]
+__all__ = ["add_mrcnn_ext_config", "with_defaults"]
+
+
+def with_defaults(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with every key of mrcnn_ext that it does not have, so that a config made without
+    `add_mrcnn_ext_config` means the same; ``cfg`` itself stays as it is."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    add_mrcnn_ext_config(cfg)
+    cfg.freeze()
+    return cfg
 
 
 def add_mrcnn_ext_config(cfg: CfgNode) -> None:

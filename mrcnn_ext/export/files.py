@@ -111,16 +111,16 @@ def _metadata(detector: Detector) -> dict:
     if detector.keypoint_on:
         metadata["keypoints"] = {
             "box_scale": detector.keypoint_box_scale,
-            **_decoding(model.roi_heads.keypoint_head),
+            **_decoding(model.roi_heads.keypoint_head, detector.keypoint_box_scale),
         }
     return metadata
 
 
-def _decoding(head) -> dict:
+def _decoding(head, box_scale: float) -> dict:
     """What `layers.heatmaps_to_keypoints` takes besides heatmaps and RoIs, as numbers."""
     if not isinstance(head, KeypointHead) or head.decoding != "oks":
         return {"method": getattr(head, "decoding", "stock")}
-    return {"method": "oks", "sigmas": head.oks_sigmas.tolist(), "covered": head.covered()}
+    return {"method": "oks", "sigmas": head.oks_sigmas.tolist(), "covered": head.covered(box_scale)}
 
 
 def _example(detector: Detector, metadata: dict, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,11 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.modeling import GeneralizedRCNNWithTTA as _GeneralizedRCNNWithTTA
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
-from detectron2.structures import Boxes
 from fvcore.transforms import HFlipTransform
 from torch import Tensor
 
-from ..layers.boxes import scaled_boxes
 from .keypoint_head import KeypointHead
+from .roi_heads.keypoint_rois import enlarge_boxes, put_back_boxes
 
 __all__ = ["GeneralizedRCNNWithTTA"]
 
@@ -76,14 +75,13 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
 
     def _decode_keypoints(self, heatmaps: Tensor, instances) -> None:
         roi_heads = self.model.roi_heads
-        boxes = instances.pred_boxes
         scale = getattr(roi_heads, "keypoint_box_scale", 1.0)
-        instances.pred_boxes = Boxes(scaled_boxes(boxes.tensor, scale))
+        boxes = enlarge_boxes([instances], scale)
         if isinstance(roi_heads.keypoint_head, KeypointHead):
-            roi_heads.keypoint_head.decode(heatmaps, [instances])
+            roi_heads.keypoint_head.decode(heatmaps, [instances], scale)
         else:
             keypoint_rcnn_inference(heatmaps, [instances])
-        instances.pred_boxes = boxes
+        put_back_boxes([instances], boxes)
 
 
 def _flip_indices(cfg, given) -> list[int]:

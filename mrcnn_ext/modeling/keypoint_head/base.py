@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from pycocotools.cocoeval import Params
 
 from ...accel import KernelPolicy, fuse_traced
+from ...config import with_defaults
 from ...layers import heatmaps_to_keypoints
 from ...layers.keypoint_targets import heatmap_loss, keypoints_to_cells
 
@@ -78,29 +79,27 @@ class KeypointHead(BaseKeypointRCNNHead):
         self.target_sigma = float(target_sigma)
         self.label_smoothing = float(label_smoothing)
         self.decoding = decoding
-        # Sides of the RoIs over those of the objects' boxes; ROI heads that enlarge them say so here.
-        self.roi_scale = 1.0
         sigmas = _checked_sigmas(oks_sigmas, num_keypoints) if decoding == "oks" else None
         self.register_buffer("oks_sigmas", sigmas, persistent=False)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_KEYPOINT_HEAD
-        # Those below are not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
+        head = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
         return {
             **super().from_config(cfg, input_shape),
-            "target_sigma": head.get("TARGET_SIGMA", 0.0),
-            "label_smoothing": head.get("LABEL_SMOOTHING", 0.0),
-            "decoding": head.get("DECODING", "stock"),
+            "target_sigma": head.TARGET_SIGMA,
+            "label_smoothing": head.LABEL_SMOOTHING,
+            "decoding": head.DECODING,
             "oks_sigmas": _configured_sigmas(cfg),
         }
 
-    def forward(self, x, instances: list[Instances]):
+    def forward(self, x, instances: list[Instances], roi_scale: float = 1.0):
         """As detectron2's: the loss in training, otherwise the instances with their keypoints.
 
         Args:
             x: (R, C, H, W) pooled features.
             instances: R in all, with ``proposal_boxes`` and ``gt_keypoints`` or with ``pred_boxes``.
+            roi_scale: sides of these boxes over those of the objects' boxes.
         """
         if self.training:
             return {"loss_keypoint": self.loss_weight * self.loss(x, instances)}
@@ -109,7 +108,7 @@ class KeypointHead(BaseKeypointRCNNHead):
             assert self.decoding == "stock", "TorchScript has the keypoint decoding 'stock' only"
             keypoint_rcnn_inference(heatmaps, instances)
         else:
-            self.decode(heatmaps, instances)
+            self.decode(heatmaps, instances, roi_scale)
         return instances
 
     @torch.jit.unused
@@ -150,16 +149,22 @@ class KeypointHead(BaseKeypointRCNNHead):
         return total / (valid.sum().clamp(min=1) if normalizer is None else normalizer)
 
     @torch.jit.unused
-    def covered(self) -> float:
-        """Part of the RoI that the object covers, about, which the decoding "oks" needs."""
-        return _COVERED / self.roi_scale**2
+    def covered(self, roi_scale: float = 1.0) -> float:
+        """Part of the RoI that the object covers, about, which the decoding "oks" needs.
+
+        Args:
+            roi_scale: as of `forward`.
+        """
+        return _COVERED / roi_scale**2
 
     @torch.jit.unused
-    def decode(self, heatmaps, instances: list[Instances]) -> None:
-        """Attaches the keypoints of (R, K, S_h, S_w) heatmaps to the instances."""
+    def decode(self, heatmaps, instances: list[Instances], roi_scale: float = 1.0) -> None:
+        """Attaches the keypoints of (R, K, S_h, S_w) heatmaps to the instances; ``roi_scale`` as of `forward`."""
         heatmaps = heatmaps.detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
-        keypoints = heatmaps_to_keypoints(heatmaps, boxes, self.decoding, self.oks_sigmas, self.covered())
+        keypoints = heatmaps_to_keypoints(
+            heatmaps, boxes, self.decoding, self.oks_sigmas, self.covered(roi_scale)
+        )
         keypoints = keypoints[..., [0, 1, 3]]
         counts = [
             image.pred_boxes.tensor.shape[0] for image in instances

@@ -4,6 +4,7 @@ from detectron2.config import configurable
 from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 from torch import nn
 
+from ...config import with_defaults
 from ...layers.keypoint_networks import HeatmapKeypointNetwork
 from ..norms import norm_maker
 from .base import KeypointHead
@@ -51,15 +52,14 @@ class HeatmapKeypointHead(KeypointHead, nn.Sequential):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_KEYPOINT_HEAD
+        head = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
             "conv_dims": head.CONV_DIMS,
-            # Not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
-            "conv_norm": head.get("NORM", ""),
-            "up_scale": head.get("UP_SCALE", 2.0),
-            "wasp_rates": head.get("WASP_RATES", ()),
+            "conv_norm": head.NORM,
+            "up_scale": head.UP_SCALE,
+            "wasp_rates": head.WASP_RATES,
         }
 
     def layers(self, x):

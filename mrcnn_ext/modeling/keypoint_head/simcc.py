@@ -3,6 +3,7 @@
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 
+from ...config import with_defaults
 from ...layers.keypoint_networks import SimCCKeypointNetwork
 from ...layers.keypoint_targets import axis_loss
 from ..norms import norm_maker
@@ -44,13 +45,13 @@ class SimCCKeypointHead(KeypointHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_KEYPOINT_HEAD
+        head = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
             "conv_dims": head.CONV_DIMS,
-            "conv_norm": head.get("NORM", ""),
-            "split_ratio": head.get("SPLIT_RATIO", 4),
+            "conv_norm": head.NORM,
+            "split_ratio": head.SPLIT_RATIO,
         }
 
     def layers(self, x):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...accel import KernelPolicy, replace_method
 from ...accel.fused_module import defines
+from ...config import with_defaults
 from ...layers.mask_losses import mask_log_odds, mask_sigmoid_loss, mask_softmax_loss
 from ..fuse_rules.heads import PredictedClassMethod, fuse_layers, predicted_class_tail
 
@@ -91,13 +92,12 @@ class MaskHead(BaseMaskRCNNHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_MASK_HEAD
+        head = with_defaults(cfg).MODEL.ROI_MASK_HEAD
         return {
             "input_shape": input_shape,
             "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            # Not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
-            "activation": head.get("ACTIVATION", "sigmoid"),
-            "loss_weight": head.get("LOSS_WEIGHT", 1.0),
+            "activation": head.ACTIVATION,
+            "loss_weight": head.LOSS_WEIGHT,
             "vis_period": cfg.VIS_PERIOD,
         }
 

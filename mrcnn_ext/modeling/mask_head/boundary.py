@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...accel import KernelPolicy, fuse_traced, replace_method
 from ...accel.fused_module import defines
+from ...config import with_defaults
 from ...layers.mask_losses import boundary_loss, mask_boundaries
 from ...layers.mask_networks import BoundaryMaskNetwork
 from ..fuse_rules.heads import PredictedClassMethod, predicted_class_tail
@@ -70,14 +71,14 @@ class BoundaryMaskHead(MaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_MASK_HEAD
+        head = with_defaults(cfg).MODEL.ROI_MASK_HEAD
         return {
             **super().from_config(cfg, input_shape),
             "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
             "conv_norm": head.NORM,
-            "num_boundary_conv": head.get("NUM_BOUNDARY_CONV", 2),
-            "num_deconv": head.get("NUM_DECONV", 1),
-            "boundary_loss_weight": head.get("BOUNDARY_LOSS_WEIGHT", 1.0),
+            "num_boundary_conv": head.NUM_BOUNDARY_CONV,
+            "num_deconv": head.NUM_DECONV,
+            "boundary_loss_weight": head.BOUNDARY_LOSS_WEIGHT,
         }
 
     def layers(self, x):

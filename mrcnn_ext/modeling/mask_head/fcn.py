@@ -3,6 +3,7 @@
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 
+from ...config import with_defaults
 from ...layers.mask_networks import FCNMaskNetwork
 from ..norms import norm_maker
 from .base import SequentialMaskHead
@@ -46,12 +47,12 @@ class FCNMaskHead(SequentialMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_MASK_HEAD
+        head = with_defaults(cfg).MODEL.ROI_MASK_HEAD
         return {
             **super().from_config(cfg, input_shape),
             # The last one is the transposed convolutions'.
             "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
             "conv_norm": head.NORM,
-            "up_scale": head.get("UP_SCALE", 1.0),
-            "num_deconv": head.get("NUM_DECONV", 1),
+            "up_scale": head.UP_SCALE,
+            "num_deconv": head.NUM_DECONV,
         }

@@ -3,6 +3,7 @@
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 
+from ...config import with_defaults
 from ...layers.mask_networks import MLPMaskNetwork
 from ..shapes import pooled_size
 from .base import SequentialMaskHead
@@ -36,9 +37,9 @@ class MLPMaskHead(SequentialMaskHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        head = cfg.MODEL.ROI_MASK_HEAD
+        head = with_defaults(cfg).MODEL.ROI_MASK_HEAD
         return {
             **super().from_config(cfg, input_shape),
-            "fc_dims": [head.get("FC_DIM", 1024)] * head.get("NUM_FC", 2),
-            "output_size": head.get("OUTPUT_SIZE", 28),
+            "fc_dims": [head.FC_DIM] * head.NUM_FC,
+            "output_size": head.OUTPUT_SIZE,
         }

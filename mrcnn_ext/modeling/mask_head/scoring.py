@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...accel import KernelPolicy, fuse, replace_child
+from ...config import with_defaults
 from ...layers.mask_iou_network import MaskIoUNetwork
 from ...layers.mask_losses import mask_iou_targets
 from ..shapes import pooled_size
@@ -52,7 +53,7 @@ class MaskScoringHead(BaseMaskRCNNHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        options = cfg.MODEL.ROI_MASK_HEAD.MASK_IOU
+        options = with_defaults(cfg).MODEL.ROI_MASK_HEAD.MASK_IOU
         mask_head = ROI_MASK_HEAD_REGISTRY.get(options.MASK_HEAD)
         return {
             # Not itself, which would never end.

@@ -7,35 +7,33 @@ take a `FusedROIPooler` there too.
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
     MaskRCNNConvUpsampleHead,
     Res5ROIHeads,
     StandardROIHeads,
+    build_box_head,
     build_keypoint_head,
     build_mask_head,
     select_foreground_proposals,
 )
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ...config import with_defaults
 from ...layers.boxes import scaled_boxes
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
-from .keypoint_rois import keypoints_in_boxes, sample_keypoint_rois
+from .keypoint_rois import enlarge_boxes, keypoints_in_boxes, put_back_boxes, sample_keypoint_rois
 
 __all__ = ["FusedCascadeROIHeads", "FusedROIHeads", "FusedRes5ROIHeads"]
-
-# argument of the ROI heads -> the section of cfg.MODEL that describes the pooler
-_POOLERS = {
-    "pooler": "ROI_BOX_HEAD",
-    "box_pooler": "ROI_BOX_HEAD",
-    "mask_pooler": "ROI_MASK_HEAD",
-    "keypoint_pooler": "ROI_KEYPOINT_HEAD",
-}
 
 
 class _FusedHeads:
@@ -65,36 +63,22 @@ class _FusedHeads:
             raise ValueError(f"keypoint_box_scale must be above 0, got {keypoint_box_scale}")
         self.keypoint_samples_per_image = keypoint_samples_per_image
         self.keypoint_box_scale = float(keypoint_box_scale)
-        self._tell_scale(kwargs.get("keypoint_head"))
-
-    def _tell_scale(self, keypoint_head):
-        if isinstance(keypoint_head, KeypointHead):
-            keypoint_head.roi_scale = self.keypoint_box_scale
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        # The stock from_config builds poolers of its own, and knows fewer types than ours.
-        stock_cfg = cfg.clone()
-        stock_cfg.defrost()
-        for section in set(_POOLERS.values()):
-            if stock_cfg.MODEL[section].POOLER_TYPE:  # "" means no pooler for the mask and keypoint heads
-                stock_cfg.MODEL[section].POOLER_TYPE = "ROIAlignV2"
-        ret = super().from_config(stock_cfg, input_shape)
-        scales = [1.0 / input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
-        for argument, section in _POOLERS.items():
-            if ret.get(argument) is not None:
-                head = cfg.MODEL[section]
-                ret[argument] = FusedROIPooler(
-                    head.POOLER_RESOLUTION, scales, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE
-                )
-        # Those below are not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
-        for predictor in ret["box_predictors"] if "box_predictors" in ret else [ret["box_predictor"]]:
-            predictor.loss_weight["loss_cls"] = cfg.MODEL.ROI_BOX_HEAD.get("CLS_LOSS_WEIGHT", 1.0)
-        _weight_stock_mask_head(ret.get("mask_head"), cfg)
-        keypoint = cfg.MODEL.ROI_KEYPOINT_HEAD
-        ret["keypoint_samples_per_image"] = keypoint.get("SAMPLES_PER_IMAGE", 0)
-        ret["keypoint_box_scale"] = keypoint.get("BOX_SCALE", 1.0)
-        return ret
+        keypoint = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "keypoint_samples_per_image": keypoint.SAMPLES_PER_IMAGE,
+            "keypoint_box_scale": keypoint.BOX_SCALE,
+        }
+
+    def _find_keypoints(self, x: Tensor, instances: list[Instances]):
+        """What the keypoint head gives for the features of its RoIs."""
+        if self.tells_box_scale:
+            return self.keypoint_head(x, instances, self.keypoint_box_scale)
+        else:
+            return self.keypoint_head(x, instances)
 
     def _sample_keypoint_rois(self, proposals, targets):
         """The keypoint head's own RoIs, or None where it shares those of the box head."""
@@ -126,6 +110,7 @@ class _JointHeads(_FusedHeads):
     @configurable
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        self.tells_box_scale = self.keypoint_on and isinstance(self.keypoint_head, KeypointHead)
         self.pools_once = (
             self.mask_on
             and self.keypoint_on
@@ -136,6 +121,28 @@ class _JointHeads(_FusedHeads):
             and list(self.mask_in_features) == list(self.keypoint_in_features)
             and _equal_poolers(self.mask_pooler, self.keypoint_pooler)
         )
+
+    @classmethod
+    def _init_mask_head(cls, cfg, input_shape):
+        if not cfg.MODEL.MASK_ON:
+            return {}
+        pooler, shape = _pooler_and_shape(cfg, "ROI_MASK_HEAD", input_shape)
+        return {
+            "mask_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "mask_pooler": pooler,
+            "mask_head": _build_mask_head(cfg, shape),
+        }
+
+    @classmethod
+    def _init_keypoint_head(cls, cfg, input_shape):
+        if not cfg.MODEL.KEYPOINT_ON:
+            return {}
+        pooler, shape = _pooler_and_shape(cfg, "ROI_KEYPOINT_HEAD", input_shape)
+        return {
+            "keypoint_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "keypoint_pooler": pooler,
+            "keypoint_head": build_keypoint_head(cfg, shape),
+        }
 
     def forward(
         self,
@@ -172,7 +179,7 @@ class _JointHeads(_FusedHeads):
             maps = [features[f] for f in self.mask_in_features]
             pooled = self.mask_pooler(maps, [x.pred_boxes for x in instances])
             instances = self.mask_head(pooled, instances)
-            return self.keypoint_head(pooled, instances)
+            return self._find_keypoints(pooled, instances)
         instances = self._forward_mask(features, instances)
         return self._forward_keypoint(features, instances)
 
@@ -192,19 +199,16 @@ class _JointHeads(_FusedHeads):
             instances = select_proposals_with_visible_keypoints(instances)
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
         rois = boxes
-        if not self.training and self.keypoint_box_scale != 1.0:
-            rois = [Boxes(scaled_boxes(b.tensor, self.keypoint_box_scale)) for b in boxes]
-            for i, x in enumerate(instances):
-                x.pred_boxes = rois[i]
-        if self.keypoint_pooler is not None:
-            result = self.keypoint_head(
-                self.keypoint_pooler([features[f] for f in self.keypoint_in_features], rois), instances
-            )
-        else:
-            result = self.keypoint_head({f: features[f] for f in self.keypoint_in_features}, instances)
         if not self.training:
-            for i, x in enumerate(instances):
-                x.pred_boxes = boxes[i]
+            boxes = enlarge_boxes(instances, self.keypoint_box_scale)
+            rois = [x.pred_boxes for x in instances]
+        if self.keypoint_pooler is not None:
+            maps = [features[f] for f in self.keypoint_in_features]
+            result = self._find_keypoints(self.keypoint_pooler(maps, rois), instances)
+        else:
+            result = self._find_keypoints({f: features[f] for f in self.keypoint_in_features}, instances)
+        if not self.training:
+            put_back_boxes(instances, boxes)
         return result
 
 
@@ -216,6 +220,18 @@ class FusedROIHeads(_JointHeads, StandardROIHeads):
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
     pools_once: torch.jit.Final[bool]
+    tells_box_scale: torch.jit.Final[bool]
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        pooler, shape = _pooler_and_shape(cfg, "ROI_BOX_HEAD", input_shape)
+        box_head = build_box_head(cfg, shape)
+        return {
+            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "box_pooler": pooler,
+            "box_head": box_head,
+            "box_predictor": _build_box_predictor(cfg, box_head.output_shape),
+        }
 
     def _box_losses(self, features, proposals, targets):
         return self._forward_box(features, proposals)  # it moves the proposals for train_on_pred_boxes
@@ -237,6 +253,40 @@ class FusedCascadeROIHeads(_JointHeads, CascadeROIHeads):
 
     ``train_on_pred_boxes``, which detectron2's ignores, trains masks and keypoints on the last stage's boxes.
     """
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+        overlaps = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
+        if len(weights) != len(overlaps):
+            raise ValueError(
+                "MODEL.ROI_BOX_CASCADE_HEAD needs one of BBOX_REG_WEIGHTS for each of IOUS, got "
+                f"{len(weights)} for {len(overlaps)}"
+            )
+        if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+            raise ValueError(
+                "a cascade regresses one box for all classes: set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"
+            )
+        if overlaps[0] != cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]:
+            raise ValueError(
+                "the first of MODEL.ROI_BOX_CASCADE_HEAD.IOUS must be that of MODEL.ROI_HEADS.IOU_THRESHOLDS, got "
+                f"{overlaps[0]} and {cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]}"
+            )
+        pooler, shape = _pooler_and_shape(cfg, "ROI_BOX_HEAD", input_shape)
+        heads, predictors = [], []
+        for weight in weights:  # in turns: a seed gives the weights that it gives detectron2's
+            heads.append(build_box_head(cfg, shape))
+            transform = Box2BoxTransform(weights=weight)
+            predictors.append(_build_box_predictor(cfg, heads[-1].output_shape, transform))
+        return {
+            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "box_pooler": pooler,
+            "box_heads": heads,
+            "box_predictors": predictors,
+            "proposal_matchers": [
+                Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou in overlaps
+            ],
+        }
 
     def _box_losses(self, features, proposals, targets):
         losses = self._forward_box(features, proposals, targets)
@@ -275,32 +325,39 @@ class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
     def __init__(self, *, keypoint_head=None, **kwargs):
         super().__init__(**kwargs)
         self.keypoint_on = keypoint_head is not None
+        self.tells_box_scale = isinstance(keypoint_head, KeypointHead)
         if self.keypoint_on:
             self.keypoint_head = keypoint_head
-            self._tell_scale(keypoint_head)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        channels = input_shape[in_features[0]].channels
         res2_channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
         if channels != 4 * res2_channels:
             raise ValueError(
                 f"MODEL.RESNETS.RES2_OUT_CHANNELS is {res2_channels}, so the RoI stage takes "
                 f"{4 * res2_channels} channels, and the backbone gives {channels}: set it to {channels // 4}"
             )
-        # The stock from_config refuses keypoints, and says twice their size of the features for the masks.
-        boxes_only = cfg.clone()
-        boxes_only.defrost()
-        boxes_only.MODEL.MASK_ON = boxes_only.MODEL.KEYPOINT_ON = False
-        ret = super().from_config(boxes_only, input_shape)
-        side = (cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION + 1) // 2  # the stage has stride 2
-        shape = ShapeSpec(channels=8 * res2_channels, height=side, width=side)
-        if cfg.MODEL.MASK_ON:
-            ret["mask_head"] = build_mask_head(cfg, shape)
-            _weight_stock_mask_head(ret["mask_head"], cfg)
-        if cfg.MODEL.KEYPOINT_ON:
-            ret["keypoint_head"] = build_keypoint_head(cfg, shape)
-        return ret
+        res5, out_channels = cls._build_res5_block(cfg)
+        # The stage has stride 2; the stock ROI heads say twice this size for the masks.
+        side = (cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION + 1) // 2
+        shape = ShapeSpec(channels=out_channels, height=side, width=side)
+        keypoint = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
+        pooler, _ = _pooler_and_shape(cfg, "ROI_BOX_HEAD", input_shape)
+        return {
+            **super(Res5ROIHeads, cls).from_config(
+                cfg
+            ),  # of ROIHeads: Res5ROIHeads' own builds what this does
+            "in_features": in_features,
+            "pooler": pooler,
+            "res5": res5,
+            "box_predictor": _build_box_predictor(cfg, ShapeSpec(channels=out_channels, height=1, width=1)),
+            "mask_head": _build_mask_head(cfg, shape) if cfg.MODEL.MASK_ON else None,
+            "keypoint_head": build_keypoint_head(cfg, shape) if cfg.MODEL.KEYPOINT_ON else None,
+            "keypoint_samples_per_image": keypoint.SAMPLES_PER_IMAGE,
+            "keypoint_box_scale": keypoint.BOX_SCALE,
+        }
 
     def forward(self, images, features, proposals, targets=None):
         """As detectron2's."""
@@ -328,20 +385,17 @@ class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
     def forward_with_given_boxes(self, features, instances):
         """As detectron2's: masks and keypoints for instances with ``pred_boxes`` and ``pred_classes``."""
         maps = [features[f] for f in self.in_features]
-        boxes = [image.pred_boxes for image in instances]
         pools_once = self.keypoint_box_scale == 1
         if self.mask_on or (self.keypoint_on and pools_once):
-            x = self._shared_roi_transform(maps, boxes)
+            x = self._shared_roi_transform(maps, [image.pred_boxes for image in instances])
         if self.mask_on:
             instances = self.mask_head(x, instances)
         if self.keypoint_on:
+            boxes = enlarge_boxes(instances, self.keypoint_box_scale)
             if not pools_once:
-                for image in instances:
-                    image.pred_boxes = Boxes(scaled_boxes(image.pred_boxes.tensor, self.keypoint_box_scale))
                 x = self._shared_roi_transform(maps, [image.pred_boxes for image in instances])
-            instances = self.keypoint_head(x, instances)
-            for image, original in zip(instances, boxes, strict=True):
-                image.pred_boxes = original
+            instances = self._find_keypoints(x, instances)
+            put_back_boxes(instances, boxes)
         return instances
 
 
@@ -358,9 +412,39 @@ def _with_keypoints(foreground: list[Instances]) -> tuple[Tensor, list[Instances
     return rows, [image[mask] for image, mask in zip(foreground, masks, strict=True)]
 
 
-def _weight_stock_mask_head(head, cfg) -> None:
-    if type(head) is MaskRCNNConvUpsampleHead:  # it does not read the key; ours do
-        head.loss_weight = cfg.MODEL.ROI_MASK_HEAD.get("LOSS_WEIGHT", 1.0)
+def _pooler_and_shape(cfg, section: str, input_shape) -> tuple[FusedROIPooler | None, ShapeSpec | dict]:
+    """The pooler that a section of cfg.MODEL describes, and the shape of what it gives; without a POOLER_TYPE none,
+    and the shapes of the features."""
+    head, in_features = cfg.MODEL[section], cfg.MODEL.ROI_HEADS.IN_FEATURES
+    channels = {input_shape[name].channels for name in in_features}
+    if len(channels) != 1:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES {list(in_features)} must have one number of channels, got {sorted(channels)}"
+        )
+    if not head.POOLER_TYPE:
+        return None, {name: input_shape[name] for name in in_features}
+    side = head.POOLER_RESOLUTION
+    scales = [1.0 / input_shape[name].stride for name in in_features]
+    pooler = FusedROIPooler(side, scales, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE)
+    return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
+
+
+def _build_box_predictor(cfg, input_shape: ShapeSpec, box2box_transform=None) -> FastRCNNOutputLayers:
+    """detectron2's, with MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT."""
+    arguments = FastRCNNOutputLayers.from_config(cfg, input_shape)
+    arguments["loss_weight"]["loss_cls"] = with_defaults(cfg).MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
+    if box2box_transform is not None:
+        arguments["box2box_transform"] = box2box_transform
+    return FastRCNNOutputLayers(**arguments)
+
+
+def _build_mask_head(cfg, input_shape):
+    """As build_mask_head; detectron2's own head gets MODEL.ROI_MASK_HEAD.LOSS_WEIGHT too, which it does not read."""
+    head = with_defaults(cfg).MODEL.ROI_MASK_HEAD
+    if ROI_MASK_HEAD_REGISTRY.get(head.NAME) is not MaskRCNNConvUpsampleHead:
+        return build_mask_head(cfg, input_shape)
+    arguments = MaskRCNNConvUpsampleHead.from_config(cfg, input_shape)
+    return MaskRCNNConvUpsampleHead(**arguments, loss_weight=head.LOSS_WEIGHT)
 
 
 def _equal_poolers(a, b) -> bool:

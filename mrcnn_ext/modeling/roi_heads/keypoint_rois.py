@@ -3,10 +3,36 @@
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
-__all__ = ["keypoints_in_boxes", "sample_keypoint_rois"]
+from ...layers.boxes import scaled_boxes
+
+__all__ = ["enlarge_boxes", "keypoints_in_boxes", "put_back_boxes", "sample_keypoint_rois"]
+
+
+# As detectron2, TorchScript reads these annotations.
+def enlarge_boxes(instances: list[Instances], scale: float) -> list[Boxes]:
+    """Makes the RoIs of the keypoint head of ``pred_boxes``, in place.
+
+    Args:
+        instances: per image, with ``pred_boxes``.
+        scale: sides of the RoIs over those of the boxes.
+
+    Returns:
+        The boxes as they were, for `put_back_boxes`.
+    """
+    boxes = [image.pred_boxes for image in instances]
+    if scale != 1.0:
+        for i, image in enumerate(instances):
+            image.pred_boxes = Boxes(scaled_boxes(boxes[i].tensor, scale))
+    return boxes
+
+
+def put_back_boxes(instances: list[Instances], boxes: list[Boxes]) -> None:
+    """Ends what `enlarge_boxes` began."""
+    for i, image in enumerate(instances):
+        image.pred_boxes = boxes[i]
 
 
 def keypoints_in_boxes(keypoints: Tensor, boxes: Tensor) -> Tensor:
