@@ -16,7 +16,7 @@ from .fused_module import FusedModule, MethodStep, replace_child, replace_method
 from .mixed_precision import contiguous_float32
 from .norms import activation_of, foldable, is_norm
 from .policy import KernelPolicy
-from .rules import fuse, has_rule
+from .rules import fuse, fuse_children, has_rule
 
 __all__ = ["FusedConvStack", "FusedNetwork", "UntraceableError", "fuse_traced"]
 
@@ -113,10 +113,41 @@ class _TracedMethod(MethodStep):
 # --- following a network -----------------------------------------------------------------------------------
 
 
+class _Proxy(fx.Proxy):
+    """Records that ``x += y`` writes into x, which whoever has x sees."""
+
+    def __iadd__(self, other):
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other):
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other):
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other):
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    """Follows a method into every module but those that have a rule, and those whose forward it cannot follow: they
+    are called as a whole."""
+
     def __init__(self, method: str):
         super().__init__()
         self.traced_func_name = method
+
+    def proxy(self, node):
+        return _Proxy(node, self)
+
+    def call_module(self, module, forward, args, kwargs):
+        count = len(self.graph.nodes)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:  # whatever its own code raises when given no tensors
+            for node in reversed(list(self.graph.nodes)[count:]):
+                self.graph.erase_node(node)
+            return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
     def is_leaf_module(self, module, name):
         if isinstance(module, nn.Sequential) and not has_rule(module):
@@ -181,7 +212,7 @@ class _Program:
                 self.required.append(parameter.name)
             else:
                 defaults[parameter.name] = parameter.default
-        nodes = _trace(root, self.method, defaults)
+        nodes = _trace(root, self.method, self.required, defaults)
         for node in nodes:
             if node.op == "call_module":
                 _fuse_leaf(root, node.target, self.policy)
@@ -213,7 +244,8 @@ class _Program:
                 self.fuses += 1
             else:
                 call = _Call(node.op, node.target, refer(node.args), refer(node.kwargs))
-                self.fuses += node.op == "call_module" and isinstance(modules[node], FusedModule)
+                if node.op == "call_module":
+                    self.fuses += any(isinstance(module, FusedModule) for module in modules[node].modules())
                 self.steps.append(_Step(number, call))
         self.size = len(nodes)
         self._find_last_uses()
@@ -307,7 +339,7 @@ class _Program:
         return f"{self.layers} fused layers and {others} other operations, followed by torch.fx"
 
 
-def _trace(root, method, defaults) -> list[fx.Node]:
+def _trace(root, method, required, defaults) -> list[fx.Node]:
     hooked = [
         name for name, module in root.named_modules() if module._forward_hooks or module._forward_pre_hooks
     ]
@@ -317,17 +349,27 @@ def _trace(root, method, defaults) -> list[fx.Node]:
         graph = _Tracer(method).trace(root, concrete_args=defaults or None)
     except Exception as error:  # whatever the network's own code raises when given no tensors
         raise UntraceableError(f"{type(root).__name__}.{method}: {error}") from error
-    return list(graph.nodes)
+    # Those of arguments that have their defaults, which fx checks.
+    checks, nodes = set(), []
+    for node in graph.nodes:
+        is_default = node.op == "placeholder" and node.target not in required
+        if is_default or any(argument in checks for argument in node.all_input_nodes):
+            checks.add(node)
+        else:
+            nodes.append(node)
+    return nodes
 
 
 def _fuse_leaf(root, name, policy):
     child = root.get_submodule(name)
-    if isinstance(child, FusedModule) or not has_rule(child):
+    if isinstance(child, FusedModule) or (not has_rule(child) and next(child.children(), None) is None):
         return
     fused = fuse(child, policy)
     if fused is not None:
         parent, _, leaf = name.rpartition(".")
         replace_child(root.get_submodule(parent), leaf, fused)
+    else:
+        fuse_children(child, policy)
 
 
 def _described(layer: _Layer) -> tuple[str, ...]:
