@@ -14,7 +14,7 @@ from ..ops.pointwise import add_pointwise_conv_, pointwise_conv, pointwise_weigh
 from ..ops.stem import stem_conv_pool, stem_weight
 from ..ops.winograd import winograd_conv3x3, winograd_weight
 from .fused_module import FusedModule, PreparedWeights
-from .kernel_support import doubling_as_linear, is_doubling
+from .kernel_support import doubling_as_linear, is_doubling, winograd_tiles
 from .mixed_precision import to_float32
 from .norms import foldable
 from .policy import ConvKernel, KernelPolicy
@@ -139,8 +139,15 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
         if kernel in (ConvKernel.WINOGRAD_INT16, ConvKernel.WINOGRAD_FLOAT32):
             reorder = partial(winograd_weight, int16=kernel is ConvKernel.WINOGRAD_INT16)
             make = partial(self._make_reordered, norm, reorder)
-            weight, bias = self.prepared.get(self._sources(norm), kernel, make)
-            return winograd_conv3x3(x, weight, bias, add, relu)
+            dilation = self.dilation[0]
+            # Small maps are grids of few cells each, most of a tile of which would be thrown away.
+            if winograd_tiles(*x.shape[2:], dilation) <= 2 * winograd_tiles(*x.shape[2:], 1):
+                weight, bias = self.prepared.get(self._sources(norm), kernel, make)
+                if dilation == 1:
+                    return winograd_conv3x3(x, weight, bias, add, relu)
+                x = _from_grids(winograd_conv3x3(_to_grids(x, dilation), weight, bias), dilation, x.shape)
+                return _finish(x, relu, add)
+            kernel = ConvKernel.ONEDNN if self.policy.onednn and self.padding != "same" else ConvKernel.ATEN
         weight, bias = self.prepared.get(self._sources(norm), None, partial(self._make, norm))
         if kernel is ConvKernel.ATEN or x.numel() == 0:  # oneDNN's fused convolutions take no empty batch
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -273,6 +280,24 @@ class FusedLinear(_FusedLayer, nn.Linear):
     def extra_repr(self) -> str:
         pointwise = self.policy.runs_pointwise(self.in_features, self.weight.device)
         return self._describe("pointwise_conv" if pointwise else "PyTorch")
+
+
+def _to_grids(x: Tensor, step: int) -> Tensor:
+    """(N, C, H, W) -> (step step N, C, ceil(H / step), ceil(W / step)), channels-last: every step-th cell of both
+    axes, from each of the first step cells on; zeros beyond the map."""
+    count, channels, height, width = x.shape
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -width % step, 0, -height % step))
+    x = x.view(count, x.shape[1] // step, step, x.shape[2] // step, step, channels).permute(2, 4, 0, 1, 3, 5)
+    return x.flatten(0, 2).contiguous().permute(0, 3, 1, 2)
+
+
+def _from_grids(x: Tensor, step: int, shape: torch.Size) -> Tensor:
+    """Back to the (N, C, H, W) of this shape, but for the channels."""
+    count, _, height, width = shape
+    rows, columns = x.shape[2:]
+    x = x.permute(0, 2, 3, 1).view(step, step, count, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
+    x = x.reshape(count, rows * step, columns * step, -1)[:, :height, :width]
+    return x.contiguous().permute(0, 3, 1, 2)
 
 
 def _finish(x, relu, add=None):

@@ -4,18 +4,37 @@ from torch import Tensor, nn
 
 from .fused_module import FusedModule, defines
 
-__all__ = ["doubling_as_linear", "is_doubling", "supports_pointwise", "supports_stem", "supports_winograd"]
+__all__ = [
+    "doubling_as_linear",
+    "is_doubling",
+    "supports_pointwise",
+    "supports_dilated_winograd",
+    "supports_stem",
+    "supports_winograd",
+    "winograd_tiles",
+]
 
 
 def supports_winograd(conv: nn.Conv2d) -> bool:
     """Whether Winograd's algorithm can compute a convolution: 3x3, stride 1, channels in sixteens."""
-    geometry = (conv.kernel_size, conv.stride, conv.dilation, conv.groups)
+    return conv.dilation == (1, 1) and supports_dilated_winograd(conv)
+
+
+def supports_dilated_winograd(conv: nn.Conv2d) -> bool:
+    """The same of one whose taps may be some cells apart: it convolves each of as many grids by themselves."""
     return (
-        geometry == ((3, 3), (1, 1), (1, 1), 1)
-        and conv.padding in ((1, 1), "same")
+        (conv.kernel_size, conv.stride, conv.groups) == ((3, 3), (1, 1), 1)
+        and conv.dilation[0] == conv.dilation[1]
+        and conv.padding in (conv.dilation, "same")
         and conv.padding_mode == "zeros"
         and conv.in_channels % 16 == conv.out_channels % 16 == 0
     )
+
+
+def winograd_tiles(height: int, width: int, dilation: int) -> int:
+    """Tiles of 4x4 outputs by which a map is convolved."""
+    rows, columns = (-(-side // dilation) for side in (height, width))
+    return dilation**2 * -(-rows // 4) * -(-columns // 4)
 
 
 def supports_pointwise(conv: nn.Conv2d) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..ops.winograd import winograd_is_available
 from .cpu_features import bf16_kernels_are_available, cpu_has_amx, cpu_has_bf16
-from .kernel_support import supports_pointwise, supports_stem, supports_winograd
+from .kernel_support import supports_dilated_winograd, supports_pointwise, supports_stem
 
 __all__ = ["ConvKernel", "KernelPolicy", "choose_bf16", "choose_winograd", "onednn_fuses"]
 
@@ -57,7 +57,7 @@ class KernelPolicy:
             return ConvKernel.ATEN
         if foldable and self.uses_bf16_kernels and supports_pointwise(conv):
             return ConvKernel.POINTWISE
-        if self.winograd and supports_winograd(conv):
+        if self.winograd and supports_dilated_winograd(conv):
             return ConvKernel.WINOGRAD_INT16 if self.winograd == "int16" else ConvKernel.WINOGRAD_FLOAT32
         # oneDNN's fused convolutions take no padding by name.
         return ConvKernel.ATEN if not self.onednn or isinstance(conv.padding, str) else ConvKernel.ONEDNN

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import operator
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["FusedConvStack", "FusedNetwork", "UntraceableError", "fuse_traced"]
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _NOTHING_AT_INFERENCE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_FOLLOWING = threading.RLock()  # fx changes what all modules have in common while it follows one
 _LAYERS = (FusedConv2d, FusedConvTranspose2d, FusedLinear)
 
 
@@ -136,17 +138,28 @@ class _Tracer(fx.Tracer):
     def __init__(self, method: str):
         super().__init__()
         self.traced_func_name = method
+        self._thread = threading.get_ident()
+
+    # While fx follows a network, the calls and attributes of all modules come here, those of other threads too.
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node):
         return _Proxy(node, self)
 
     def call_module(self, module, forward, args, kwargs):
-        count = len(self.graph.nodes)
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        count, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:  # whatever its own code raises when given no tensors
             for node in reversed(list(self.graph.nodes)[count:]):
                 self.graph.erase_node(node)
+            while len(self.module_stack) > depth:  # which fx leaves as it was
+                self.module_stack.popitem()
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
     def is_leaf_module(self, module, name):
@@ -200,9 +213,16 @@ class _Program:
 
     def __init__(self, root: nn.Module, method: str, policy: KernelPolicy):
         self.method, self.policy = method, policy
+        self._is_ready = False
         self._follow(root)
 
     def _follow(self, root):
+        with _FOLLOWING:
+            if not self._is_ready:
+                self._follow_alone(root)
+                self._is_ready = True
+
+    def _follow_alone(self, root):
         signature = inspect.signature(getattr(type(root), self.method))
         self.required, defaults = [], {}
         for parameter in list(signature.parameters.values())[1:]:
@@ -264,7 +284,7 @@ class _Program:
             live |= used
 
     def __call__(self, root: nn.Module, *args, **kwargs):
-        if not self.__dict__.get("steps"):
+        if not self._is_ready:
             self._follow(root)
         if len(args) + len(kwargs) != len(self.required) or not kwargs.keys() <= set(self.required):
             return getattr(type(root), self.method)(root, *args, **kwargs)
@@ -330,10 +350,10 @@ class _Program:
         return x, True
 
     def __getstate__(self):
-        return {"method": self.method, "policy": self.policy}
+        return {"method": self.method, "policy": self.policy, "_is_ready": False}
 
     def __str__(self) -> str:
-        if not self.__dict__.get("steps"):
+        if not self._is_ready:
             return "followed by torch.fx when it is called"
         others = len(self.steps) - self.layers
         return f"{self.layers} fused layers and {others} other operations, followed by torch.fx"
