@@ -79,7 +79,7 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     keypoint.setdefault("TARGET_SIGMA", 0.0)
     # Part of the target that is spread evenly over each axis.
     keypoint.setdefault("LABEL_SMOOTHING", 0.0)
-    # From heatmaps to keypoints: "stock" is detectron2's answer; "dark" and "quadratic" are sub-pixel; "oks" is
+    # From heatmaps to keypoints: "stock" is detectron2's result; "dark" and "quadratic" are sub-pixel; "oks" is
     # the place of the highest expected object keypoint similarity (OKS), by the sigmas of TEST.KEYPOINT_OKS_SIGMAS,
     # of the dataset's metadata keypoint_oks_sigmas or, for 17 keypoints, of COCO; it ranks keypoints by that OKS.
     keypoint.setdefault("DECODING", "stock")

@@ -146,7 +146,7 @@ def _batch_norms(net: nn.Module, model_name: str) -> list[str]:
 
 
 def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> nn.Module:
-    import timm  # takes a second, which a user of the other parts need not wait
+    import timm  # takes a second, which a user of the others need not wait
 
     if not timm.is_model(model_name):
         near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)

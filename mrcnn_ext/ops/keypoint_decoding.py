@@ -21,7 +21,7 @@ def heatmaps_to_keypoints(
     All heatmaps are decoded in one batch on their device, at a cost that does not depend on the boxes' sizes.
     Not differentiable, as detectron2's is not used for training either.
 
-    ``"stock"`` is detectron2's answer: of the pixels of the box, its sides rounded up, the one at which the
+    ``"stock"`` is detectron2's result: of the pixels of the box, its sides rounded up, the one at which the
     heatmap resized to that size (bicubic) is largest. On the CPU the compiled operator finds it exactly. The
     search in PyTorch, used elsewhere and in exported programs, may pass over a peak that is narrow and all
     but tied with another.
@@ -32,7 +32,7 @@ def heatmaps_to_keypoints(
     move by one cell per axis at most, and leave cells at the heatmap's border where they are.
 
     ``"oks"`` is the place at which the object keypoint similarity to a keypoint drawn from the heatmap's softmax
-    is highest on average: what to answer where COCO's AP is the measure (Purkrabek and Matas, *ProbPose: A
+    is highest on average: the place to give where COCO's AP is the measure (Purkrabek and Matas, *ProbPose: A
     Probabilistic Approach to 2D Human Pose Estimation*, CVPR 2025).
 
     Args:

@@ -1,1 +1,1 @@
-"""What is trained to be looked at: the quickstarts, the stock parts they are compared with, the ablations."""
+"""What is trained to be looked at: the quickstarts, the stock components they are compared with, the ablations."""

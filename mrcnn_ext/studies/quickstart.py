@@ -38,15 +38,15 @@ def main(argv=None) -> None:
         data, "easy", args.num_train, args.num_val, args.seed, workers, progress=_progress, force=True
     )
 
-    host = args.host or _available_host()
-    runs = {f"mrcnn_ext in {host}": _HOSTS[host](args, data, args.output)}
+    framework = args.framework or _available_framework()
+    runs = {f"mrcnn_ext in {framework}": _FRAMEWORKS[framework](args, data, args.output)}
     if args.compare_stock:
         runs["stock detectron2"] = _in_detectron2(args, data, args.output / "stock", stock=True)
     ours, *stock = runs.values()
-    summary = {"host": host, "preset": "easy", **ours, "stock": stock[0] if stock else None}
+    summary = {"framework": framework, "preset": "easy", **ours, "stock": stock[0] if stock else None}
     (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_metrics(
-        args.output / "metrics.json", args.output / "training.png", f"quickstart in {host}, easy scenes"
+        args.output / "metrics.json", args.output / "training.png", f"quickstart in {framework}, easy scenes"
     )
     annotations = data / "annotations" / "instances_val.json"
     prediction_sheet(annotations, ours["predictions"], data, args.output / "predictions.png")
@@ -59,12 +59,12 @@ def _progress(items, total, split):
     return tqdm(items, desc=split, total=total, unit="scene")
 
 
-def _available_host() -> str:
+def _available_framework() -> str:
     if find_spec("detectron2") is not None:
         return "detectron2"
     print(
         "\n*** detectron2 is not installed: the same backbone, pooler and heads run inside torchvision's Mask R-CNN "
-        "instead, with torchvision's RPN, losses and training. For the detectron2 host: "
+        "instead, with torchvision's RPN, losses and training. For the detectron2 framework: "
         "make setup DETECTRON2=<pip requirement, URL or path> ***\n"
     )
     return "torchvision"
@@ -89,7 +89,7 @@ def _in_torchvision(args, data, output) -> dict:
     return train_and_evaluate(config, data, output, budget_iterations=args.iterations, seed=args.seed)
 
 
-_HOSTS = {"detectron2": _in_detectron2, "torchvision": _in_torchvision}
+_FRAMEWORKS = {"detectron2": _in_detectron2, "torchvision": _in_torchvision}
 
 
 def _parse(argv):
@@ -100,14 +100,16 @@ def _parse(argv):
         "--output", type=Path, default=Path("output/quickstart"), help="folder for the results"
     )
     parser.add_argument(
-        "--compare-stock", action="store_true", help="train stock detectron2's parts the same way too"
+        "--compare-stock", action="store_true", help="train stock detectron2's components the same way too"
     )
     parser.add_argument("--num-train", type=int, default=500, help="scenes to train on")
     parser.add_argument("--num-val", type=int, default=80, help="scenes to evaluate on")
     parser.add_argument("--iterations", type=int, help="instead of the config's SOLVER.MAX_ITER")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the training")
     parser.add_argument(
-        "--host", choices=list(_HOSTS), help="whose detector holds our parts; detectron2 if installed"
+        "--framework",
+        choices=list(_FRAMEWORKS),
+        help="whose detector holds our components; detectron2 if installed",
     )
     args = parser.parse_args(argv)
     if args.compare_stock and find_spec("detectron2") is None:

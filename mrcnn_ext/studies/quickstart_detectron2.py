@@ -7,7 +7,7 @@ from ..engine.checks import check_config
 from ..engine.launch import argument_parser
 from ..engine.setup import load_config, start
 from ..engine.trainer import Trainer
-from .stock_parts import STOCK_PARTS
+from .stock_components import STOCK_COMPONENTS
 
 __all__ = ["train_and_evaluate"]
 
@@ -27,7 +27,7 @@ def train_and_evaluate(
         dict: "coco": {"bbox", "segm", "keypoints": {"AP", "AP50"}}, "cityscapes": {"AP", "AP50"}, AP in points;
         "train_seconds"; "predictions", the COCO results file.
     """
-    opts = {**(opts or {}), "OUTPUT_DIR": str(output_dir)} | (STOCK_PARTS if stock else {})
+    opts = {**(opts or {}), "OUTPUT_DIR": str(output_dir)} | (STOCK_COMPONENTS if stock else {})
     cfg = load_config(config_file, [part for pair in opts.items() for part in pair])
     cfg.freeze()
     check_config(cfg)

@@ -96,7 +96,7 @@ def _points(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def build_model(config: dict) -> MaskRCNN:
-    """The joint model of torchvision's parts and ours with the sizes that a detectron2 yaml config names.
+    """The joint model of torchvision's components and ours with the sizes that a detectron2 yaml config names.
 
     Args:
         config: as the quickstart's: a timm backbone under an FPN, two fully connected layers for boxes, our

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrcnn_ext.integrations.torchvision import keypoint_rcnn, mask_keypoint_rcnn, transfer_weights
-from mrcnn_ext.integrations.torchvision.weights import PARTS
+from mrcnn_ext.integrations.torchvision.weights import COMPONENTS
 
 pytest.importorskip("detectron2")
 import yaml  # noqa: E402
@@ -71,13 +71,13 @@ def assert_close(ours, theirs):
 def test_from_detectron2_to_torchvision(models):
     with pytest.raises(AssertionError):
         outputs_agree(*models)
-    assert transfer_weights(*models) == list(PARTS)
+    assert transfer_weights(*models) == list(COMPONENTS)
     outputs_agree(*models)
 
 
 def test_from_torchvision_to_detectron2(models):
     detectron2_model, torchvision_model = models
-    assert transfer_weights(torchvision_model, detectron2_model) == list(PARTS)
+    assert transfer_weights(torchvision_model, detectron2_model) == list(COMPONENTS)
     outputs_agree(*models)
 
 

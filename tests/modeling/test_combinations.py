@@ -46,7 +46,7 @@ OTHER_HEADS = {
 
 
 def build(tiny_cfg, ours, head=None):
-    """A model of stock parts, but those named in ``ours``, with weights that depend on the backbone alone."""
+    """A model of stock components, but those named in ``ours``, with weights that depend on the backbone alone."""
     parts = {part: (OURS if part in ours else STOCK)[part] for part in STOCK}
     cfg = tiny_cfg(
         *["MODEL.BACKBONE.NAME", parts["backbone"]],
@@ -88,7 +88,7 @@ def step_and_infer(model, batch):
 
 @pytest.fixture(scope="module")
 def reference():
-    return {}  # of the stock parts, one per backbone
+    return {}  # of the stock components, one per backbone
 
 
 @pytest.mark.parametrize("ours", COMBINATIONS, ids=lambda ours: "+".join(sorted(ours)) or "stock")
@@ -111,7 +111,7 @@ def test_trains_a_step_and_infers(tiny_cfg, make_batch, reference, ours):
         assert (p.pred_masks != stock.pred_masks).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("ours", [frozenset(), frozenset(OURS)], ids=["stock parts", "our parts"])
+@pytest.mark.parametrize("ours", [frozenset(), frozenset(OURS)], ids=["stock components", "our parts"])
 @pytest.mark.parametrize("head", OTHER_HEADS)
 def test_other_heads_train_a_step_and_infer(tiny_cfg, make_batch, head, ours):
     batch = make_batch([[4, 4, 40, 60], [30, 10, 76, 50]], [])

@@ -1,4 +1,4 @@
-"""The quickstart's stock row is the same model of detectron2's own parts."""
+"""The quickstart's stock row is the same model of detectron2's own components."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from torch.nn import BatchNorm2d
 
 from mrcnn_ext.config_files import get_config_file
 from mrcnn_ext.engine.setup import load_config
-from mrcnn_ext.studies.stock_parts import STOCK_PARTS
+from mrcnn_ext.studies.stock_components import STOCK_COMPONENTS
 
 
 def models():
-    for parts in ({}, STOCK_PARTS):
+    for parts in ({}, STOCK_COMPONENTS):
         yield build_model(
             load_config(get_config_file("quickstart.yaml"), [x for p in parts.items() for x in p])
         )
@@ -23,7 +23,7 @@ def size(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_stock_parts_are_detectron2s_and_of_our_sizes():
+def test_stock_components_are_detectron2s_and_of_our_sizes():
     ours, stock = models()
     for name, child in stock.roi_heads.named_children():
         assert type(child).__module__.startswith("detectron2."), name

@@ -11,7 +11,7 @@ from torchvision.models import detection
 from ...accel import accelerate
 
 MODELS = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
-CHECKED_SIZE = 256  # pixels, the shorter side of the image that answers are compared on
+CHECKED_SIZE = 256  # pixels, the shorter side of the image that outputs are compared on
 
 
 def main(argv=None) -> None:

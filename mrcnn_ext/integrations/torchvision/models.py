@@ -96,7 +96,7 @@ def mask_rcnn(
         backbone: :class:`FPNBackbone` or any backbone of torchvision's detectors.
         num_classes: classes, the background among them.
         featmap_names: the backbone's maps that RoIs are pooled from, finest first.
-        kwargs: other arguments of :class:`torchvision.models.detection.MaskRCNN`; parts given here (box_head,
+        kwargs: other arguments of :class:`torchvision.models.detection.MaskRCNN`; components given here (box_head,
             mask_head, box_roi_pool, ...) take the place of ours.
     """
     parts = {

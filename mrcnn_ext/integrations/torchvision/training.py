@@ -9,7 +9,6 @@ import time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision.ops._utils import split_normalization_params
 
 __all__ = ["train"]
 
@@ -55,7 +54,7 @@ def train(
     """
     sampler = RandomSampler(dataset, num_samples=iterations * batch_size)
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate)
-    norms, others = split_normalization_params(model)
+    norms, others = _split_parameters(model)
     groups = [{"params": norms, "weight_decay": 0.0}, {"params": others, "weight_decay": weight_decay}]
     optimizer = torch.optim.AdamW(groups, lr=base_lr, fused=True)
 
@@ -103,6 +102,22 @@ def train(
     seconds = time.perf_counter() - start
     torch.save(model.state_dict(), os.path.join(output_dir, "model_final.pth"))
     return seconds
+
+
+def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those of normalisations, which do not decay, and the others."""
+    kinds = (
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.InstanceNorm2d,
+        nn.LayerNorm,
+        nn.GroupNorm,
+    )
+    norms = {p: None for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if p in norms], [p for p in trained if p not in norms]
 
 
 def _collate(items):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PARTS", "transfer_weights"]
+__all__ = ["COMPONENTS", "transfer_weights"]
 
-# The networks that both hosts can share: how the names of their parameters begin in detectron2.
-PARTS = {
+# The networks that both frameworks can share: how the names of their parameters begin in detectron2.
+COMPONENTS = {
     "backbone": "backbone.bottom_up.",
     "fpn": "backbone.fpn_",
     "rpn": "proposal_generator.",
@@ -31,7 +31,9 @@ _FPN_BLOCK = re.compile(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.([01])\.")
 _FPN_CONV = re.compile(r"backbone\.fpn_lateral(\d+)\.")
 
 
-def transfer_weights(source: nn.Module, target: nn.Module, parts: Sequence[str] | None = None) -> list[str]:
+def transfer_weights(
+    source: nn.Module, target: nn.Module, components: Sequence[str] | None = None
+) -> list[str]:
     """Copies the weights of the networks that a model of detectron2 and one of torchvision share.
 
     Either can be the source. They share the backbone, mask and keypoint networks of ``mrcnn_ext.layers``, the
@@ -42,42 +44,44 @@ def transfer_weights(source: nn.Module, target: nn.Module, parts: Sequence[str] 
     Args:
         source: where the weights come from.
         target: where they go, in place.
-        parts: which networks, by their names in :data:`PARTS`; by default all that both models have.
+        components: which networks, by their names in :data:`COMPONENTS`; by default all that both models have.
 
     Returns:
-        The names of the parts that were copied.
+        The names of the components that were copied.
 
     Raises:
-        TypeError: a model is of neither host, or both are of the same.
-        ValueError: an unknown part; one that a model does not have; weights without counterpart or of another
+        TypeError: a model is of neither framework, or both are of the same.
+        ValueError: an unknown component; one that a model does not have; weights without counterpart or of another
             shape. Nothing is copied then.
     """
     to_torchvision = _is_detectron2(source)
     if to_torchvision == _is_detectron2(target):
-        host = "detectron2" if to_torchvision else "torchvision"
-        raise TypeError(f"source and target are both models of {host}: use load_state_dict between them")
+        framework = "detectron2" if to_torchvision else "torchvision"
+        raise TypeError(f"source and target are both models of {framework}: use load_state_dict between them")
 
     finest = _finest_level(source if to_torchvision else target)
     given = {_detectron2_name(name, finest): weight for name, weight in source.state_dict().items()}
     names = {_detectron2_name(name, finest): name for name in target.state_dict()}
-    if parts is None:
-        parts = [part for part in PARTS if _of(part, given) and _of(part, names)]
+    if components is None:
+        components = [
+            component for component in COMPONENTS if _of(component, given) and _of(component, names)
+        ]
     reorder = _background_first if to_torchvision else _background_last
 
     weights = {}
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"parts: unknown {part!r}; there are {', '.join(PARTS)}")
-        for model, keys in (("source", _of(part, given)), ("target", _of(part, names))):
+    for component in components:
+        if component not in COMPONENTS:
+            raise ValueError(f"components: unknown {component!r}; there are {', '.join(COMPONENTS)}")
+        for model, keys in (("source", _of(component, given)), ("target", _of(component, names))):
             if not keys:
-                raise ValueError(f"parts: the {model} has no weights of {part!r}; leave it out")
-        unmatched = sorted(_of(part, given) ^ _of(part, names))
+                raise ValueError(f"components: the {model} has no weights of {component!r}; leave it out")
+        unmatched = sorted(_of(component, given) ^ _of(component, names))
         if unmatched:
             raise ValueError(
-                f"the {part} networks of the two models differ: only one of them has, in detectron2's names, "
+                f"the {component} networks of the two models differ: only one of them has, in detectron2's names, "
                 f"{', '.join(unmatched[:4])}{', ...' if len(unmatched) > 4 else ''}"
             )
-        weights.update({names[name]: reorder(name, given[name]) for name in _of(part, given)})
+        weights.update({names[name]: reorder(name, given[name]) for name in _of(component, given)})
 
     own = target.state_dict()
     for name, weight in weights.items():
@@ -87,7 +91,7 @@ def transfer_weights(source: nn.Module, target: nn.Module, parts: Sequence[str] 
                 f"{tuple(weight.shape)}: the models differ in classes, keypoints or widths"
             )
     target.load_state_dict(weights, strict=False)
-    return list(parts)
+    return list(components)
 
 
 def _is_detectron2(model: nn.Module) -> bool:
@@ -114,8 +118,8 @@ def _detectron2_name(name: str, finest_level: int) -> str:
     return name
 
 
-def _of(part: str, names) -> set[str]:
-    return {name for name in names if name.startswith(PARTS[part])}
+def _of(component: str, names) -> set[str]:
+    return {name for name in names if name.startswith(COMPONENTS[component])}
 
 
 def _background_first(name: str, weight: Tensor) -> Tensor:

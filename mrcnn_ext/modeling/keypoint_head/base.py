@@ -46,7 +46,7 @@ class KeypointHead(BaseKeypointRCNNHead):
             for the paper's one cell.
         label_smoothing: part of the target spread evenly over each axis.
         decoding: from heatmaps to keypoints, the method of `layers.heatmaps_to_keypoints`: "stock" for
-            detectron2's answer, "dark" and "quadratic" for sub-pixel ones, "oks" for the place of the highest
+            detectron2's result, "dark" and "quadratic" for sub-pixel ones, "oks" for the place of the highest
             expected object keypoint similarity.
         oks_sigmas: (K,) of object keypoint similarity, for "oks". None for COCO's where K is 17.
 

@@ -1,14 +1,14 @@
-"""detectron2's own parts in place of ours, of the same sizes: what the quickstart is laid beside."""
+"""detectron2's own components in place of ours, of the same sizes: what the quickstart is laid beside."""
 
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock
 
-__all__ = ["STOCK_PARTS"]
+__all__ = ["STOCK_COMPONENTS"]
 
 # Config keys that go over configs/quickstart.yaml.
-STOCK_PARTS = {
+STOCK_COMPONENTS = {
     "MODEL.BACKBONE.NAME": "build_stock_resnet18_fpn_backbone",
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
     "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
