@@ -4,18 +4,26 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import (
+    fasterrcnn_mobilenet_v3_large_fpn,
     fasterrcnn_resnet50_fpn,
     keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
     retinanet_resnet50_fpn,
 )
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from mrcnn_ext import accelerate
-from mrcnn_ext.accel import FusedConv2d
-from mrcnn_ext.integrations.torchvision import FusedMultiScaleRoIAlign, mask_keypoint_rcnn
+from mrcnn_ext.accel import FusedConv2d, FusedModule, restore
+from mrcnn_ext.integrations.torchvision import (
+    FusedMultiScaleRoIAlign,
+    FusedRoIHeads,
+    FusedTransform,
+    mask_keypoint_rcnn,
+)
+from mrcnn_ext.integrations.torchvision.mask_pasting import paste_masks
+from mrcnn_ext.layers import LazyMasks
 
 BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
@@ -76,7 +84,7 @@ def mask_model():
     return settled(maskrcnn_resnet50_fpn(**SETTINGS, num_classes=4), torch.float64)
 
 
-def test_mask_rcnn_gives_the_same_answers(mask_model):
+def test_mask_rcnn_gives_the_same_results(mask_model):
     before = copy.deepcopy(mask_model.state_dict())
     fast = accelerate(mask_model)
     assert_norms_are_folded(fast)
@@ -241,3 +249,106 @@ def test_faster_rcnn():
     torch.manual_seed(0)
     model = settled(fasterrcnn_resnet50_fpn(**SETTINGS), torch.float64)
     assert_same_answers(model, accelerate(model), torch.float64)
+
+
+def test_two_maps_of_one_scale():
+    """MobileNetV3's pyramid, of which torchvision pools from the first map."""
+    torch.manual_seed(0)
+    model = settled(fasterrcnn_mobilenet_v3_large_fpn(**SETTINGS), torch.float64)
+    fast = accelerate(model)
+    assert fast.acceleration.steps["pooler"] == "1 replaced"
+    assert_same_answers(model, fast, torch.float64)
+
+
+def test_every_step_is_reported_and_can_be_left_out(mask_model):
+    fast = accelerate(mask_model)
+    steps = fast.acceleration.steps
+    assert steps["detections"] == "proposals, detections" and steps["masks"] == "pasted within their boxes"
+    names = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.mask_head", "roi_heads.mask_predictor")
+    assert steps["convolutions"].endswith(": " + ", ".join(names))
+    text = str(fast)
+    for name in ("FusedRPN(", "FusedRoIHeads(", "FusedFeaturePyramid(", "FusedBottleneck(", "FusedRPNHead("):
+        assert name in text
+    for step in ("pooler", "channels_last", "convolutions", "detections", "masks"):
+        without = accelerate(mask_model, **{step: False})
+        assert without.acceleration.steps[step] == "off"
+        assert_same_answers(mask_model, without, torch.float64)
+
+
+def test_in_bf16_the_features_are_close_and_the_results_float32(mask_model):
+    model = copy.deepcopy(mask_model).float()
+    fast = accelerate(model, bf16=True)
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, ours = model.backbone(x), fast.backbone(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model.backbone(x)
+        for name, value in expected.items():
+            assert ours[name].dtype == torch.bfloat16
+            assert (ours[name].float() - value).std() < 1.1 * (rounded[name].float() - value).std()
+        for image in fast(images(torch.float32)):
+            assert len(image["boxes"]) == 4
+            assert all(value.dtype in (torch.float32, torch.int64) for value in image.values())
+
+
+def test_lazy_masks_are_those_pasted(mask_model):
+    lazy, pasted = (accelerate(mask_model, masks=masks) for masks in ("lazy", True))
+    with torch.no_grad():
+        for a, b in zip(lazy(images(torch.float64)), pasted(images(torch.float64)), strict=True):
+            assert isinstance(a["masks"], LazyMasks) and a["masks"].shape == b["masks"][:, 0].shape
+            differing = a["masks"].tensor != (b["masks"][:, 0] > 0.5)
+            assert differing.float().mean() < 1e-3 and a["masks"].tensor.any()
+    assert isinstance(accelerate(mask_model, masks="auto").transform, FusedTransform)
+    assert accelerate(mask_model, masks="auto").transform.lazy
+
+
+@pytest.mark.parametrize("size", [(40, 30), (64, 96)])
+def test_pasted_masks_are_torchvisions_bit_for_bit(size):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(30, 2, generator=generator) * 40 - 10  # torchvision fails at boxes off the image
+    boxes = torch.cat([corners, corners + 10 + torch.rand(30, 2, generator=generator) * 60], dim=1)
+    boxes[:, :2].clamp_(max=29)
+    boxes[0, :2], boxes[0, 2:] = 5, 5
+    masks = torch.rand(30, 1, 28, 28, generator=generator)
+    expected = paste_masks_in_image(masks, boxes, size)
+    result = paste_masks(masks, boxes, size)
+    assert torch.equal(result, expected) and result.any()
+    assert paste_masks(masks[:0], boxes[:0], size).shape == (0, 1, *size)
+
+
+def test_targets_of_training_are_torchvisions(mask_model):
+    model = copy.deepcopy(mask_model).float().train()
+    fast = accelerate(model)
+    assert fast.acceleration.steps["targets"] == "anchors matched in blocks" and fast.training
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(3000, 2, generator=generator) * 90
+    anchors = torch.cat([corners, corners + 4 + 40 * torch.rand(3000, 2, generator=generator)], dim=1)
+    targets = [{"boxes": anchors[::300] + 1.5}, {"boxes": anchors[:0]}]
+    stock = model.rpn.assign_targets_to_anchors([anchors, anchors], targets)
+    ours = fast.rpn.assign_targets_to_anchors([anchors, anchors], targets)
+    for labels, expected in zip(ours[0], stock[0], strict=True):
+        assert torch.equal(labels, expected)
+    for boxes, labels, expected in zip(ours[1], stock[0], stock[1], strict=True):
+        assert torch.equal(boxes[labels == 1], expected[labels == 1])
+    assert {-1.0, 0.0, 1.0} == set(stock[0][0].tolist())
+
+
+def test_training_in_float32_has_torchvisions_losses(mask_model):
+    model = copy.deepcopy(mask_model).float().train()
+    box = torch.tensor([[8.0, 8.0, 60.0, 50.0]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 96, dtype=torch.uint8)}
+    losses = []
+    for m in (model, accelerate(model)):
+        torch.manual_seed(1)
+        losses.append({k: v.item() for k, v in m(images(torch.float32)[:1], [copy.deepcopy(target)]).items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-5)
+
+
+def test_a_refused_call_and_working_in_place(mask_model):
+    model = copy.deepcopy(mask_model).float()
+    with pytest.raises(ValueError, match='masks must be True, False, "auto" or "lazy"'):
+        accelerate(model, masks="rle", copy=False)
+    assert type(model.roi_heads) is RoIHeads
+    assert accelerate(model, copy=False) is model and isinstance(model.roi_heads, FusedRoIHeads)
+    stock = restore(model)
+    assert type(stock.roi_heads) is RoIHeads and not any(isinstance(m, FusedModule) for m in stock.modules())
