@@ -1,6 +1,7 @@
 """Test-time augmentation of boxes, masks and keypoints."""
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.modeling import GeneralizedRCNNWithTTA as _GeneralizedRCNNWithTTA
@@ -24,7 +25,7 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
     ``mask_scores`` of a mask, where the mask head gives some, are their mean over the copies.
 
     Args:
-        cfg (CfgNode): ``TEST.AUG``; ``DATASETS.TEST``, or else ``DATASETS.TRAIN``, whose metadata say which
+        cfg: ``TEST.AUG``; ``DATASETS.TEST``, or else ``DATASETS.TRAIN``, whose metadata say which
             keypoints change places in a mirror.
         model, tta_mapper, batch_size: see detectron2's.
         keypoint_flip_indices: (K,) for each keypoint its index in a mirrored image, instead of the metadata's.
@@ -34,7 +35,7 @@ class GeneralizedRCNNWithTTA(_GeneralizedRCNNWithTTA):
             of keypoints.
     """
 
-    def __init__(self, cfg, model, tta_mapper=None, batch_size: int = 3, keypoint_flip_indices=None):
+    def __init__(self, cfg: CfgNode, model, tta_mapper=None, batch_size: int = 3, keypoint_flip_indices=None):
         without_keypoints = cfg.clone()
         without_keypoints.defrost()
         without_keypoints.MODEL.KEYPOINT_ON = False

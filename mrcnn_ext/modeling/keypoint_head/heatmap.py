@@ -1,6 +1,7 @@
 """The paper's heatmap keypoint head, for detectron2."""
 
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 from torch import nn
 
@@ -18,7 +19,7 @@ class HeatmapKeypointHead(KeypointHead, nn.Sequential):
     KRCNNConvDeconvUpsampleHead, its arguments and its checkpoints.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features; only its channels matter.
+        input_shape: of the pooled features; only its channels matter.
         num_keypoints: heatmaps per RoI.
         conv_dims: output channels of each 3x3 convolution.
         conv_norm: normalisation of the convolutions: a name of detectron2's get_norm ("" for none, "BN",
@@ -31,7 +32,7 @@ class HeatmapKeypointHead(KeypointHead, nn.Sequential):
     @configurable
     def __init__(
         self,
-        input_shape,
+        input_shape: ShapeSpec,
         *,
         num_keypoints: int,
         conv_dims,

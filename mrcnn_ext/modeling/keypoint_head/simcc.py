@@ -1,6 +1,7 @@
 """A keypoint head that classifies coordinates, for detectron2."""
 
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.keypoint_head import ROI_KEYPOINT_HEAD_REGISTRY
 
 from ...config import with_defaults
@@ -21,7 +22,7 @@ class SimCCKeypointHead(KeypointHead):
     softmax is the product of the two distributions: it is decoded as those of the other heads are.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features: channels, height and width.
+        input_shape: of the pooled features: channels, height and width.
         num_keypoints: K.
         conv_dims: output channels of each 3x3 convolution.
         conv_norm: normalisation of the convolutions, as `HeatmapKeypointHead`'s.
@@ -34,7 +35,14 @@ class SimCCKeypointHead(KeypointHead):
 
     @configurable
     def __init__(
-        self, input_shape, *, num_keypoints: int, conv_dims, conv_norm="", split_ratio: int = 4, **kwargs
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_keypoints: int,
+        conv_dims,
+        conv_norm="",
+        split_ratio: int = 4,
+        **kwargs,
     ):
         super().__init__(num_keypoints=num_keypoints, **kwargs)
         norm = norm_maker(conv_norm)

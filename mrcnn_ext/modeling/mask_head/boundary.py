@@ -2,6 +2,7 @@
 
 import torch
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from torch import Tensor
 
@@ -27,7 +28,7 @@ class BoundaryMaskHead(MaskHead):
     convolution.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features.
+        input_shape: of the pooled features.
         num_classes: masks per RoI; 1 for class-agnostic masks.
         conv_dims: output channels of each 3x3 convolution of the mask branch and, last, of the transposed
             convolutions.
@@ -45,7 +46,7 @@ class BoundaryMaskHead(MaskHead):
     @configurable
     def __init__(
         self,
-        input_shape,
+        input_shape: ShapeSpec,
         *,
         num_classes: int,
         conv_dims,

@@ -1,6 +1,7 @@
 """The paper's FCN mask head, for detectron2."""
 
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 
 from ...config import with_defaults
@@ -17,7 +18,7 @@ class FCNMaskHead(SequentialMaskHead):
     MaskRCNNConvUpsampleHead, its arguments and its checkpoints.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features; only its channels matter.
+        input_shape: of the pooled features; only its channels matter.
         num_classes: masks per RoI; 1 for class-agnostic masks.
         conv_dims: output channels of each 3x3 convolution and, last, of the transposed convolutions.
         conv_norm: normalisation of the convolutions: a name of detectron2's get_norm ("" for none, "BN",
@@ -30,7 +31,7 @@ class FCNMaskHead(SequentialMaskHead):
     @configurable
     def __init__(
         self,
-        input_shape,
+        input_shape: ShapeSpec,
         *,
         num_classes: int,
         conv_dims,

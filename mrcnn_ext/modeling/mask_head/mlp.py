@@ -1,6 +1,7 @@
 """The fully connected mask head that the paper lays beside its convolutional one, for detectron2."""
 
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 
 from ...config import with_defaults
@@ -16,7 +17,7 @@ class MLPMaskHead(SequentialMaskHead):
     """`MLPMaskNetwork` with detectron2's mask loss and inference.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features. Those of detectron2's own Res5ROIHeads are half as high and
+        input_shape: of the pooled features. Those of detectron2's own Res5ROIHeads are half as high and
             wide as they tell; FusedRes5ROIHeads tell the truth.
         num_classes: masks per RoI; 1 for class-agnostic masks.
         fc_dims: width of each hidden layer.
@@ -29,7 +30,13 @@ class MLPMaskHead(SequentialMaskHead):
 
     @configurable
     def __init__(
-        self, input_shape, *, num_classes: int, fc_dims=(1024, 1024), output_size: int = 28, **kwargs
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        fc_dims=(1024, 1024),
+        output_size: int = 28,
+        **kwargs,
     ):
         super().__init__(num_classes=num_classes, **kwargs)
         size = (input_shape.channels, *pooled_size(type(self).__name__, input_shape))

@@ -31,8 +31,8 @@ class MaskScoringHead(BaseMaskRCNNHead):
     Weights of a model with the mask head alone load into it.
 
     Args:
-        mask_head (MaskHead): predicts the masks; any of this package.
-        mask_iou (MaskIoUNetwork): of the pooled features' size and the number of classes.
+        mask_head: predicts the masks; any of this package.
+        mask_iou: of the pooled features' size and the number of classes.
         loss_weight: factor of ``loss_mask_iou``.
 
     Raises:

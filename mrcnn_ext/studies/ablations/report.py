@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from .runner import read_result
+from .study import Comparison, Study, Table
 
 __all__ = ["Figure", "Verdict", "collect", "compare", "markdown", "plot", "write_report"]
 
@@ -85,12 +86,12 @@ def figure(results: dict[int, dict], metric: str) -> Figure | None:
     return Figure(values) if values else None
 
 
-def compare(table, comparison, results) -> Verdict | None:
+def compare(table: Table, comparison: Comparison, results: dict) -> Verdict | None:
     """
     Args:
-        table (Table): that has the comparison.
-        comparison (Comparison): of two of its rows.
-        results (dict): as of `collect`.
+        table: that has the comparison.
+        comparison: of two of its rows.
+        results: as of `collect`.
 
     Returns:
         Verdict: None while a row has no result.
@@ -112,13 +113,13 @@ def compare(table, comparison, results) -> Verdict | None:
     )
 
 
-def markdown(study, results, tables=None) -> str:
+def markdown(study: Study, results: dict, tables: list[str] = None) -> str:
     """The report, in Markdown; tables without any result are left out.
 
     Args:
-        study (Study): whose rows they are.
-        results (dict): as of `collect`.
-        tables (list[str]): names of those to have; default all.
+        study: whose rows they are.
+        results: as of `collect`.
+        tables: names of those to have; default all.
     """
     shown = [study.tables[name] for name in tables or study.tables]
     shown = [table for table in shown if any(results[entry.row] for entry in table.entries)]
@@ -198,16 +199,16 @@ def _costs(found, head):
     ]
 
 
-def plot(study, results, file, tables=None) -> None:
+def plot(study: Study, results: dict, file: Path, tables: list[str] = None) -> None:
     """Draws each table's rows as bars, the seeds' deviation on them and the paper's figures beside.
 
     The metric is the first comparison's, or the table's first.
 
     Args:
-        study (Study): whose rows they are.
-        results (dict): as of `collect`.
-        file (Path): picture to write, its format by its ending.
-        tables (list[str]): names of those to have; default all.
+        study: whose rows they are.
+        results: as of `collect`.
+        file: picture to write, its format by its ending.
+        tables: names of those to have; default all.
     """
     # The figure class, not pyplot: no display and no global state.
     from matplotlib.figure import Figure as Picture

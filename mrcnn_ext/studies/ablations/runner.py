@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...scenes import get_preset, write_dataset
+from .study import Row, Study
 
 __all__ = ["read_result", "result_file", "run_study"]
 
@@ -29,16 +30,18 @@ class _Job:
         return self.output_dir.with_name(f"{self.output_dir.name}.log")
 
 
-def run_study(study, rows, seeds, output_dir, num_jobs: int = 1) -> list[str]:
+def run_study(
+    study: Study, rows: list[Row], seeds: list[int], output_dir: Path, num_jobs: int = 1
+) -> list[str]:
     """Trains the rows with each seed, seed by seed, so that an unfinished study has all rows of some seeds.
 
     What has a result of the same config already is left as it is; what was interrupted starts over.
 
     Args:
-        study (Study): the rows', for what they start from and the scenes.
-        rows (list[Row]): what to train.
-        seeds (list[int]): of each row.
-        output_dir (Path): holds the scenes and a folder per run.
+        study: the rows', for what they start from and the scenes.
+        rows: what to train.
+        seeds: of each row.
+        output_dir: holds the scenes and a folder per run.
         num_jobs: runs at a time; the processors are shared out among them.
 
     Returns:

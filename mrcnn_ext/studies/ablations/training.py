@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+from pathlib import Path
 
 import cv2
 import torch
@@ -14,6 +15,7 @@ from ...data import register_scenes
 from ...engine.launch import argument_parser
 from ...engine.setup import load_config, start
 from ...engine.trainer import Trainer
+from .study import Row
 
 __all__ = ["SCENES", "train_row", "train_start"]
 
@@ -21,13 +23,13 @@ __all__ = ["SCENES", "train_row", "train_start"]
 SCENES = "scenes_ablations"
 
 
-def train_start(row, output_dir, scenes_dir) -> None:
+def train_start(row: Row, output_dir: Path, scenes_dir: Path) -> None:
     """Trains what rows start from: writes ``start.pth``, backbone and RPN alone, into ``output_dir``.
 
     Args:
-        row (Row): its config; its SEED is the config's.
-        output_dir (Path): for the checkpoint and the log.
-        scenes_dir (Path): what the scenes were written to.
+        row: its config; its SEED is the config's.
+        output_dir: for the checkpoint and the log.
+        scenes_dir: what the scenes were written to.
     """
     trainer, _ = _train(row, 0, output_dir, scenes_dir, {"MODEL.WEIGHTS": ""})
     weights = {
@@ -40,16 +42,16 @@ def train_start(row, output_dir, scenes_dir) -> None:
     os.replace(unfinished, output_dir / "start.pth")
 
 
-def train_row(row, seed, output_dir, scenes_dir, weights, digest) -> None:
+def train_row(row: Row, seed: int, output_dir: Path, scenes_dir: Path, weights: Path, digest: str) -> None:
     """Trains and evaluates a row: writes ``result.json`` into ``output_dir``.
 
     Args:
-        row (Row): its config.
-        seed (int): of the heads' initial weights and of the order of the data.
-        output_dir (Path): for the result and the log.
-        scenes_dir (Path): what the scenes were written to.
-        weights (Path): checkpoint to start from.
-        digest (str): of the row, kept in the result.
+        row: its config.
+        seed: of the heads' initial weights and of the order of the data.
+        output_dir: for the result and the log.
+        scenes_dir: what the scenes were written to.
+        weights: checkpoint to start from.
+        digest: of the row, kept in the result.
     """
     trainer, seconds = _train(row, seed, output_dir, scenes_dir, {"MODEL.WEIGHTS": str(weights)})
     cfg, model = trainer.cfg, trainer.model
