@@ -8,13 +8,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for roi_align_reference
 
+import emulated_cuda  # noqa: E402
+
 from mrcnn_ext.ops import _extension  # noqa: E402
 
 
-@pytest.fixture(params=_extension.BACKENDS)
-def backend(request):
+@pytest.fixture(params=[*_extension.BACKENDS, *emulated_cuda.BUILDS])
+def backend(request, monkeypatch):
     if request.param == "compiled" and not _extension.is_available():
         pytest.skip("the compiled operators are not built")
+    if request.param in emulated_cuda.BUILDS:
+        if reason := emulated_cuda.why_not(request.param):
+            pytest.skip(reason)
+        emulated_cuda.load(request.param)
+        monkeypatch.setattr(_extension, "BACKENDS", (*_extension.BACKENDS, request.param))
     with _extension.use_backend(request.param):
         yield request.param
 

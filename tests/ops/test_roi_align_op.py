@@ -52,7 +52,10 @@ def as_list(boxes):
     return [boxes[boxes[:, 0] == i, 1:] for i in range(2)]
 
 
-OPERATORS = {"compiled": "roi_align", "torchvision": "roi_align_torchvision", "eager": "roi_align_eager"}
+OPERATORS = {
+    "compiled": "roi_align",
+    **{name: f"roi_align_{name}" for name in ("torchvision", "eager", "emulated", "emulated_fused")},
+}
 
 
 @pytest.mark.parametrize("mode", MODES)

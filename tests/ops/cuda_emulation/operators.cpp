@@ -1,0 +1,112 @@
+// The CUDA operators of RoI pooling, compiled for the emulated device, as operators of CPU tensors:
+// roi_align_<EMULATED_NAME> and roi_align_<EMULATED_NAME>_backward. Each runs once in every order of threads,
+// from memory filled with NaN, and fails if the results are not the same to the bit.
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <cfloat>
+#include <initializer_list>
+#include <string_view>
+
+// After the headers of others.
+#include "cuda_emulation.h"
+#include "roi_align/cuda/operators.cuh"
+
+#define TEXT(name) #name
+#define TEXT_OF(name) TEXT(name)
+#define NAME TEXT_OF(EMULATED_NAME)
+#define ARGUMENTS                                                                                     \
+  "Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, " \
+  "int sampling_ratio, bool aligned, str mode, float canonical_box_size, int canonical_level"
+
+namespace {
+
+using cuda_emulation::machine;
+using cuda_emulation::Order;
+
+// While it lives, new tensors are filled with NaN.
+class FilledMemory {
+ public:
+  FilledMemory()
+      : deterministic_(at::globalContext().deterministicAlgorithms()),
+        warn_only_(at::globalContext().deterministicAlgorithmsWarnOnly()) {
+    at::globalContext().setDeterministicAlgorithms(true, true);
+    TORCH_CHECK(at::globalContext().deterministicFillUninitializedMemory());
+  }
+  ~FilledMemory() { at::globalContext().setDeterministicAlgorithms(deterministic_, warn_only_); }
+
+ private:
+  bool deterministic_;
+  bool warn_only_;
+};
+
+void check_same_bits(const at::Tensor& a, const at::Tensor& b) {
+  TORCH_CHECK(a.strides() == b.strides() && a.nbytes() == b.nbytes() &&
+                  (a.numel() == 0 || std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0),
+              "emulated CUDA: the result depends on the order of the threads");
+}
+
+// The result of `run()`, which is the same in every order; `check(first, other)` fails if it is not.
+template <typename Run, typename Check>
+auto in_every_order(const Run& run, const Check& check) {
+  const FilledMemory filled;
+  machine().order = Order::kAscending;
+  const auto first = run();
+  for (const Order order : {Order::kDescending, Order::kShuffled}) {
+    machine().order = order;
+    const auto counts = machine().counts;
+    check(first, run());
+    machine().counts = counts;  // the work is counted once
+  }
+  return first;
+}
+
+at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayRef<double> scales,
+                     int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
+                     std::string_view mode, double canonical_box_size, int64_t canonical_level) {
+  return in_every_order(
+      [&] {
+        return mrcnn_ext::cuda::roi_align(features, rois, scales, pooled_height, pooled_width, sampling_ratio,
+                                          aligned, mode, canonical_box_size, canonical_level);
+      },
+      check_same_bits);
+}
+
+std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
+    const at::Tensor& grad, at::TensorList features, const at::Tensor& rois, at::ArrayRef<double> scales,
+    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned, std::string_view mode,
+    double canonical_box_size, int64_t canonical_level, bool rois_need_grad) {
+  return in_every_order(
+      [&] {
+        return mrcnn_ext::cuda::roi_align_backward(grad, features, rois, scales, pooled_height, pooled_width,
+                                                   sampling_ratio, aligned, mode, canonical_box_size,
+                                                   canonical_level, rois_need_grad);
+      },
+      [](const auto& first, const auto& other) {
+        for (size_t i = 0; i < std::get<0>(first).size(); ++i) {
+          check_same_bits(std::get<0>(first)[i], std::get<0>(other)[i]);
+        }
+        check_same_bits(std::get<1>(first), std::get<1>(other));
+      });
+}
+
+// What was counted since the call before: locate, read, written, multiply_adds, visits.
+std::vector<int64_t> take_counts() {
+  const auto counts = std::exchange(machine().counts, {});
+  return {int64_t(counts.locate), int64_t(counts.read), int64_t(counts.written), int64_t(counts.multiply_adds),
+          int64_t(counts.visits)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(mrcnn_ext, m) {
+  m.def("roi_align_" NAME "(" ARGUMENTS ") -> Tensor");
+  m.def("roi_align_" NAME "_backward(Tensor grad, " ARGUMENTS ", bool rois_need_grad) -> (Tensor[], Tensor)");
+  m.def("take_counts_" NAME "() -> int[]", take_counts);
+}
+
+TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) {
+  m.impl("roi_align_" NAME, roi_align);
+  m.impl("roi_align_" NAME "_backward", roi_align_backward);
+}
