@@ -99,12 +99,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck_of_other_layouts(backend, device, layout, mode):
+def test_opcheck_of_other_layouts(any_backend, device, layout, mode):
     *maps, boxes = inputs(device=device)
     options = (SCALES, 3, 2, 0, True, mode, 56.0, 4)
-    op = getattr(torch.ops.mrcnn_ext, OPERATORS[backend]).default
+    op = getattr(torch.ops.mrcnn_ext, OPERATORS[any_backend]).default
     torch.library.opcheck(op, ([f.requires_grad_() for f in LAYOUTS[layout](maps)], boxes, *options))
-    backward = getattr(torch.ops.mrcnn_ext, f"{OPERATORS[backend]}_backward").default
+    backward = getattr(torch.ops.mrcnn_ext, f"{OPERATORS[any_backend]}_backward").default
     features, grad = LAYOUTS[layout]([f.detach() for f in maps]), torch.randn(len(boxes), 4, 3, 2).to(device)
     torch.library.opcheck(backward, (grad, features, boxes, *options, False))
     found, _ = backward(grad, features, boxes, *options, False)
@@ -115,11 +115,11 @@ def test_opcheck_of_other_layouts(backend, device, layout, mode):
 
 @pytest.mark.parametrize("size", [(1, 25), (25, 1), (1, 1)], ids=str)
 @pytest.mark.parametrize("mode", ["avg", "exact", "max"])
-def test_gradients_of_one_bin_with_odd_strides(backend, device, mode, size):
+def test_gradients_of_one_bin_with_odd_strides(any_backend, device, mode, size):
     """The stride of a dimension of size 1 may be anything in what is called contiguous."""
     *features, boxes = inputs(device=device)
     options = (SCALES, *size, 0, True, mode, 56.0, 4)
-    backward = getattr(torch.ops.mrcnn_ext, f"{OPERATORS[backend]}_backward")
+    backward = getattr(torch.ops.mrcnn_ext, f"{OPERATORS[any_backend]}_backward")
     grad = torch.randn(len(boxes), 4, *size, device=device)
     strides = [4 * size[0] * size[1], size[0] * size[1], size[1], 1]
     odd = grad.as_strided(

@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <initializer_list>
 #include <string_view>
+#include <utility>
 
 // After the headers of others.
 #include "cuda_emulation.h"
@@ -73,22 +74,62 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayR
       check_same_bits);
 }
 
-std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
-    const at::Tensor& grad, at::TensorList features, const at::Tensor& rois, at::ArrayRef<double> scales,
-    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned, std::string_view mode,
-    double canonical_box_size, int64_t canonical_level, bool rois_need_grad) {
+using Gradients = std::tuple<std::vector<at::Tensor>, at::Tensor>;
+
+Gradients roi_align_backward(const at::Tensor& grad, at::TensorList features, const at::Tensor& rois,
+                             at::ArrayRef<double> scales, int64_t pooled_height, int64_t pooled_width,
+                             int64_t sampling_ratio, bool aligned, std::string_view mode,
+                             double canonical_box_size, int64_t canonical_level, bool rois_need_grad) {
   return in_every_order(
       [&] {
         return mrcnn_ext::cuda::roi_align_backward(grad, features, rois, scales, pooled_height, pooled_width,
                                                    sampling_ratio, aligned, mode, canonical_box_size,
                                                    canonical_level, rois_need_grad);
       },
-      [](const auto& first, const auto& other) {
+      [](const Gradients& first, const Gradients& other) {
         for (size_t i = 0; i < std::get<0>(first).size(); ++i) {
           check_same_bits(std::get<0>(first)[i], std::get<0>(other)[i]);
         }
         check_same_bits(std::get<1>(first), std::get<1>(other));
       });
+}
+
+// A kernel that writes 63, 62, ..., 0, with one fault or none, for the emulation to find.
+enum Fault { kNone, kNoBarrier, kNoWarpBarrier, kNoInitialisation, kBranch, kOverrun };
+
+__global__ void reverse(Fault fault, int* output) {
+  int* const values = mrcnn_ext::cuda::shared_memory<int>();
+  const int thread = threadIdx.x;
+  if (fault == kBranch && thread > 0) return;
+  if (fault != kNoInitialisation || thread != 7) values[thread] = thread;
+  if (fault == kOverrun && thread == 63) values[64] = 0;
+  if (fault != kNoBarrier) __syncthreads();
+  const int of_other_warp = values[thread ^ 32];
+  __syncthreads();
+  values[thread] = of_other_warp;
+  if (fault != kNoWarpBarrier) __syncwarp();
+  output[thread] = values[thread ^ 31];
+}
+
+at::Tensor run_faulty(std::string_view name) {
+  const std::pair<std::string_view, Fault> faults[] = {{"", kNone},
+                                                       {"missing barrier", kNoBarrier},
+                                                       {"missing barrier of a warp", kNoWarpBarrier},
+                                                       {"missing initialisation", kNoInitialisation},
+                                                       {"barrier in a branch", kBranch},
+                                                       {"write past the end", kOverrun}};
+  for (const auto& [known, fault] : faults) {
+    if (known != name) continue;
+    return in_every_order(
+        [&, fault = fault] {
+          const at::Tensor output = at::empty({64}, at::kInt);
+          cudaLaunchConfig_t config{dim3(1), dim3(64), 64 * sizeof(int), nullptr};
+          C10_CUDA_CHECK(cudaLaunchKernelEx(&config, reverse, fault, output.mutable_data_ptr<int>()));
+          return output;
+        },
+        check_same_bits);
+  }
+  TORCH_CHECK_VALUE(false, "there is no fault ", name);
 }
 
 // What was counted since the call before: locate, read, written, multiply_adds, visits.
@@ -103,10 +144,16 @@ std::vector<int64_t> take_counts() {
 TORCH_LIBRARY_FRAGMENT(mrcnn_ext, m) {
   m.def("roi_align_" NAME "(" ARGUMENTS ") -> Tensor");
   m.def("roi_align_" NAME "_backward(Tensor grad, " ARGUMENTS ", bool rois_need_grad) -> (Tensor[], Tensor)");
+  // In one order only, for counts of large problems.
+  m.def("roi_align_" NAME "_once(" ARGUMENTS ") -> Tensor");
+  m.def("roi_align_" NAME "_backward_once(Tensor grad, " ARGUMENTS ", bool rois_need_grad) -> (Tensor[], Tensor)");
+  m.def("run_faulty_" NAME "(str fault) -> Tensor", run_faulty);
   m.def("take_counts_" NAME "() -> int[]", take_counts);
 }
 
 TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) {
   m.impl("roi_align_" NAME, roi_align);
   m.impl("roi_align_" NAME "_backward", roi_align_backward);
+  m.impl("roi_align_" NAME "_once", mrcnn_ext::cuda::roi_align);
+  m.impl("roi_align_" NAME "_backward_once", mrcnn_ext::cuda::roi_align_backward);
 }
