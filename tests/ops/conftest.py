@@ -42,6 +42,13 @@ def emulated(request):
         yield name
 
 
+@pytest.fixture(params=["compiled", *emulated_cuda.BUILDS])
+def kernels(request):
+    """The compiled operators and both builds of the emulated device."""
+    with pooling_on(request.param) as name:
+        yield name
+
+
 @pytest.fixture(params=[*_extension.BACKENDS, "emulated_fused"])
 def any_backend(request):
     """`backend`, and the emulated device as nvcc compiles for it: for what kernels compute.

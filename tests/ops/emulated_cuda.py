@@ -43,39 +43,37 @@ def compile_emulation(build: str, csrc: Path = ROOT / "csrc") -> Path:
         build: a key of `BUILDS`.
         csrc: the sources, those of a mutant say.
     """
-    torch_paths = cpp_extension.library_paths()
+    compiler = cpp_extension.get_cxx_compiler()
     includes = [EMULATION / "include", csrc, *cpp_extension.include_paths()]
     flags = [
-        *("-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"),
-        *BUILDS[build],
+        *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
         *shlex.split(os.environ.get("CXXFLAGS", "")),
-        f"-DEMULATED_NAME={build}",
     ]
-    digest = hashlib.sha256(f"{flags} {torch.__version__} {cpp_extension.get_cxx_compiler()}".encode())
+    digest = hashlib.sha256(f"{compiler} {flags} {BUILDS} {torch.__version__}".encode())
     used = (csrc / "roi_align").rglob("*.*h"), EMULATION.rglob("*.h"), EMULATION.glob("*.cpp")
     for path in sorted(path for paths in used for path in paths):
         digest.update(path.read_bytes())
-    folder = ROOT / "build" / "cuda_emulation"
+    folder = ROOT / "build" / "cuda_emulation" / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{build}_{digest.hexdigest()[:16]}.so"
-    with open(folder / f"{build}.lock", "w") as lock:  # of several pytest workers, one compiles
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            unfinished = library.with_suffix(".unfinished")
-            command = [
-                cpp_extension.get_cxx_compiler(),
-                *flags,
-                *(f"-I{path}" for path in includes),
-                str(EMULATION / "operators.cpp"),
-                *("-o", str(unfinished)),
-                *(f"-L{path}" for path in torch_paths),
-                *("-ltorch", "-ltorch_cpu", "-lc10"),
-            ]
+
+    def make(target: Path, *arguments: str) -> Path:
+        if not target.exists():
+            unfinished = target.with_suffix(".unfinished")
+            command = [compiler, *flags, *(f"-I{path}" for path in includes), *arguments, "-o", str(unfinished)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise RuntimeError(f"the emulation of CUDA does not compile:\n{done.stderr[-4000:]}")
-            unfinished.rename(library)
-    return library
+            unfinished.rename(target)
+        return target
+
+    with open(folder / "lock", "w") as lock:  # of several pytest workers, one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        operators = make(folder / "operators.o", "-c", str(EMULATION / "operators.cpp"))
+        kernels = make(
+            folder / f"{build}.o", *BUILDS[build], f"-DEMULATED_NAME={build}", "-c", str(EMULATION / "kernels.cpp")
+        )
+        libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+        return make(folder / f"{build}.so", "-shared", str(operators), str(kernels), *libraries)
 
 
 @cache

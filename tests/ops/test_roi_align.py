@@ -208,6 +208,23 @@ def test_boxes_far_larger_than_the_map(any_backend, device, mode, aligned):
     assert_near(x_grad, expected_grad, torch.float64)
 
 
+@pytest.mark.parametrize(
+    "corners, output_size, mode",
+    [
+        ([0, -141739504, 7, 6.8705554], (22, 1), "max"),
+        ([0, -62241052, 7, 1.2973471], (5, 1), "avg"),
+        ([0.19, -2.4e8, 2.9e8, -2.1], (2, 3), "warp_max"),
+    ],
+)
+def test_gradient_of_boxes_whose_edges_are_rounded_by_cells(kernels, device, corners, output_size, mode):
+    """Beyond 2^24 cells the far edge of a box, in float32, is not where its last sample is."""
+    x = torch.arange(1.0, 65, device=device).reshape(1, 1, 8, 8).requires_grad_()
+    out = roi_align(x, torch.tensor([[0, *corners]], device=device), output_size, 1.0, 0, False, mode)
+    (x_grad,) = torch.autograd.grad(out.sum(), x)
+    assert out.sum() > 0
+    torch.testing.assert_close((x_grad * x).sum(), out.sum(), rtol=1e-4, atol=0)  # pooling is linear
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sampling_ratio", [-1, 2])
 def test_boxes_of_any_finite_size_end(any_backend, device, mode, sampling_ratio):

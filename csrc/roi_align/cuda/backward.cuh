@@ -40,11 +40,11 @@ struct TouchingRoIs {  // shared
   int32_t of_warps[kThreads / kWarp];
 };
 
-// Calls visit(roi) for every RoI whose window meets the tile, in order. The warps of the block come together
-// only before and after the visits of up to kThreads RoIs.
+// Calls visit(roi) for every RoI whose window meets the tile, in order, in the warps that are `visiting`. The
+// warps of the block come together only before and after the visits of up to kThreads RoIs.
 template <int32_t kThreads, typename acc, typename Visit>
 __device__ void for_each_touching(const Geometry& geometry, const Plan<acc>& plan, const Tile& tile,
-                                  TouchingRoIs<kThreads>& touching, const Visit& visit) {
+                                  TouchingRoIs<kThreads>& touching, bool visiting, const Visit& visit) {
   constexpr int32_t kWarps = kThreads / kWarp;
   const int32_t lane = lane_of_thread();
   const int32_t warp = warp_of_thread();
@@ -68,7 +68,7 @@ __device__ void for_each_touching(const Geometry& geometry, const Plan<acc>& pla
     }
     if (touches) touching.rois[at] = read_global(plan.order + place);
     __syncthreads();
-    for (int32_t i = 0; i < found; ++i) {
+    for (int32_t i = 0; visiting && i < found; ++i) {
       if (lane == 0) MRCNN_EXT_COUNT(visits, 1);
       visit(int64_t(touching.rois[i]));
     }
@@ -163,9 +163,7 @@ __device__ void for_each_bin(const BinValues<Value, kNhwc>& values, int64_t roi,
     for (int32_t p = rows.first; p < rows.end; p += rows_at_once) {
       const int32_t count = rows.end - p < rows_at_once ? rows.end - p : rows_at_once;
       __syncwarp();  // what was staged before is read no longer
-      if (first_channel < values.channels) {
-        values.stage(roi, first_channel, ph + p, count, pw + columns.first, across, staged);
-      }
+      values.stage(roi, first_channel, ph + p, count, pw + columns.first, across, staged);
       __syncwarp();
       if (!has_channel) continue;
       const Value* from = staged + lane_of_thread() * kStagedStride;
@@ -242,7 +240,8 @@ __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>)
   const Tile tile = tile_of_block(geometry);
   acc sums[kTile][kTile] = {};
 
-  for_each_touching(geometry, plan, tile, memory.touching, [&](int64_t roi) {
+  const bool warp_has_channels = channel - lane_of_thread() < pyramid.channels;
+  for_each_touching(geometry, plan, tile, memory.touching, warp_has_channels, [&](int64_t roi) {
     for_each_bin_block(plan, roi, tile, [&](int32_t ph, int32_t pw, const BinRange& rows, const BinRange& columns,
                                             const Tap& row_tap, const Tap& column_tap) {
       __syncwarp();  // the weights before are read no longer
@@ -321,7 +320,8 @@ __global__ void __launch_bounds__(kMaximumThreads)
     if (weight != acc(0)) memory.sums[row * kTile + column][thread] += weight * value;
     MRCNN_EXT_COUNT(multiply_adds, 1);
   };
-  for_each_touching(geometry, plan, tile, memory.touching, [&](int64_t roi) {
+  const bool warp_has_channels = channel - lane_of_thread() < pyramid.channels;
+  for_each_touching(geometry, plan, tile, memory.touching, warp_has_channels, [&](int64_t roi) {
     const PlannedRoI<acc>& planned = plan.rois[roi];
     for_each_bin_block(plan, roi, tile, [&](int32_t ph, int32_t pw, const BinRange& rows, const BinRange& columns,
                                             const Tap&, const Tap&) {

@@ -1,5 +1,5 @@
 // The CUDA operators of RoI pooling, compiled for the emulated device, as operators of CPU tensors:
-// roi_align_<EMULATED_NAME> and roi_align_<EMULATED_NAME>_backward. Each runs once in every order of threads,
+// roi_align_<name> and roi_align_<name>_backward. Each runs once in every order of threads,
 // from memory filled with NaN, and fails if the results are not the same to the bit.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
@@ -7,6 +7,7 @@
 
 #include <cfloat>
 #include <initializer_list>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -14,12 +15,12 @@
 #include "cuda_emulation.h"
 #include "roi_align/cuda/operators.cuh"
 
-#define TEXT(name) #name
-#define TEXT_OF(name) TEXT(name)
-#define NAME TEXT_OF(EMULATED_NAME)
-#define ARGUMENTS                                                                                     \
-  "Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, " \
-  "int sampling_ratio, bool aligned, str mode, float canonical_box_size, int canonical_level"
+namespace mrcnn_ext::cuda {
+#define INSTANCE extern template
+#include "instances.h"
+}  // namespace mrcnn_ext::cuda
+
+extern const char* const emulated_name;  // with the kernels
 
 namespace {
 
@@ -142,18 +143,30 @@ std::vector<int64_t> take_counts() {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mrcnn_ext, m) {
-  m.def("roi_align_" NAME "(" ARGUMENTS ") -> Tensor");
-  m.def("roi_align_" NAME "_backward(Tensor grad, " ARGUMENTS ", bool rois_need_grad) -> (Tensor[], Tensor)");
-  // In one order only, for counts of large problems.
-  m.def("roi_align_" NAME "_once(" ARGUMENTS ") -> Tensor");
-  m.def("roi_align_" NAME "_backward_once(Tensor grad, " ARGUMENTS ", bool rois_need_grad) -> (Tensor[], Tensor)");
-  m.def("run_faulty_" NAME "(str fault) -> Tensor", run_faulty);
-  m.def("take_counts_" NAME "() -> int[]", take_counts);
+  const std::string name = emulated_name;
+  const std::string arguments =
+      "Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, "
+      "int sampling_ratio, bool aligned, str mode, float canonical_box_size, int canonical_level";
+  const auto define = [&](const std::string& schema) { m.def(torch::schema(schema.c_str())); };
+  for (const std::string once : {"", "_once"}) {  // "_once": in one order only, for counts of large problems
+    define("roi_align_" + name + once + "(" + arguments + ") -> Tensor");
+    define("roi_align_" + name + "_backward" + once + "(Tensor grad, " + arguments +
+           ", bool rois_need_grad) -> (Tensor[], Tensor)");
+  }
+  define("run_faulty_" + name + "(str fault) -> Tensor");
+  define("take_counts_" + name + "() -> int[]");
 }
 
 TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) {
-  m.impl("roi_align_" NAME, roi_align);
-  m.impl("roi_align_" NAME "_backward", roi_align_backward);
-  m.impl("roi_align_" NAME "_once", mrcnn_ext::cuda::roi_align);
-  m.impl("roi_align_" NAME "_backward_once", mrcnn_ext::cuda::roi_align_backward);
+  const std::string name = emulated_name;
+  m.impl(("roi_align_" + name).c_str(), roi_align);
+  m.impl(("roi_align_" + name + "_backward").c_str(), roi_align_backward);
+  m.impl(("roi_align_" + name + "_once").c_str(), mrcnn_ext::cuda::roi_align);
+  m.impl(("roi_align_" + name + "_backward_once").c_str(), mrcnn_ext::cuda::roi_align_backward);
+}
+
+TORCH_LIBRARY_IMPL(mrcnn_ext, CompositeExplicitAutograd, m) {
+  const std::string name = emulated_name;
+  m.impl(("run_faulty_" + name).c_str(), run_faulty);
+  m.impl(("take_counts_" + name).c_str(), take_counts);
 }
