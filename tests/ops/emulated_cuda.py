@@ -59,8 +59,17 @@ def compile_emulation(build: str, csrc: Path = ROOT / "csrc") -> Path:
     def make(target: Path, *arguments: str) -> Path:
         if not target.exists():
             unfinished = target.with_suffix(".unfinished")
-            command = [compiler, *flags, *(f"-I{path}" for path in includes), *arguments, "-o", str(unfinished)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            command = [
+                compiler,
+                *flags,
+                *(f"-I{path}" for path in includes),
+                *arguments,
+                "-o",
+                str(unfinished),
+            ]
+            # Preloaded sanitizers, of tools/sanitize.sh, are for the tests, not for the compiler.
+            environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode != 0:
                 raise RuntimeError(f"the emulation of CUDA does not compile:\n{done.stderr[-4000:]}")
             unfinished.rename(target)
@@ -70,9 +79,18 @@ def compile_emulation(build: str, csrc: Path = ROOT / "csrc") -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         operators = make(folder / "operators.o", "-c", str(EMULATION / "operators.cpp"))
         kernels = make(
-            folder / f"{build}.o", *BUILDS[build], f"-DEMULATED_NAME={build}", "-c", str(EMULATION / "kernels.cpp")
+            folder / f"{build}.o",
+            *BUILDS[build],
+            f"-DEMULATED_NAME={build}",
+            "-c",
+            str(EMULATION / "kernels.cpp"),
         )
-        libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+        libraries = [
+            *(f"-L{path}" for path in cpp_extension.library_paths()),
+            "-ltorch",
+            "-ltorch_cpu",
+            "-lc10",
+        ]
         return make(folder / f"{build}.so", "-shared", str(operators), str(kernels), *libraries)
 
 

@@ -44,7 +44,9 @@ class Random:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
 
     def tensor_in_some_layout(self, x):
-        layout = self.choice(["contiguous", "channels_last", "sliced", "channels_last sliced", "transposed", "every other"])
+        layout = self.choice(
+            ["contiguous", "channels_last", "sliced", "channels_last sliced", "transposed", "every other"]
+        )
         if layout == "channels_last":
             return x.contiguous(memory_format=torch.channels_last)
         if "sliced" in layout:
@@ -60,7 +62,9 @@ class Random:
 
     def box(self, extent):
         """A box of an image of extent x extent: an ordinary one, or one that is likely to be got wrong."""
-        kind = self.choice(["plain"] * 6 + ["integer", "empty", "thin", "inverted", "outside", "border", "huge", "bad"])
+        kind = self.choice(
+            ["plain"] * 6 + ["integer", "empty", "thin", "inverted", "outside", "border", "huge", "bad"]
+        )
         x, y, w, h = (self.number(-0.2, 1) * extent for _ in range(4))
         w, h = abs(w), abs(h)
         if kind == "integer":
@@ -149,6 +153,25 @@ def test_agrees_with_the_cpu_operator(emulated, mode):
             torch.testing.assert_close(found[1], wanted[1], rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
+@pytest.mark.skipif(not _extension.is_available(), reason="the compiled operators are not built")
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_more_rois_than_a_block_has_threads(emulated, mode, memory_format):
+    forward, backward = operators(emulated)
+    r = Random(0)
+    features = [
+        r.normal(2, 3, size, size).float().contiguous(memory_format=memory_format) for size in (24, 12)
+    ]
+    rois = torch.tensor([[r.integer(0, 1), *r.box(24)] for _ in range(700)])
+    arguments = (features, rois, [1.0, 0.5], 3, 2, 0, True, mode, 12.0, 1)
+    assert_near(forward(*arguments), torch.ops.mrcnn_ext.roi_align(*arguments))
+    grad = r.normal(700, 3, 3, 2).float()
+    found, _ = backward(grad, *arguments, False)
+    wanted, _ = torch.ops.mrcnn_ext.roi_align_backward(grad, *arguments, False)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_near(ours, theirs, scale=8)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("index", [-1, 2, 1e9, float("nan"), float("inf")])
 def test_batch_index_out_of_range_pools_to_zeros_without_a_gradient(emulated, mode, index):
@@ -169,9 +192,15 @@ def test_a_gradient_that_is_not_finite_stays_in_the_cells_of_its_bin(emulated, m
     rois = torch.tensor([[0, 0, 0, 8, 8]], dtype=torch.float32)
     grad = torch.ones(1, 2, 2, 2)
     grad[0, 0, 0, 0] = float("nan")
-    ((found,), _) = backward(grad, [torch.rand(1, 2, 16, 16)], rois, [1.0], 2, 2, 2, False, mode, 224.0, 4, False)
+    ((found,), _) = backward(
+        grad, [torch.rand(1, 2, 16, 16)], rois, [1.0], 2, 2, 2, False, mode, 224.0, 4, False
+    )
     assert not found[0, 0, :5, :5].isfinite().all()
-    assert found[0, 0, 6:].isfinite().all() and found[0, 0, :, 6:].isfinite().all() and found[0, 1].isfinite().all()
+    assert (
+        found[0, 0, 6:].isfinite().all()
+        and found[0, 0, :, 6:].isfinite().all()
+        and found[0, 1].isfinite().all()
+    )
 
 
 def test_rois_are_located_once_and_read_once_per_tile(emulated):
@@ -196,10 +225,22 @@ def test_rois_are_located_once_and_read_once_per_tile(emulated):
     "features, size, sampling_ratio, mode, message",
     [
         ([(1, 1, 2**k, 1) for k in range(9, 0, -1)], (1, 1), 0, "avg", "at most 8 levels on CUDA, got 9"),
-        ([(1, 1, 4, 4)], (2**13, 2**12), 0, "avg", r"pooled_height \* pooled_width must be at most 2\^24 on CUDA"),
-        ([(1, 1, 4, 4)], (1, 1), 2**15 + 1, "max", r"sampling_ratio must be at most 2\^15 in the max modes on CUDA"),
+        (
+            [(1, 1, 4, 4)],
+            (2**13, 2**12),
+            0,
+            "avg",
+            r"pooled_height \* pooled_width must be at most 2\^24 on CUDA",
+        ),
+        (
+            [(1, 1, 4, 4)],
+            (1, 1),
+            2**15 + 1,
+            "max",
+            r"sampling_ratio must be at most 2\^15 in the max modes on CUDA",
+        ),
         ([(1, 1, 2**16, 2**16)], (1, 1), 0, "max", r"features\[0\] is too large for the max modes on CUDA"),
-        ([(1, 32 * 65536, 1, 1)], (1, 1), 0, "max", "at most 2097120 channels on CUDA"),
+        ([(1, 32 * 65536, 1, 1)], (1, 1), 0, "avg", "at most 2097120 channels on CUDA, got 2097152"),
     ],
     ids=["levels", "bins", "samples", "map", "channels"],
 )
@@ -220,7 +261,10 @@ def test_limits_are_named(emulated, features, size, sampling_ratio, mode, messag
         ("missing barrier", "depends on the order of the threads"),
         ("missing barrier of a warp", "depends on the order of the threads"),
         ("missing initialisation", "depends on the order of the threads"),
-        ("barrier in a branch", "threads do not meet: thread 0 waits at .*operators.cpp:[0-9]+; thread 1 has ended;"),
+        (
+            "barrier in a branch",
+            "threads do not meet: thread 0 waits at .*operators.cpp:[0-9]+; thread 1 has ended;",
+        ),
         ("write past the end", "a write outside of shared memory"),
     ],
 )

@@ -277,9 +277,11 @@ def test_output_and_gradients_keep_dtype_and_memory_format(any_backend, device, 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_from_any_number_of_threads_and_from_run_to_run(backend, mode, layout, dtype):
-    features = [f.requires_grad_() for f in random_features(2, 72, dtype, layout=layout)]
-    boxes = random_boxes(12)
+def test_same_bits_from_any_number_of_threads_and_from_run_to_run(backend, device, mode, layout, dtype):
+    if device.type == "cuda" and backend != "compiled":
+        pytest.skip("torchvision's backward on CUDA adds gradients up in any order")
+    features = [f.requires_grad_() for f in random_features(2, 72, dtype, device, layout)]
+    boxes = random_boxes(12, device)
 
     def run(threads):
         torch.set_num_threads(threads)

@@ -83,8 +83,8 @@ struct BinRange {
 };
 
 __device__ inline BinRange touching_bins(const Tap& tap_of_lane, int32_t begin) {
-  const bool touches =
-      tap_of_lane.count > 0 && tap_of_lane.first < begin + kTile && tap_of_lane.first + tap_of_lane.count > begin;
+  const bool touches = tap_of_lane.count > 0 && tap_of_lane.first < begin + kTile &&
+                       tap_of_lane.first + tap_of_lane.count > begin;
   const uint32_t votes = __ballot_sync(kWholeWarp, touches);
   if (votes == 0) return {0, 0};
   return {__ffs(int32_t(votes)) - 1, kWarp - __clz(int32_t(votes))};
@@ -127,8 +127,8 @@ struct BinValues {
 
   // Brings bins [ph, ph + rows) x [pw, pw + columns), kStagedBins at most, of the warp's channels to shared
   // memory: bin after bin in NCHW, where neighbouring lanes would read planes far apart.
-  __device__ void stage(int64_t roi, int64_t first_channel, int32_t ph, int32_t rows, int32_t pw, int32_t columns,
-                        Value* staged) const {
+  __device__ void stage(int64_t roi, int64_t first_channel, int32_t ph, int32_t rows, int32_t pw,
+                        int32_t columns, Value* staged) const {
     const int32_t lane = lane_of_thread();
     if (lane >= rows * columns) return;
     const int64_t left = channels - first_channel;
@@ -154,7 +154,8 @@ __device__ void for_each_bin(const BinValues<Value, kNhwc>& values, int64_t roi,
     for (int32_t p = rows.first; p < rows.end; ++p) {
       const Value* from = values.at(roi, channel, ph + p, pw + columns.first);
 #pragma unroll 4
-      for (int32_t q = 0; q < across; ++q) visit(p, columns.first + q, read_global(from + q * values.channels));
+      for (int32_t q = 0; q < across; ++q)
+        visit(p, columns.first + q, read_global(from + q * values.channels));
       end_row(p);
     }
   } else {
@@ -225,11 +226,11 @@ __device__ void weights_of_tile(const Tap& tap, const acc* weights, int32_t begi
   }
 }
 
-// Gradients of an average mode, A_y^T G A_x in a tile: every gradient of a bin is read once per tile, weighted
-// into a row of cells and, bin row by bin row, into the tile. Cells a bin does not read are passed over, so
-// that a gradient that is not finite stays in the cells of its bin.
+// Gradients of an average mode, A_y^T G A_x in a tile: every gradient of a bin is read once per tile,
+// weighted into a row of cells and, bin row by bin row, into the tile. Cells a bin does not read are passed
+// over, so that a gradient that is not finite stays in the cells of its bin.
 template <typename T, bool kNhwc>
-__global__ void __launch_bounds__(kAverageThreads<acc_t<T>>)
+__global__ void __launch_bounds__(kAverageThreads<acc_t<T>>, kAverageBlocks)
     scatter_average(Geometry geometry, Pyramid<T> pyramid, BinValues<T, kNhwc> grad, Plan<acc_t<T>> plan) {
   using acc = acc_t<T>;
   AverageMemory<T, kNhwc>& memory = *shared_memory<AverageMemory<T, kNhwc>>();
@@ -242,37 +243,39 @@ __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>)
 
   const bool warp_has_channels = channel - lane_of_thread() < pyramid.channels;
   for_each_touching(geometry, plan, tile, memory.touching, warp_has_channels, [&](int64_t roi) {
-    for_each_bin_block(plan, roi, tile, [&](int32_t ph, int32_t pw, const BinRange& rows, const BinRange& columns,
-                                            const Tap& row_tap, const Tap& column_tap) {
-      __syncwarp();  // the weights before are read no longer
-      weights_of_tile(row_tap, plan.row_weights(roi), tile.y, memory.row_weights[warp][lane]);
-      weights_of_tile(column_tap, plan.column_weights(roi), tile.x, memory.column_weights[warp][lane]);
-      __syncwarp();
-      acc row_sums[kTile] = {};
-      for_each_bin(
-          grad, roi, channel, ph, pw, rows, columns, staged.bins,
-          [&](int32_t, int32_t q, T value) {
-            const acc* const weights = memory.column_weights[warp][q];
+    for_each_bin_block(
+        plan, roi, tile,
+        [&](int32_t ph, int32_t pw, const BinRange& rows, const BinRange& columns, const Tap& row_tap,
+            const Tap& column_tap) {
+          __syncwarp();  // the weights before are read no longer
+          weights_of_tile(row_tap, plan.row_weights(roi), tile.y, memory.row_weights[warp][lane]);
+          weights_of_tile(column_tap, plan.column_weights(roi), tile.x, memory.column_weights[warp][lane]);
+          __syncwarp();
+          acc row_sums[kTile] = {};
+          for_each_bin(
+              grad, roi, channel, ph, pw, rows, columns, staged.bins,
+              [&](int32_t, int32_t q, T value) {
+                const acc* const weights = memory.column_weights[warp][q];
 #pragma unroll
-            for (int32_t x = 0; x < kTile; ++x) {
-              if (weights[x] == acc(0)) continue;
-              row_sums[x] += weights[x] * acc(value);
-              MRCNN_EXT_COUNT(multiply_adds, 1);
-            }
-          },
-          [&](int32_t p) {
-            const acc* const weights = memory.row_weights[warp][p];
+                for (int32_t x = 0; x < kTile; ++x) {
+                  if (weights[x] == acc(0)) continue;
+                  row_sums[x] += weights[x] * acc(value);
+                  MRCNN_EXT_COUNT(multiply_adds, 1);
+                }
+              },
+              [&](int32_t p) {
+                const acc* const weights = memory.row_weights[warp][p];
 #pragma unroll
-            for (int32_t y = 0; y < kTile; ++y) {
-              if (weights[y] == acc(0)) continue;
+                for (int32_t y = 0; y < kTile; ++y) {
+                  if (weights[y] == acc(0)) continue;
 #pragma unroll
-              for (int32_t x = 0; x < kTile; ++x) sums[y][x] += weights[y] * row_sums[x];
-              MRCNN_EXT_COUNT(multiply_adds, kTile);
-            }
+                  for (int32_t x = 0; x < kTile; ++x) sums[y][x] += weights[y] * row_sums[x];
+                  MRCNN_EXT_COUNT(multiply_adds, kTile);
+                }
 #pragma unroll
-            for (int32_t x = 0; x < kTile; ++x) row_sums[x] = acc(0);
-          });
-    });
+                for (int32_t x = 0; x < kTile; ++x) row_sums[x] = acc(0);
+              });
+        });
   });
   const Map<T>& map = pyramid.levels[tile.level];
 #pragma unroll
@@ -301,7 +304,7 @@ struct MaximumMemory {  // shared
 
 // Gradients of a max mode, from the numbers of the winning samples that pool_maximum found.
 template <typename T, bool kNhwc, bool kCells>
-__global__ void __launch_bounds__(kMaximumThreads)
+__global__ void __launch_bounds__(kMaximumThreads, kMaximumBlocks)
     scatter_maximum(Geometry geometry, Pyramid<T> pyramid, BinValues<T, kNhwc> grad,
                     BinValues<int32_t, kNhwc> winners, Plan<acc_t<T>> plan) {
   using acc = acc_t<T>;
@@ -323,30 +326,31 @@ __global__ void __launch_bounds__(kMaximumThreads)
   const bool warp_has_channels = channel - lane_of_thread() < pyramid.channels;
   for_each_touching(geometry, plan, tile, memory.touching, warp_has_channels, [&](int64_t roi) {
     const PlannedRoI<acc>& planned = plan.rois[roi];
-    for_each_bin_block(plan, roi, tile, [&](int32_t ph, int32_t pw, const BinRange& rows, const BinRange& columns,
-                                            const Tap&, const Tap&) {
-      for_each_bin(
-          winners, roi, channel, ph, pw, rows, columns, memory.winners[kNhwc ? 0 : warp],
-          [&](int32_t p, int32_t q, int32_t winner) {
-            if (winner < 0) return;
-            const Tap row_tap = read_global_by_warp(plan.row_taps(roi) + ph + p);
-            const Tap column_tap = read_global_by_warp(plan.column_taps(roi) + pw + q);
-            const Sample<acc> row =
-                sample_of_tap<kCells>(planned.rows, ph + p, row_tap, winner / column_tap.samples);
-            const Sample<acc> column =
-                sample_of_tap<kCells>(planned.columns, pw + q, column_tap, winner % column_tap.samples);
-            const bool meets = row.low < tile.y + kTile && row.high >= tile.y && column.low < tile.x + kTile &&
-                               column.high >= tile.x;
-            if (!meets) return;
-            const acc incoming = acc(read_global(grad.at(roi, channel, ph + p, pw + q)));
-            add(row.low, row.low_weight, column.low, column.low_weight, incoming);
-            if (kCells) return;
-            add(row.low, row.low_weight, column.high, column.high_weight, incoming);
-            add(row.high, row.high_weight, column.low, column.low_weight, incoming);
-            add(row.high, row.high_weight, column.high, column.high_weight, incoming);
-          },
-          [](int32_t) {});
-    });
+    for_each_bin_block(
+        plan, roi, tile,
+        [&](int32_t ph, int32_t pw, const BinRange& rows, const BinRange& columns, const Tap&, const Tap&) {
+          for_each_bin(
+              winners, roi, channel, ph, pw, rows, columns, memory.winners[kNhwc ? 0 : warp],
+              [&](int32_t p, int32_t q, int32_t winner) {
+                if (winner < 0) return;
+                const Tap row_tap = read_global_by_warp(plan.row_taps(roi) + ph + p);
+                const Tap column_tap = read_global_by_warp(plan.column_taps(roi) + pw + q);
+                const Sample<acc> row =
+                    sample_of_tap<kCells>(planned.rows, ph + p, row_tap, winner / column_tap.samples);
+                const Sample<acc> column =
+                    sample_of_tap<kCells>(planned.columns, pw + q, column_tap, winner % column_tap.samples);
+                const bool meets = row.low < tile.y + kTile && row.high >= tile.y &&
+                                   column.low < tile.x + kTile && column.high >= tile.x;
+                if (!meets) return;
+                const acc incoming = acc(read_global(grad.at(roi, channel, ph + p, pw + q)));
+                add(row.low, row.low_weight, column.low, column.low_weight, incoming);
+                if (kCells) return;
+                add(row.low, row.low_weight, column.high, column.high_weight, incoming);
+                add(row.high, row.high_weight, column.low, column.low_weight, incoming);
+                add(row.high, row.high_weight, column.high, column.high_weight, incoming);
+              },
+              [](int32_t) {});
+        });
   });
   const Map<T>& map = pyramid.levels[tile.level];
   __syncwarp();  // the sums of the warp's channels are complete
@@ -355,9 +359,8 @@ __global__ void __launch_bounds__(kMaximumThreads)
       if (channel < pyramid.channels)
         write_row_nhwc(map, tile, y, channel, [&](int32_t x) { return memory.sums[y * kTile + x][thread]; });
     } else {
-      write_row_nchw(map, tile, y, channel - lane_of_thread(), pyramid.channels, [&](int32_t c, int32_t x) {
-        return memory.sums[y * kTile + x][warp * kWarp + c];
-      });
+      write_row_nchw(map, tile, y, channel - lane_of_thread(), pyramid.channels,
+                     [&](int32_t c, int32_t x) { return memory.sums[y * kTile + x][warp * kWarp + c]; });
     }
   }
 }

@@ -29,7 +29,8 @@ template <typename T>
 using acc_t = typename Accumulate<std::remove_const_t<T>>::type;
 
 template <typename T>
-struct Map {  // (N, C, H, W), strides in elements; outputs and their gradients have RoIs in the place of images
+struct Map {  // (N, C, H, W), strides in elements; outputs and their gradients have RoIs in the place of
+              // images
   T* data;
   int64_t image_stride;
   int64_t channel_stride;

@@ -12,7 +12,7 @@ namespace cuda {
 // NHWC. A lane has kCount neighbouring channels, moved by one instruction; the warps of a block share out the
 // bins of a RoI. Any strides but for kCount > 1, which needs dense and aligned channels.
 template <typename T, int32_t kCount>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
     pool_average_nhwc(Pyramid<const T> pyramid, Plan<acc_t<T>> plan, Map<T> output) {
   using acc = acc_t<T>;
   const int64_t roi = blockIdx.x;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 // NCHW. A warp pools one channel at a time, some rows of bins together: rows of cells are first weighted into
 // shared memory, one per row of bins, with the lanes along the cells; then each lane sums up one bin.
 template <typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
     pool_average_nchw(Pyramid<const T> pyramid, Plan<acc_t<T>> plan, Map<T> output) {
   using acc = acc_t<T>;
   const int64_t roi = blockIdx.x;
@@ -73,13 +73,16 @@ __global__ void __launch_bounds__(kPoolThreads)
 
   for (int32_t pw = 0; pw < plan.column_bins; pw += across) {
     Tap column_tap{};
-    if (pw + lane_column < plan.column_bins) column_tap = read_global(plan.column_taps(roi) + pw + lane_column);
+    if (pw + lane_column < plan.column_bins)
+      column_tap = read_global(plan.column_taps(roi) + pw + lane_column);
     const auto lesser = [](int32_t a, int32_t b) { return a < b ? a : b; };
     const auto greater = [](int32_t a, int32_t b) { return a > b ? a : b; };
     const int32_t left = combine_warp(column_tap.count > 0 ? column_tap.first : INT32_MAX, lesser);
-    const int32_t right = combine_warp(column_tap.count > 0 ? column_tap.first + column_tap.count : 0, greater);
+    const int32_t right =
+        combine_warp(column_tap.count > 0 ? column_tap.first + column_tap.count : 0, greater);
     for (int32_t ph = 0; ph < plan.row_bins; ph += down) {
-      const bool has_bin = lane_row < down && ph + lane_row < plan.row_bins && pw + lane_column < plan.column_bins;
+      const bool has_bin =
+          lane_row < down && ph + lane_row < plan.row_bins && pw + lane_column < plan.column_bins;
       for (int32_t c = warp_of_thread(); c < kPlaneChannels; c += kPoolWarps) {
         const int64_t channel = first_channel + c;
         if (channel >= pyramid.channels) break;
@@ -131,7 +134,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 // Max modes: the values or, for the backward, the numbers of the winning samples. NHWC: lanes are channels,
 // warps share out bins. NCHW: lanes are bins, warps share out channels.
 template <typename T, bool kNhwc, bool kCells, typename Result>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
     pool_maximum(Pyramid<const T> pyramid, Plan<acc_t<T>> plan, Map<Result> output) {
   using acc = acc_t<T>;
   const int64_t roi = blockIdx.x;

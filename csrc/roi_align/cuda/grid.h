@@ -31,9 +31,17 @@ constexpr int32_t kStagedStride = kStagedBins + 1;  // odd, so that lanes meet i
 // Gradients of boxes: a block per RoI.
 constexpr int32_t kBoxThreads = 256;
 
+// Blocks that a multiprocessor is to hold: few enough that no kernel has to spill registers.
+constexpr int32_t kAverageBlocks = 3;
+constexpr int32_t kMaximumBlocks = 8;
+constexpr int32_t kPlanBlocks = 8;
+template <typename acc>
+constexpr int32_t kPoolBlocks = sizeof(acc) > 4 ? 5 : 8;
+
 MRCNN_HOST_DEVICE int64_t divide_up(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
-// Consecutive bins share at most two cells at either end, so this is enough for the weights of any RoI's axis.
+// Consecutive bins share at most two cells at either end, so this is enough for the weights of any RoI's
+// axis.
 MRCNN_HOST_DEVICE int64_t band_capacity(int64_t size, int64_t bins) { return size + 4 * bins + 4; }
 
 MRCNN_HOST_DEVICE int64_t tiles_of_map(int64_t height, int64_t width) {

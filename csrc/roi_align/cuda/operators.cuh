@@ -78,11 +78,8 @@ void launch(void (*kernel)(Expected...), int64_t blocks, int64_t channel_blocks,
             const Arguments&... arguments) {
   static_assert(kSharedBytes <= (48 << 10));
   constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
-  constexpr int64_t kMostChannelBlocks = 65535;
   TORCH_CHECK_VALUE(blocks <= kMostBlocks, "features and rois are too many for one CUDA grid: ", blocks,
                     " blocks, at most ", kMostBlocks);
-  TORCH_CHECK_VALUE(channel_blocks <= kMostChannelBlocks, "features must have at most ",
-                    kMostChannelBlocks * kWarp, " channels on CUDA");
   if (blocks == 0 || channel_blocks == 0) return;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(channel_blocks));
@@ -154,22 +151,24 @@ template <typename acc>
 OwnedPlan<acc> make_plan(at::TensorList features, const at::Tensor& rois, const PoolingOptions& options,
                          bool with_gradients) {
   const OwnedPlan<acc> owned = allocate_plan<acc>(features, rois, options, with_gradients);
-  launch<sizeof(PlanMemory<acc>)>(plan_rois<acc>, rois.size(0), 1, kPlanThreads, geometry_of(features, options),
-                                  parameters_of(options), rois.const_data_ptr<acc>(), owned.plan);
+  launch<sizeof(PlanMemory<acc>)>(plan_rois<acc>, rois.size(0), 1, kPlanThreads,
+                                  geometry_of(features, options), parameters_of(options),
+                                  rois.const_data_ptr<acc>(), owned.plan);
   return owned;
 }
 
 template <typename acc>
 void group_by_map(const OwnedPlan<acc>& owned, at::TensorList features) {
-  launch<kGroupThreads / kWarp * sizeof(int32_t)>(group_rois<acc>, int64_t(features.size()) * features[0].size(0),
-                                                  1, kGroupThreads, owned.plan);
+  launch<kGroupThreads / kWarp * sizeof(int32_t)>(
+      group_rois<acc>, int64_t(features.size()) * features[0].size(0), 1, kGroupThreads, owned.plan);
 }
 
 // True if channels are neighbours in memory and every group of `count` of them begins at a multiple of its
 // size.
 inline bool has_aligned_channels(const at::Tensor& tensor, int64_t count) {
   if (tensor.size(1) % count != 0 || tensor.stride(1) != 1) return false;
-  if (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (count * tensor.element_size()) != 0) return false;
+  if (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (count * tensor.element_size()) != 0)
+    return false;
   for (const int64_t dimension : {0, 2, 3}) {
     if (tensor.size(dimension) > 1 && tensor.stride(dimension) % count != 0) return false;
   }
@@ -200,10 +199,11 @@ template <typename T, typename Result>
 void pool_maxima(at::TensorList features, const Plan<acc_t<T>>& plan, bool nhwc, bool cells,
                  const at::Tensor& output) {
   const auto pyramid = readable_pyramid<T>(features);
-  const auto kernel = nhwc ? (cells ? pool_maximum<T, true, true, Result> : pool_maximum<T, true, false, Result>)
-                           : (cells ? pool_maximum<T, false, true, Result> : pool_maximum<T, false, false, Result>);
-  launch<0>(kernel, plan.count, divide_up(pyramid.channels, nhwc ? kWarp : kPlaneChannels), kPoolThreads, pyramid,
-            plan, map_of(output.mutable_data_ptr<Result>(), output));
+  const auto kernel =
+      nhwc ? (cells ? pool_maximum<T, true, true, Result> : pool_maximum<T, true, false, Result>)
+           : (cells ? pool_maximum<T, false, true, Result> : pool_maximum<T, false, false, Result>);
+  launch<0>(kernel, plan.count, divide_up(pyramid.channels, nhwc ? kWarp : kPlaneChannels), kPoolThreads,
+            pyramid, plan, map_of(output.mutable_data_ptr<Result>(), output));
 }
 
 template <typename T>
@@ -232,8 +232,8 @@ void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<ac
   if (!is_max_mode(options.mode)) {
     constexpr int32_t kThreads = kAverageThreads<acc>;
     launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>, tiles,
-                                            divide_up(pyramid.channels, kThreads), kThreads, geometry, pyramid,
-                                            incoming, owned.plan);
+                                            divide_up(pyramid.channels, kThreads), kThreads, geometry,
+                                            pyramid, incoming, owned.plan);
     return;
   }
   const bool cells = options.mode == RoIMode::kPool;
@@ -269,31 +269,38 @@ void backward(const at::Tensor& grad, at::TensorList features, const at::Tensor&
 // What only the CUDA operators cannot do; each message names the limit.
 inline void check_limits(at::TensorList features, const at::Tensor& rois, const PoolingOptions& options) {
   constexpr int64_t kMostSamples = 1 << 15;
+  constexpr int64_t kMostChannels =
+      65535 * kWarp;  // blocks of a grid in y, each of a warp's channels or more
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   TORCH_CHECK_VALUE(features.size() <= kMostLevels, "features must have at most ", kMostLevels,
                     " levels on CUDA, got ", features.size());
+  TORCH_CHECK_VALUE(features[0].size(1) <= kMostChannels, "features must have at most ", kMostChannels,
+                    " channels on CUDA, got ", features[0].size(1));
   TORCH_CHECK_VALUE(rois.size(0) <= kMost, "rois must be fewer than 2^31 on CUDA, got ", rois.size(0));
   TORCH_CHECK_VALUE(int64_t(features.size()) * features[0].size(0) <= kMost,
-                    "the levels of all images must be fewer than 2^31 on CUDA, got ", features.size(), " times ",
-                    features[0].size(0));
+                    "the levels of all images must be fewer than 2^31 on CUDA, got ", features.size(),
+                    " times ", features[0].size(0));
   TORCH_CHECK_VALUE(options.pooled_height * options.pooled_width <= (int64_t(1) << 24),
                     "pooled_height * pooled_width must be at most 2^24 on CUDA, got ",
                     options.pooled_height * options.pooled_width);
   if (!is_max_mode(options.mode)) return;
   // The samples of a bin are numbered in 32 bits.
   TORCH_CHECK_VALUE(options.mode == RoIMode::kPool || options.sampling_ratio <= kMostSamples,
-                    "sampling_ratio must be at most 2^15 in the max modes on CUDA, got ", options.sampling_ratio);
+                    "sampling_ratio must be at most 2^15 in the max modes on CUDA, got ",
+                    options.sampling_ratio);
   for (size_t level = 0; level < features.size(); ++level) {
     // Adaptive samples are more than half a cell apart.
-    TORCH_CHECK_VALUE((2 * features[level].size(2) + 3) * (2 * features[level].size(3) + 3) <= kMost, "features[",
-                      level, "] is too large for the max modes on CUDA, where (2 H + 3) (2 W + 3) must be under ",
+    TORCH_CHECK_VALUE((2 * features[level].size(2) + 3) * (2 * features[level].size(3) + 3) <= kMost,
+                      "features[", level,
+                      "] is too large for the max modes on CUDA, where (2 H + 3) (2 W + 3) must be under ",
                       "2^31, got ", features[level].sizes());
   }
 }
 
-inline at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::ArrayRef<double> spatial_scales,
-                            int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
-                            std::string_view mode, double canonical_box_size, int64_t canonical_level) {
+inline at::Tensor roi_align(at::TensorList features, const at::Tensor& rois,
+                            at::ArrayRef<double> spatial_scales, int64_t pooled_height, int64_t pooled_width,
+                            int64_t sampling_ratio, bool aligned, std::string_view mode,
+                            double canonical_box_size, int64_t canonical_level) {
   at::AutoDispatchBelowADInplaceOrView guard;
   const PoolingOptions options =
       check_arguments(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned,

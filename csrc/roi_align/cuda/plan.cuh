@@ -60,7 +60,9 @@ struct Plan {
 
   __device__ Tap* row_taps(int64_t roi) const { return taps + roi * (row_bins + column_bins); }
   __device__ Tap* column_taps(int64_t roi) const { return row_taps(roi) + row_bins; }
-  __device__ acc* row_weights(int64_t roi) const { return weights + roi * (with_gradients ? 3 : 1) * capacity; }
+  __device__ acc* row_weights(int64_t roi) const {
+    return weights + roi * (with_gradients ? 3 : 1) * capacity;
+  }
   __device__ acc* column_weights(int64_t roi) const { return row_weights(roi) + row_capacity; }
 };
 
@@ -117,8 +119,9 @@ __device__ Tap make_tap(RoIMode mode, const Axis<acc>& axis, int64_t bin) {
 
 // One warp plans one axis; returns its cells in .first and .count.
 template <typename acc>
-__device__ Support plan_axis(const Parameters& parameters, const PlannedRoI<acc>& located, const Axis<acc>& axis,
-                             int32_t bins, const Plan<acc>& plan, Tap* taps, acc* weights) {
+__device__ Support plan_axis(const Parameters& parameters, const PlannedRoI<acc>& located,
+                             const Axis<acc>& axis, int32_t bins, const Plan<acc>& plan, Tap* taps,
+                             acc* weights) {
   const bool average = !is_max_mode(parameters.mode);
   int32_t used = 0;
   int32_t begin = INT32_MAX;
@@ -160,18 +163,17 @@ struct PlanMemory {  // shared
 };
 
 template <typename acc>
-__global__ void __launch_bounds__(kPlanThreads)
+__global__ void __launch_bounds__(kPlanThreads, kPlanBlocks)
     plan_rois(Geometry geometry, Parameters parameters, const acc* rois, Plan<acc> plan) {
   PlanMemory<acc>& memory = *shared_memory<PlanMemory<acc>>();
   const int64_t roi = blockIdx.x;
   if (threadIdx.x == 0) memory.roi = locate(geometry, rois + roi * 5, parameters);
   __syncthreads();
   const bool of_rows = warp_of_thread() == 0;
-  const Support cells =
-      of_rows ? plan_axis(parameters, memory.roi, memory.roi.rows, plan.row_bins, plan, plan.row_taps(roi),
-                          plan.row_weights(roi))
-              : plan_axis(parameters, memory.roi, memory.roi.columns, plan.column_bins, plan,
-                          plan.column_taps(roi), plan.column_weights(roi));
+  const Support cells = of_rows ? plan_axis(parameters, memory.roi, memory.roi.rows, plan.row_bins, plan,
+                                            plan.row_taps(roi), plan.row_weights(roi))
+                                : plan_axis(parameters, memory.roi, memory.roi.columns, plan.column_bins,
+                                            plan, plan.column_taps(roi), plan.column_weights(roi));
   if (lane_of_thread() == 0) memory.cells[of_rows ? 0 : 1] = cells;
   __syncthreads();
   if (threadIdx.x > 0) return;
@@ -185,7 +187,7 @@ __global__ void __launch_bounds__(kPlanThreads)
   write_global(plan.rois + roi, planned);
   const bool empty = planned.window.top == planned.window.bottom;
   write_global(plan.groups_of_rois + roi,
-        empty ? -1 : int32_t(planned.level * geometry.images + planned.image));
+               empty ? -1 : int32_t(planned.level * geometry.images + planned.image));
 }
 
 // One block gathers the RoIs of one map. How many belong to maps before is counted again by every block: that

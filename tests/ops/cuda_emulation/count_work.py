@@ -90,7 +90,9 @@ def main():
     parser.add_argument("--layout", nargs="*", default=["NHWC", "NCHW"], choices=["NHWC", "NCHW"])
     args = parser.parse_args()
     emulated_cuda.load(BUILD)
-    print("| images x RoIs x bins | pass | kernel | locate | GB read | GB written | G multiply-adds | visits of warps |")
+    print(
+        "| images x RoIs x bins | pass | kernel | locate | GB read | GB written | G multiply-adds | visits of warps |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for problem in args.problem:
         images, count, bins = map(int, problem.split("x"))
@@ -103,7 +105,10 @@ def main():
         for direction, rows in table.items():
             for kernel, (locate, read, written, multiply_adds, *visits) in rows.items():
                 numbers = f"{locate:,} | {read / 1e9:.3f} | {written / 1e9:.3f} | {multiply_adds / 1e9:.3f}"
-                print(f"| {problem} | {direction} | {kernel} | {numbers} | {visits[0] if visits else ''} |", flush=True)
+                print(
+                    f"| {problem} | {direction} | {kernel} | {numbers} | {visits[0] if visits else ''} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

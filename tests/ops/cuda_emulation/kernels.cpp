@@ -1,5 +1,5 @@
-// The kernels of RoI pooling for the emulated device, apart from the operators: they are compiled once for each
-// way to round, the operators, which take far longer, once for all.
+// The kernels of RoI pooling for the emulated device, apart from the operators: they are compiled once for
+// each way to round, the operators, which take far longer, once for all.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 

@@ -136,8 +136,8 @@ at::Tensor run_faulty(std::string_view name) {
 // What was counted since the call before: locate, read, written, multiply_adds, visits.
 std::vector<int64_t> take_counts() {
   const auto counts = std::exchange(machine().counts, {});
-  return {int64_t(counts.locate), int64_t(counts.read), int64_t(counts.written), int64_t(counts.multiply_adds),
-          int64_t(counts.visits)};
+  return {int64_t(counts.locate), int64_t(counts.read), int64_t(counts.written),
+          int64_t(counts.multiply_adds), int64_t(counts.visits)};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// CUDA's words for a compiler that has none: kernels run on the CPU, one block after the other, the threads of
-// a block as fibers that change places at barriers only.
+// CUDA's words for a compiler that has none: kernels run on the CPU, one block after the other, the threads
+// of a block as fibers that change places at barriers only.
 //
 // - The threads of a block run in one of three orders: ascending, descending, or shuffled anew at every
 //   barrier. A result that depends on the order is a race.
@@ -148,7 +148,8 @@ inline void fiber_main() {
 }
 
 inline void* make_stack() {
-  return mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+              0);
 }
 
 // Changes from the scheduler to a fiber, until that waits or ends.
