@@ -20,6 +20,8 @@ constexpr int32_t kPoolWarps = 4;
 constexpr int32_t kPoolThreads = kPoolWarps * kWarp;
 constexpr int32_t kPlaneChannels = 64;  // NCHW; in NHWC a group is what one warp reads at once
 constexpr int32_t kBufferedCells = 256;
+constexpr int32_t kBandTaps = 64;  // of a RoI, kept in shared memory
+constexpr int32_t kBandWeights = 512;
 // Backward: a block per tile of kTile x kTile cells and group of channels, of which each thread has one.
 constexpr int32_t kTile = 8;
 // Half as many where numbers are twice as wide, which keeps shared memory under the 48 KB of every GPU.
@@ -37,6 +39,8 @@ constexpr int32_t kMaximumBlocks = 8;
 constexpr int32_t kPlanBlocks = 8;
 template <typename acc>
 constexpr int32_t kPoolBlocks = sizeof(acc) > 4 ? 5 : 8;
+template <typename acc>
+constexpr int32_t kPoolMaximumBlocks = sizeof(acc) > 4 ? 5 : 6;
 
 MRCNN_HOST_DEVICE int64_t divide_up(int64_t size, int64_t part) { return (size + part - 1) / part; }
 

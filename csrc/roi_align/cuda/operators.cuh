@@ -181,17 +181,18 @@ void pool_average(at::TensorList features, const Plan<acc_t<T>>& plan, bool nhwc
   const auto pyramid = readable_pyramid<T>(features);
   const Map<T> out = map_of(output.mutable_data_ptr<T>(), output);
   if (!nhwc) {
-    launch<kPoolWarps * kBufferedCells * sizeof(acc_t<T>)>(pool_average_nchw<T>, plan.count,
-                                                           divide_up(pyramid.channels, kPlaneChannels),
-                                                           kPoolThreads, pyramid, plan, out);
+    launch<sizeof(PlaneMemory<acc_t<T>>)>(pool_average_nchw<T>, plan.count,
+                                          divide_up(pyramid.channels, kPlaneChannels), kPoolThreads, pyramid,
+                                          plan, out);
     return;
   }
   const bool vectors = has_aligned_channels(output, kVector) &&
                        std::all_of(features.begin(), features.end(), [](const at::Tensor& level) {
                          return has_aligned_channels(level, kVector);
                        });
-  launch<0>(vectors ? pool_average_nhwc<T, kVector> : pool_average_nhwc<T, 1>, plan.count,
-            divide_up(pyramid.channels, kWarp * (vectors ? kVector : 1)), kPoolThreads, pyramid, plan, out);
+  launch<sizeof(BandMemory<acc_t<T>>)>(
+      vectors ? pool_average_nhwc<T, kVector> : pool_average_nhwc<T, 1>, plan.count,
+      divide_up(pyramid.channels, kWarp * (vectors ? kVector : 1)), kPoolThreads, pyramid, plan, out);
 }
 
 // Result: T for the maxima, int32_t for the numbers of the winning samples.

@@ -9,8 +9,7 @@ all threads (what a warp reads alike once), and multiply-adds. Work is the same 
 
 - atomic: torchvision's kernels, level by level: every output locates its RoI; a sample is four multiply-adds and,
   in the backward, four atomic additions, each of which reads and writes 4 bytes; the maps are first filled with zeros.
-- least: every value of the input, output and gradients moved once, and the two banded products with the bands as
-  they are.
+- least: every value of the input, output and gradients moved once, and the two banded products.
 """
 
 import argparse
@@ -37,32 +36,40 @@ def level_of(rois):
     return (torch.floor(4 + torch.log2(area.sqrt() / 224 + 1e-8)).clamp(2, 5) - 2).long()
 
 
+def bands(low, high, bins, size):
+    """Of one axis, in cells: samples per bin, weights that are not 0, cells that are read."""
+    start, extent = low - 0.5, high - low
+    samples = int(np.ceil(extent / bins))
+    position = start + (np.arange(bins * samples) + 0.5) * extent / (bins * samples)
+    first = np.minimum(np.floor(position.clip(0)).astype(int), size - 1).reshape(bins, samples)
+    end = np.minimum(first + 2, size)
+    return samples, int((end[:, -1] - first[:, 0]).sum()), int(end.max() - first.min())
+
+
 def atomic_and_least(rois, images, channels, bins):
     """(locate, read, written, multiply-adds) of the atomic forward and backward, and of the least."""
     outputs = len(rois) * channels * bins**2
     cells = sum(images * channels * int(SIZE[0] * s) * int(SIZE[1] * s) for s in SCALES)
     samples = window = multiply_adds = 0
-    for roi, level in zip(rois.double(), level_of(rois), strict=True):
-        scale = SCALES[int(level)]
-        width, height = ((roi[3:] - roi[1:3]) * scale).tolist()
-        samples += bins**2 * int(np.ceil(width / bins)) * int(np.ceil(height / bins))
-        limits = int(SIZE[0] * scale), int(SIZE[1] * scale)
-        sides = []
-        for low, high, limit in zip(roi[1:3].tolist()[::-1], roi[3:].tolist()[::-1], limits, strict=True):
-            sides.append(min(int(high * scale - 0.5) + 1, limit - 1) - max(int(low * scale - 0.5), 0) + 1)
-        window += sides[0] * sides[1]
-        # Bands: every cell of the axis in about one bin, each bin with one cell more.
-        multiply_adds += (sides[0] + bins) * sides[1] + (sides[1] + bins) * bins
-    samples, window, multiply_adds = samples * channels, window * channels, multiply_adds * channels
-    rows = 20 * len(rois)
+    for (_, x0, y0, x1, y1), level in zip(rois.double().tolist(), level_of(rois).tolist(), strict=True):
+        scale = SCALES[level]
+        row_samples, row_weights, rows = bands(y0 * scale, y1 * scale, bins, int(SIZE[0] * scale))
+        column_samples, column_weights, columns = bands(x0 * scale, x1 * scale, bins, int(SIZE[1] * scale))
+        samples += channels * bins**2 * row_samples * column_samples
+        window += channels * rows * columns
+        # The two products in the better order.
+        multiply_adds += channels * min(
+            row_weights * columns + bins * column_weights, column_weights * rows + bins * row_weights
+        )
+    of_rois = 20 * len(rois)
     return {
         "forward": {
             "atomic": (outputs, 16 * samples + 20 * outputs, 4 * outputs, 4 * samples),
-            "least": (len(rois), 4 * min(window, cells) + rows, 4 * outputs, multiply_adds),
+            "least": (len(rois), 4 * min(window, cells) + of_rois, 4 * outputs, multiply_adds),
         },
         "backward": {
             "atomic": (outputs, 16 * samples + 24 * outputs, 16 * samples + 4 * cells, 4 * samples),
-            "least": (len(rois), 4 * outputs + rows, 4 * cells, multiply_adds),
+            "least": (len(rois), 4 * outputs + of_rois, 4 * cells, multiply_adds),
         },
     }
 
