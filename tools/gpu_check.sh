@@ -66,7 +66,7 @@ export PYTHONPATH="$BUILD_DIR/package" FORCE_CUDA=1
 [ -n "$GPU" ] && export TORCH_CUDA_ARCH_LIST=${GPU%% *}
 echo "GPU: ${GPU:-none}"
 
-step build 600 bash -c 'rm -f mrcnn_ext/_C* && "$0" setup.py -q build_ext --inplace --build-temp ../objects && ls mrcnn_ext/_C*.so' "$PYTHON"
+step build 1800 bash -c 'rm -f mrcnn_ext/_C* && "$0" setup.py -q build_ext --inplace --build-temp ../objects && ls mrcnn_ext/_C*.so' "$PYTHON"
 step registration 60 "$PYTHON" -c '
 import torch
 from mrcnn_ext.ops import _extension
