@@ -38,7 +38,7 @@ constexpr int32_t kAverageBlocks = 3;
 constexpr int32_t kMaximumBlocks = 8;
 constexpr int32_t kPlanBlocks = 8;
 template <typename acc>
-constexpr int32_t kPoolBlocks = sizeof(acc) > 4 ? 5 : 8;
+constexpr int32_t kPoolBlocks = sizeof(acc) > 4 ? 5 : 7;
 template <typename acc>
 constexpr int32_t kPoolMaximumBlocks = sizeof(acc) > 4 ? 5 : 6;
 
