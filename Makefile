@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` set up what they need (.venv, once) and do their job.
 PY := .venv/bin/python
-CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES = $(shell find csrc tests/ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: quickstart test setup lint format sanitize benchmark
 

@@ -23,6 +23,12 @@ def version():
     return re.search(r'__version__ = "(.+)"', (ROOT / "mrcnn_ext/__init__.py").read_text()).group(1)
 
 
+def architectures(cuda):
+    """The GPUs to compile for where none is visible, as TORCH_CUDA_ARCH_LIST; those of 2025 need CUDA 12.8."""
+    version = tuple(int(part) for part in (cuda or "0").split(".")[:2])
+    return "7.5;8.0;8.6;8.9;9.0" + (";10.0;12.0+PTX" if version >= (12, 8) else "+PTX")
+
+
 def extension():
     """Returns setup()'s arguments for the compiled operators; none, after saying why, where they can't be built."""
     if os.environ.get("MRCNN_EXT_COMPILE") == "0":
@@ -48,7 +54,7 @@ def extension():
     patterns = ["*.cpp", "*.cu"] if with_cuda else ["*.cpp"]
     sources = sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(f"csrc/**/{p}"))
     if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0+PTX")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(torch.version.cuda))
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     # No contraction: which of two tied samples wins must not depend on the instruction set.
     # ATen's parallel loops are templates: without OpenMP here they would run on one thread.

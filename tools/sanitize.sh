@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds csrc/ with AddressSanitizer and UndefinedBehaviorSanitizer outside the source tree, and runs the tests of
-# the compiled operators under them. Usage: tools/sanitize.sh [pytest arguments; default: tests/layers]
+# the compiled operators, and of the CUDA operators on their emulated device, under them.
+# Usage: tools/sanitize.sh [pytest arguments; default: those tests of tests/ops]
 # PYTHON: the interpreter with torch and pytest (default: .venv/bin/python). BUILD_DIR: kept between runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,6 +29,8 @@ FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-fr
   export LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so.6)"
   export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
   export MRCNN_EXT_BACKEND=compiled PYTHONPATH="$BUILD_DIR" OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-  [ $# -gt 0 ] || set -- tests/layers -k "compiled and not opcheck and not compile_without"
+  # tests/ops/emulated_cuda.py compiles the emulated device with these.
+  export CXXFLAGS="$FLAGS"
+  [ $# -gt 0 ] || set -- tests/ops -k "(compiled or emulated) and not opcheck and not compile_without"
   "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
 )

@@ -132,6 +132,14 @@ inline void check_grad(const at::Tensor& grad, const at::Tensor& feature, const 
                     feature.device(), ", got ", grad.device());
 }
 
+// contiguous() leaves the stride of a dimension of size 1 as it is, which may be anything.
+inline at::Tensor dense(const at::Tensor& tensor, at::MemoryFormat format) {
+  const at::Tensor contiguous = tensor.contiguous(format);
+  if (format == at::MemoryFormat::ChannelsLast)
+    return contiguous.as_strided(tensor.sizes(), c10::get_channels_last_strides_2d(tensor.sizes()));
+  return contiguous.as_strided(tensor.sizes(), c10::contiguous_strides(tensor.sizes()));
+}
+
 // The RoIs in the dtype that coordinates are computed in, whatever that of the features.
 inline at::Tensor coordinates_of(const at::Tensor& rois, const at::Tensor& feature) {
   return rois.to(feature.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();

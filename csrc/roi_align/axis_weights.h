@@ -27,6 +27,9 @@
 // - A RoI with a non-finite coordinate, edge or extent, or with more than 2^31 samples in a bin of one axis,
 //   gives output 0 and no gradient. So does a RoI without a level: with several levels, one whose area is NaN
 //   or negative (detectron2's level assignment leaves those out too).
+// - A gradient that is not finite reaches the cells that its bin reads: on the CPU also those of weight 0
+// among
+//   them, on CUDA only those of another weight.
 // - A batch index outside [0, N) raises on the CPU; on CUDA, where a check would stall the stream, it gives
 //   output 0 and no gradient.
 #pragma once

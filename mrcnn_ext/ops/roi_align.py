@@ -55,12 +55,14 @@ def roi_align_pyramid(
         canonical_level: k of that level, whose stride is 2**k pixels.
 
     Returns:
-        (R, C, P_h, P_w), in the dtype, on the device and in the memory format of the features.
+        (R, C, P_h, P_w), in the dtype, on the device and in the memory format of the features. Outputs and
+        gradients of the compiled operator are the same to the bit in every run, on CUDA too.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype or device, or a batch index in
             `boxes` is not one of the features' (on CUDA the compiled operator does not look: such a box gives
-            zeros).
+            zeros). On CUDA also: more than 8 levels, 2,097,120 channels or 2**24 bins; in the max modes more
+            than 2**15 samples per bin and axis, or a map with (2 H + 3) (2 W + 3) >= 2**31.
         NotImplementedError: the double backward of the max modes, or of "exact" with gradients of the boxes.
     """
     height, width = _pair(output_size)

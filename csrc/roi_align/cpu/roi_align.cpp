@@ -57,14 +57,6 @@ std::vector<at::Tensor> readable(at::TensorList features, at::MemoryFormat forma
   return levels;
 }
 
-// contiguous() leaves the stride of a dimension of size 1 as it is, which may be anything.
-at::Tensor dense(const at::Tensor& tensor, at::MemoryFormat format) {
-  const at::Tensor contiguous = tensor.contiguous(format);
-  if (format == at::MemoryFormat::ChannelsLast)
-    return contiguous.as_strided(tensor.sizes(), c10::get_channels_last_strides_2d(tensor.sizes()));
-  return contiguous.as_strided(tensor.sizes(), c10::contiguous_strides(tensor.sizes()));
-}
-
 template <typename T>
 Image<T> image_of(T* data, const at::Tensor& tensor, int64_t image, int64_t channel, int64_t channels) {
   return {data + image * tensor.stride(0) + channel * tensor.stride(1), tensor.stride(2), tensor.stride(3),
