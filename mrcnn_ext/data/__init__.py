@@ -7,6 +7,7 @@ from importlib.util import find_spec
 __all__ = []
 
 if find_spec("detectron2") is not None:
+    from .build import build_test_loader, build_train_loader, read_lazily
     from .check import check_dataset
     from .coco_format import register_coco_format
     from .loading import get_detection_dataset_dicts, load_dataset
@@ -15,9 +16,12 @@ if find_spec("detectron2") is not None:
 
     __all__ += [
         "DatasetMapper",
+        "build_test_loader",
+        "build_train_loader",
         "check_dataset",
         "get_detection_dataset_dicts",
         "load_dataset",
+        "read_lazily",
         "register_coco_format",
         "register_scenes",
     ]

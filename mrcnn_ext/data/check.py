@@ -179,7 +179,7 @@ def check_same_names(kind: str, names: dict[str, Sequence[str]]) -> None:
     for dataset, listed in names.items():
         for place, name in enumerate(listed):
             other_place, other = known.setdefault(name, (place, dataset))
-            if other_place != place:
+            if other_place != place and other != dataset:
                 raise ValueError(
                     f"datasets {other!r} and {dataset!r} do not have the same order: {kind} {name!r} is number "
                     f"{other_place} (from 0) of {other!r} ({_listed(names[other])}), number {place} of {dataset!r} "

@@ -20,15 +20,13 @@ def check_cityscapes_tree(name: str, metadata, problems: Problems) -> None:
         metadata: with "image_dir", "gt_dir", "thing_classes".
         problems: takes what is found.
 
-    Raises:
-        FileNotFoundError: one of the trees is missing.
     """
     image_dir, gt_dir = os.fspath(metadata.image_dir), os.fspath(metadata.gt_dir)
     for folder in (image_dir, gt_dir):
         if not os.path.isdir(folder):
             return  # the loader says how to get it
-    images = _stems(image_dir, (_IMAGE,), problems, stray_is_error=True)
-    truth = _stems(gt_dir, _TRUTH, problems, stray_is_error=False)
+    images = _stems(image_dir, (_IMAGE,), problems)
+    truth = _stems(gt_dir, _TRUTH, None)
     for stem in images:
         missing = [suffix for suffix in _TRUTH if suffix not in truth.get(stem, ())]
         if missing:
@@ -53,25 +51,27 @@ def _stems(
     for city in sorted(os.listdir(folder)):
         path = os.path.join(folder, city)
         if not os.path.isdir(path):
-            _stray(path, "a folder for each city", problems, stray_is_error)
+            _stray(path, "a folder for each city", problems)
             continue
         for file in sorted(os.listdir(path)):
             suffix = next((s for s in suffixes if file.endswith(s)), None)
             if suffix is not None:
                 found.setdefault(f"{city}/{file[: -len(suffix)]}", []).append(suffix)
-            elif stray_is_error:
-                _stray(os.path.join(path, file), f"files that end in {_IMAGE}", problems, stray_is_error)
+            else:
+                _stray(os.path.join(path, file), f"files that end in {_IMAGE}", problems)
     return found
 
 
-def _stray(path: str, expected: str, problems: Problems, is_error: bool):
-    if is_error:  # detectron2's loader takes it for a city or an image
+def _stray(path: str, expected: str, problems: Problems | None):
+    if problems is not None:
         problems.error("stray", path, f"it does not belong there: only {expected} may; remove it")
 
 
 def _check_classes(classes, problems: Problems):
-    from cityscapesscripts.helpers.labels import labels
-
+    try:
+        from cityscapesscripts.helpers.labels import labels
+    except ImportError:
+        return  # the loader says how to get it
     known = [label.name for label in labels if label.hasInstances and not label.ignoreInEval]
     unknown = [name for name in classes if name not in known]
     if unknown:

@@ -6,9 +6,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["ImageProblem", "ImageSize", "check_image_file", "turned_size"]
+__all__ = ["ImageProblem", "ImageSize", "check_image_file", "read_rgb", "turned_size"]
 
 _JPEG_END = b"\xff\xd9"
 _TAIL = 4096  # bytes at the end of a file among which its end marker must be
@@ -77,6 +77,24 @@ def check_image_file(path: str, *, max_size: int = _MAX_SIZE, decode: bool = Fal
             f"longer one is shrunk to {max_size}; cut it into parts"
         )
     return size
+
+
+def read_rgb(path: str) -> Image.Image:
+    """Reads an image in RGB, turned as its EXIF data say, as detectron2 reads it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read, or has more than 8 bits a pixel; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_pixels(image)
+            image.load()  # before the EXIF data are asked for, which loses the error of a damaged PNG
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders raise anything for a damaged file
+        raise OSError(f"{path}: the image cannot be read: {error}") from error
 
 
 def _check_pixels(image: Image.Image):

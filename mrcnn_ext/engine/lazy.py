@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from ..data import read_lazily
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .errors import UserError, did_you_mean
@@ -84,10 +85,12 @@ def load_lazy_config(config_file, overrides=()):
     for override in overrides:
         _check_override(cfg, override)
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, KeyError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+    read_lazily(cfg)
+    return cfg
 
 
 def _check_override(cfg, override):

@@ -120,7 +120,7 @@ def detection_limits(task: str, truth: COCO, records: Sequence[dict], most: int 
         task: "bbox", "segm" or "keypoints".
         truth: the ground truth.
         records: predictions.
-        most: the limit, whatever is predicted; None as above.
+        most: the limit, whatever is predicted; for keypoints if it is above 100. None as above.
 
     Returns:
         Limits for the average recalls, the last one for everything else.
@@ -129,7 +129,8 @@ def detection_limits(task: str, truth: COCO, records: Sequence[dict], most: int 
         predicted = max(Counter(record["image_id"] for record in records).values(), default=0)
         return [1, 10, most if most is not None else max(_MOST_DETECTIONS, predicted)]
     people = Counter(a["image_id"] for a in truth.anns.values() if a.get("num_keypoints"))
-    return [max(most or 0, _MOST_KEYPOINT_DETECTIONS, *people.values())]
+    asked_for = most if most is not None and most > _MOST_DETECTIONS else 0
+    return [max(asked_for, _MOST_KEYPOINT_DETECTIONS, *people.values())]
 
 
 def evaluate_task(
