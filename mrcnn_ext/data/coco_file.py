@@ -62,7 +62,7 @@ class CocoFile:
         most_common = self._keypoint_counts.most_common(1)
         self.num_keypoints = len(self.keypoint_names) or (most_common[0][0] if most_common else None)
 
-    def _sections(self) -> Iterator[tuple[str, object]]:
+    def _sections(self) -> Iterator[tuple[str, object, bool]]:
         try:
             yield from stream_sections(self.path, arrays=_SECTIONS)
         except FileNotFoundError:
@@ -78,22 +78,20 @@ class CocoFile:
     def _read_head(self):
         found = {}
         categories = []
-        for key, value in self._sections():
-            whole = key in _SECTIONS and not isinstance(value, dict) and value is not ...
-            if whole and key != "annotations":
-                self._refuse(f"its {key!r} must be a list of objects, got {_shown(value)}")
+        for key, value, is_element in self._sections():
             found[key] = True
-            if key == "images" and value is not ...:
-                self._add_image(value)
-            elif key == "categories" and value is not ...:
-                categories.append(value)
-            elif key == "annotations":
-                if whole and (value is None or isinstance(value, str)):
-                    self._refuse(f"its 'annotations' must be a list of objects, got {_shown(value)}")
+            if key not in _SECTIONS:
+                self.other[key] = value
+                continue
+            if not is_element and value != []:
+                self._refuse(f"its {key!r} must be a list of objects, got {_shown(value)}")
+            if key == "annotations":
                 self.has_annotations = True
                 self._look_at(value)
-            elif key not in _SECTIONS:
-                self.other[key] = value
+            elif is_element and not isinstance(value, dict):
+                self._refuse(f"its {key!r} must be a list of objects, got {_shown(value)} among them")
+            elif is_element:
+                self._add_image(value) if key == "images" else categories.append(value)
         for key in ("images", "categories"):
             if key not in found:
                 close = difflib.get_close_matches(key, found, 1, 0.6)
@@ -190,8 +188,8 @@ class CocoFile:
                 of id 0 for one that was not found.
         """
         seen, boxes, number = set(), 0, 0
-        for key, raw in self._sections():
-            if key != "annotations" or raw is ...:
+        for key, raw, is_element in self._sections():
+            if key != "annotations" or not is_element:
                 continue
             boxes += 1
             clean = self._annotation(raw, seen)

@@ -68,14 +68,16 @@ class _Text:
         raise ValueError(f"JSONDecodeError: character {self._consumed + self._place}: {message}")
 
 
-def stream_sections(path: str, *, arrays: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+def stream_sections(path: str, *, arrays: tuple[str, ...]) -> Iterator[tuple[str, object, bool]]:
     """The entries of the JSON object in a file, in its order.
 
     Args:
         path: of the file, in UTF-8, with or without a byte order mark.
-        arrays: keys whose lists are given element by element: ``("images", element)`` for each. An empty list
-            gives ``("images", ...)`` (an Ellipsis) once. Any other value, a list under another key among them, is
-            given whole.
+        arrays: keys whose lists are given element by element: ``("images", element, True)`` for each. An empty list
+            gives ``("images", [], False)``.
+
+    Yields:
+        (key, value, False) for any other value, a list under another key among them.
 
     Raises:
         ValueError: it is no JSON, and the message begins with "JSONDecodeError", or it is no object.
@@ -93,9 +95,14 @@ def stream_sections(path: str, *, arrays: tuple[str, ...]) -> Iterator[tuple[str
                 text.fail(f"a key must be text, got {key!r}")
             text.expect(":")
             if key in arrays and text.peek() == "[":
-                yield from ((key, element) for element in _elements(text))
+                empty = True
+                for element in _elements(text):
+                    empty = False
+                    yield key, element, True
+                if empty:
+                    yield key, [], False
             else:
-                yield key, text.value()
+                yield key, text.value(), False
             if text.expect(",}") == "}":
                 return
 
@@ -104,7 +111,6 @@ def _elements(text: _Text) -> Iterator:
     text.expect("[")
     if text.peek() == "]":
         text.expect("]")
-        yield ...
         return
     while True:
         yield text.value()

