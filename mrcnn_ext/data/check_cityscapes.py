@@ -43,10 +43,9 @@ def check_cityscapes_tree(name: str, metadata, problems: Problems) -> None:
     _check_classes(metadata.get("thing_classes", ()), problems)
 
 
-def _stems(
-    folder: str, suffixes: tuple[str, ...], problems: Problems, stray_is_error: bool
-) -> dict[str, list[str]]:
-    """What is there of each image: {"city/city_000000_000019_": [suffix, ...]}."""
+def _stems(folder: str, suffixes: tuple[str, ...], problems: Problems | None) -> dict[str, list[str]]:
+    """What is there of each image: {"city/city_000000_000019_": [suffix, ...]}. Other files are errors, because
+    detectron2's loader takes them for a city or an image; without ``problems`` they do not matter."""
     found: dict[str, list[str]] = {}
     for city in sorted(os.listdir(folder)):
         path = os.path.join(folder, city)
