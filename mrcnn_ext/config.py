@@ -98,7 +98,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Boundary AP beside mask AP, where the evaluator is COCO's.
     cfg.TEST.setdefault("BOUNDARY_AP", False)
 
-    # Data in COCO's format to register: [name, annotation file, image folder] each.
+    # Data in COCO's format to register: [name, annotation file, image folder] each, and if need be a description of
+    # what the file does not say, {names, keypoints, flip_pairs, skeleton, sigmas, colors} or the path of such a file;
+    # see mrcnn_ext.data.description.
     cfg.DATASETS.setdefault("COCO_FORMAT", [])
 
     # Before training, read every annotation and look at every image file of DATASETS.TRAIN and TEST.

@@ -113,10 +113,11 @@ class CocoFile:
     def _set_categories(self, categories: list[dict]):
         ids, names = {}, {}
         for category in categories:
-            if category.get("id") is None or not isinstance(category.get("name"), str):
-                self._refuse(f"a category must have an 'id' and a 'name', got {_shown(category)}")
+            number, name = category.get("id"), category.get("name")
+            is_number = isinstance(number, (int, str)) and not isinstance(number, bool)
+            if not is_number or not isinstance(name, str) or not name:
+                self._refuse(f"a category must have a number as 'id' and a 'name', got {_shown(category)}")
             category = {**category, "id": _number_id(category["id"])}
-            name = category["name"]
             if category["id"] in ids:
                 self._refuse(
                     f"two categories, {ids[category['id']]!r} and {name!r}, have the id {category['id']}"
@@ -134,7 +135,7 @@ class CocoFile:
     def _add_image(self, record: dict):
         name = record.get("file_name")
         where = f"image {record.get('id', '(without an id)')} ({name or 'no file name'})"
-        if not isinstance(record.get("id"), (int, str)):
+        if not isinstance(record.get("id"), (int, str)) or isinstance(record["id"], bool):
             return self.problems.error(
                 "image-id", where, f"its id must be a number, got {_shown(record.get('id'))}"
             )

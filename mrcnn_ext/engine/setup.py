@@ -53,11 +53,15 @@ def register_datasets(datasets):
         UserError: an entry is not as it must be, or its annotations cannot be read.
     """
     for entry in datasets:
+        is_right = isinstance(entry, (list, tuple)) and 3 <= len(entry) <= 4
+        if not is_right or not all(isinstance(part, str) for part in entry[:3]):
+            message = f"each must be [name, annotation file, image folder], got {entry!r}"
+            raise UserError(
+                f"DATASETS.COCO_FORMAT: {message}. A fourth element may describe it, a file or {{names, keypoints, "
+                "flip_pairs, skeleton, sigmas, colors}"
+            )
         try:
             register_coco_format(*entry)
-        except TypeError as error:
-            message = f"each must be [name, annotation file, image folder], got {entry!r}"
-            raise UserError(f"DATASETS.COCO_FORMAT: {message}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"DATASETS.COCO_FORMAT: {error}") from error
 

@@ -173,8 +173,8 @@ def open_source(source) -> ImageFiles | Video:
     """
     Args:
         source: a registered dataset; a folder, whose images are taken with those of the folders in it, sorted
-            by path, ids from 1, hidden files and folders left out; an image or video file; or a sequence of image files or of detectron2's dataset
-            records.
+            by path, ids from 1, hidden files and folders left out; an image or video file; or a sequence of image
+            files or of detectron2's dataset records.
 
     Raises:
         UserError: it is none of these, or has no images.

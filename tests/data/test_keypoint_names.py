@@ -129,7 +129,7 @@ def categories(value):
             lambda content: content.update(category=content.pop("categories")),
             "'categories' in it; it has 'category'",
         ),
-        (categories([{"id": 1}]), "a category must have an 'id' and a 'name', got {'id': 1}"),
+        (categories([{"id": 1}]), "a category must have a number as 'id' and a 'name', got {'id': 1}"),
         (categories(["person"]), "its 'categories' must be a list of objects"),
         (categories([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "'a' and 'b', have the id 1"),
         (categories([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "ids 1 and 2, have the name 'a'"),

@@ -51,7 +51,9 @@ def noisy(record, random):
     objects = [a for a in record["annotations"] if not a["iscrowd"]]
     size = (record["height"], record["width"])
     instances = Instances(size)
-    boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]).reshape(-1, 4)
+    boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]).reshape(
+        -1, 4
+    )
     boxes = np.concatenate([boxes + random.normal(0, 1.5, boxes.shape), random.uniform(0, 90, boxes.shape)])
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
@@ -63,7 +65,9 @@ def noisy(record, random):
     masks = [np.roll(mask_utils.decode(rle), random.integers(0, 3), axis=1).astype(bool) for rle in rles]
     masks += [random.random(size) < 0.01 for _ in range(count - len(objects))]
     instances.pred_masks = torch.tensor(np.array(masks).reshape(count, *size))
-    points = [np.reshape(a["keypoints"], (17, 3)) for a in objects] + [np.zeros((17, 3))] * (count - len(objects))
+    points = [np.reshape(a["keypoints"], (17, 3)) for a in objects] + [np.zeros((17, 3))] * (
+        count - len(objects)
+    )
     points = np.array(points).reshape(count, 17, 3)
     points[..., :2] += random.normal(0, 2, points[..., :2].shape)
     instances.pred_keypoints = torch.tensor(points, dtype=torch.float32)

@@ -84,7 +84,9 @@ def test_sigmas_of_other_keypoints_are_asked_for(make):
     found[0]["keypoints"] = [2.0, 3.0, 1.0, 11.0, 3.0, 1.0, 0.0, 0.0, 1.0]
     with pytest.raises(ValueError, match="3 keypoints .eyeL, eyeR, cleft, .... are not COCO's"):
         evaluate_coco(data, found, ("keypoints",))
-    assert evaluate_coco(data, found, ("keypoints",), sigmas=[0.05] * 3)["keypoints"]["AP"] == pytest.approx(100)
+    assert evaluate_coco(data, found, ("keypoints",), sigmas=[0.05] * 3)["keypoints"]["AP"] == pytest.approx(
+        100
+    )
 
 
 def test_cityscapes_without_a_file_for_each_mask(make, tmp_path, monkeypatch):
@@ -105,8 +107,12 @@ def test_cityscapes_without_a_file_for_each_mask(make, tmp_path, monkeypatch):
         raise AssertionError("a picture is written")
 
     monkeypatch.setattr(Image.Image, "save", refuse)
-    assert evaluate_cityscapes(dataset, found, str(tmp_path / "gt")) == pytest.approx({"AP": 100, "AP50": 100})
+    assert evaluate_cityscapes(dataset, found, str(tmp_path / "gt")) == pytest.approx(
+        {"AP": 100, "AP50": 100}
+    )
     data["categories"][0]["name"] = "horse"
     (tmp_path / "data.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="Cityscapes has no instances of 'horse'"):
-        evaluate_cityscapes(CocoInstances(str(tmp_path), str(tmp_path / "data.json")), found, str(tmp_path / "gt"))
+        evaluate_cityscapes(
+            CocoInstances(str(tmp_path), str(tmp_path / "data.json")), found, str(tmp_path / "gt")
+        )

@@ -46,6 +46,10 @@ class CocoInstances(CocoDetection):
         self.coco = TruthCOCO(file.content())
         problems.log_warnings()
         problems.raise_errors()
+        if not all(isinstance(image_id, int) for image_id in self.coco.imgs):
+            raise ValueError(
+                f"{annotation_file}: the ids of its images must be whole numbers for torchvision"
+            )
         self.ids = sorted(self.coco.imgs)
         self.flip = flip
         self.category_ids = [category["id"] for category in file.categories]
