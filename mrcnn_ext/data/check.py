@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .check_cityscapes import check_cityscapes_tree
-from .images import ImageProblem, check_image_file
+from .images import check_images as _check_images
 from .loading import clean_dicts, load_dataset
 from .problems import Problems
 
@@ -93,7 +92,7 @@ def check_dataset(
             "no-keypoints", "", "none of its annotations has a visible keypoint, which the model needs"
         )
     if check_images:
-        _check_images(dicts, problems, workers, max_size=max_size, decode=decode_images)
+        _check_images(dicts, problems, workers=workers, max_size=max_size, decode=decode_images)
     problems.log_warnings()
     problems.raise_errors()
     return dicts
@@ -133,36 +132,6 @@ def _unfit(
             f"{num_keypoints} (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS): {3 * num_keypoints} numbers x, y, visibility "
             "are expected",
         )
-
-
-def _check_images(dicts: list[dict], problems: Problems, workers: int, **options) -> None:
-    def look(record):
-        try:
-            size = check_image_file(record["file_name"], **options)
-        except ImageProblem as problem:
-            return problem
-        except Exception as error:  # what nobody foresaw has a file's name too
-            return ImageProblem(f"it cannot be read: {type(error).__name__}: {error}")
-        if (size.height, size.width) != (record["height"], record["width"]):
-            return ImageProblem(
-                f"the file has height {size.height} and width {size.width}"
-                f"{', turned as its EXIF data say' if size.turned else ''}, the annotations say "
-                f"{record['height']} and {record['width']}"
-            )
-        return None
-
-    with ThreadPoolExecutor(workers) as pool:
-        for record, problem in zip(dicts, pool.map(look, dicts, chunksize=32), strict=True):
-            if problem is not None:
-                words = "-".join([w for w in str(problem).split() if w.isalpha()][:4])
-                where = f"image {_image(record)}"
-                problems.error(
-                    f"image-{words}",
-                    where,
-                    str(problem),
-                    missing_file=problem.missing,
-                    image=record.get("image_id"),
-                )
 
 
 def check_same_names(kind: str, names: dict[str, Sequence[str]]) -> None:

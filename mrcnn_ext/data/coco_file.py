@@ -37,6 +37,8 @@ class CocoFile:
         keypoint_names: of the categories that have keypoints; empty without any.
         num_keypoints: of an object: as many as there are names, or as most objects have; None without any. Objects
             without keypoints have so many that are not visible.
+        num_annotations: in the file, usable or not.
+        repeated_images: ids that two images have; their objects may be of either.
         has_annotations: False for a file of images alone, as COCO's test sets have.
 
     Raises:
@@ -51,10 +53,13 @@ class CocoFile:
         self.categories: list[dict] = []
         self.has_annotations = False
         self.other: dict = {}
-        self._ids: set[int] = set()
-        self._renumber = False
+        self._ids: set = set()
+        self._renumber = self._has_twins = False
+        self.num_annotations = 0
+        self.repeated_images: set = set()
         self._keypoint_counts: Counter[int] = Counter()
         self._read_head()
+        self._ids.clear()
         self.keypoint_names = keypoints_of_categories(self.categories, self.path)
         self._image_by_text = {str(key): key for key in self.images}
         self._category_ids = {category["id"]: category["id"] for category in self.categories}
@@ -143,21 +148,24 @@ class CocoFile:
             return self.problems.error("image-file-name", where, "its record has no 'file_name'")
         if record["id"] in self.images:
             other = self.images[record["id"]]["file_name"]
+            self.repeated_images.add(record["id"])
             return self.problems.error(
                 "image-id-twice",
                 where,
                 f"{other} has the same id: every image needs its own, or the objects of one are drawn on the other",
                 image=record["id"],
             )
-        clean = dict(record)
+        clean = record
         for key in ("height", "width"):
             if key not in record:
                 self.problems.error("image-size", where, f"its record has no {key!r}", image=record["id"])
                 return
             try:
-                clean[key] = int(plain_number(record[key]))
-                if clean[key] <= 0:
-                    raise Unusable(f"{clean[key]} is no size")
+                size = int(plain_number(record[key]))
+                if size <= 0:
+                    raise Unusable(f"{size} is no size")
+                if size is not record[key]:
+                    clean = {**clean, key: size}
             except Unusable as problem:
                 self.problems.error("image-size", where, f"its {key}: {problem}", image=record["id"])
                 return
@@ -207,11 +215,13 @@ class CocoFile:
         """Notes whether annotations need new ids, and how many keypoints they have."""
         if not isinstance(annotation, dict):
             return
+        self.num_annotations += 1
         number = annotation.get("id")
-        if type(number) is not int or number <= 0 or number in self._ids:
-            self._renumber = True
-        elif not self._renumber:
+        if isinstance(number, (int, str)):
+            self._has_twins |= number in self._ids
             self._ids.add(number)
+        if type(number) is not int or number <= 0 or self._has_twins:
+            self._renumber = True
         keypoints = annotation.get("keypoints")
         if isinstance(keypoints, list) and keypoints:
             nested = isinstance(keypoints[0], list)
@@ -239,7 +249,7 @@ class CocoFile:
             )
             self.problems.warn("image-id-type", where, text)
         number = raw.get("id")
-        if isinstance(number, (int, str)):
+        if self._has_twins and isinstance(number, (int, str)):
             if number in seen:
                 self.problems.warn("id-twice", where, "another has the same id: they get new ones")
             seen.add(number)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
-__all__ = ["ImageProblem", "ImageSize", "check_image_file", "read_rgb", "turned_size"]
+from .problems import Problems
+
+__all__ = ["ImageProblem", "ImageSize", "check_image_file", "check_images", "read_rgb", "turned_size"]
 
 _JPEG_END = b"\xff\xd9"
 _TAIL = 4096  # bytes at the end of a file among which its end marker must be
 _ORIENTATION = 0x0112  # EXIF tag; 5 and up exchange height and width
 _PNG_HEAD = 8  # bytes of its signature
+_AT_ONCE = 1024  # images: a task for each of a hundred thousand takes memory
 _MAX_SIZE = 1333  # pixels, detectron2's INPUT.MAX_SIZE_TRAIN
 
 
@@ -77,6 +83,66 @@ def check_image_file(path: str, *, max_size: int = _MAX_SIZE, decode: bool = Fal
             f"longer one is shrunk to {max_size}; cut it into parts"
         )
     return size
+
+
+def check_images(
+    records: Sequence[dict],
+    problems: Problems,
+    *,
+    root: str = "",
+    workers: int = 8,
+    progress: bool = False,
+    max_size: int = _MAX_SIZE,
+    decode: bool = False,
+) -> set:
+    """Looks at the image files of many records, by threads.
+
+    Args:
+        records: with "file_name", "height" and "width", and "image_id" or "id".
+        problems: takes what is wrong.
+        root: folder that the file names start from.
+        workers: threads.
+        progress: show a progress bar.
+        max_size, decode: as for `check_image_file`.
+
+    Returns:
+        Ids of the images with a problem.
+    """
+
+    def look(record):
+        try:
+            size = check_image_file(os.path.join(root, record["file_name"]), max_size=max_size, decode=decode)
+        except ImageProblem as problem:
+            return problem
+        except Exception as error:  # what nobody foresaw has a file's name too
+            return ImageProblem(f"it cannot be read: {type(error).__name__}: {error}")
+        if (size.height, size.width) == (record["height"], record["width"]):
+            return None
+        return ImageProblem(
+            f"the file has height {size.height} and width {size.width}"
+            f"{', turned as its EXIF data say' if size.turned else ''}, the annotations say {record['height']} and "
+            f"{record['width']}"
+        )
+
+    wrong = set()
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(records), desc="images", disable=not progress) as bar,
+    ):
+        for start in range(0, len(records), _AT_ONCE):
+            part = records[start : start + _AT_ONCE]
+            for record, problem in zip(part, pool.map(look, part), strict=True):
+                bar.update()
+                if problem is None:
+                    continue
+                image_id = record.get("image_id", record.get("id"))
+                wrong.add(image_id)
+                words = "-".join([word for word in str(problem).split() if word.isalpha()][:4])
+                where = f"image {'?' if image_id is None else image_id} ({record['file_name']})"
+                problems.error(
+                    f"image-{words}", where, str(problem), missing_file=problem.missing, image=image_id
+                )
+    return wrong
 
 
 def read_rgb(path: str) -> Image.Image:

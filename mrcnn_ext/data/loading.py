@@ -25,6 +25,7 @@ __all__ = [
     "CocoLoader",
     "clean_dicts",
     "coco_content",
+    "coco_loader",
     "get_detection_dataset_dicts",
     "load_dataset",
 ]
@@ -114,11 +115,7 @@ def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
         FileNotFoundError: a file of the dataset is missing.
         ValueError: it is not registered, cannot be read, or, without ``problems``, has errors.
     """
-    if name not in DatasetCatalog.list():
-        close = difflib.get_close_matches(name, DatasetCatalog.list(), 3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it before training"
-        raise ValueError(f"dataset {name!r} is not registered: {hint}")
-    loader = _coco_loader(name)
+    loader = coco_loader(name)
     found = problems if problems is not None else Problems(name, loader.json_file if loader else "")
     try:
         dicts = loader.load(found) if loader else clean_dicts(DatasetCatalog.get(name), found)
@@ -142,7 +139,16 @@ def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
     return dicts
 
 
-def _coco_loader(name: str) -> CocoLoader | None:
+def coco_loader(name: str) -> CocoLoader | None:
+    """What reads a dataset that is registered as an annotation file of COCO's format; None for any other.
+
+    Raises:
+        ValueError: it is not registered.
+    """
+    if name not in DatasetCatalog.list():
+        close = difflib.get_close_matches(name, DatasetCatalog.list(), 3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it before training"
+        raise ValueError(f"dataset {name!r} is not registered: {hint}")
     function = DatasetCatalog[name]
     if isinstance(function, CocoLoader):
         return function
