@@ -124,11 +124,9 @@ def test_from_the_foreign_file_to_the_model(tmp_path, catalog, tiny_cfg, kind, m
     from mrcnn_ext.engine.setup import register_datasets
 
     source, output = make(tmp_path / "data"), tmp_path / "coco" / "annotations.json"
-    command = [sys.executable, str(TOOL), kind, str(source), str(output), "--name", "mine"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    line = yaml.safe_load(done.stdout.splitlines()[-1])
-    entry = line["COCO_FORMAT"][0]
+    entry = yaml.safe_load(convert_dataset(kind, str(source), str(output)).config_line("mine"))[
+        "COCO_FORMAT"
+    ][0]
     drawn = tmp_path / "drawn"
     assert (
         check_main([entry[1], "--images", entry[2], "--quiet", "--strict", "--pictures", str(drawn)]) == FINE
@@ -148,6 +146,24 @@ def test_from_the_foreign_file_to_the_model(tmp_path, catalog, tiny_cfg, kind, m
     trainer = Trainer(cfg)
     trainer.train()
     assert set(trainer._last_eval_results) == set(tasks)
+
+
+def test_the_tool(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, str(TOOL), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    source, output = yolo_pose(tmp_path / "data"), tmp_path / "out.json"
+    done = run("yolo", source, output, "--name", "dogs")
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first == f"{output}: 2 images, 1 objects of 2 classes"
+    entry = yaml.safe_load(last)["COCO_FORMAT"][0]
+    assert entry == ["dogs", str(output), str(source.parent), str(tmp_path / "out.description.yaml")]
+    failed = run("yolo", source, output, "--split", "test")
+    assert (
+        failed.returncode == 2 and failed.stderr.startswith("error: ") and "no 'test' in it" in failed.stderr
+    )
 
 
 def converted(kind, source, tmp_path, **options):
@@ -199,6 +215,10 @@ def test_labelme_polygons_and_keypoints(tmp_path):
     assert found["dog"]["keypoints"] == places
     assert found["cat"]["keypoints"] == [0] * 9
     assert content["categories"][0]["keypoints"] == list(KEYPOINTS)
+
+
+POINT = {"label": "a", "points": [[1, 1]], "shape_type": "point"}
+LINE = {"label": "a", "points": [[1, 1], [2, 2]]}
 
 
 def labelme_shapes(root, shapes):
@@ -264,18 +284,10 @@ def test_masks_as_files(tmp_path):
             lambda root: yolo(root, yolo_box(), train="nowhere"),
             "its 'train', .*nowhere, does not exist",
         ),
-        ("yolo", lambda root: root, "data.yaml: there is no such file"),
+        ("yolo", lambda root: root, "there is no such file; YOLO's datasets have a data.yaml"),
         ("voc", lambda root: root, "there is no such folder"),
-        (
-            "labelme",
-            lambda root: labelme_shapes(root, [{"label": "a", "points": [[1, 1]], "shape_type": "point"}]),
-            "1.j",
-        ),
-        (
-            "labelme",
-            lambda root: labelme_shapes(root, [{"label": "a", "points": [[1, 1], [2, 2]]}]),
-            "1.json: an object",
-        ),
+        ("labelme", lambda root: labelme_shapes(root, [POINT]), "1.json: the point 'a' must belong to one"),
+        ("labelme", lambda root: labelme_shapes(root, [LINE]), "1.json: an object of class 'a': nothing"),
         (
             "labelme",
             lambda root: labelme_shapes(root, [{"points": []}]),
