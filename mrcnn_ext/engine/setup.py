@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .errors import UserError, did_you_mean
+from .from_data import follow_data, unsaid_keys
 
 __all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
@@ -77,6 +78,9 @@ def start(cfg, args, output_dir):
 def load_config(config_file, opts=()):
     """Read a yaml config over detectron2's defaults and ours.
 
+    Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
+    or ``opts`` have others.
+
     Args:
         config_file (str): path; "" for the defaults alone.
         opts (list[str]): KEY VALUE pairs that go over the file.
@@ -94,12 +98,17 @@ def load_config(config_file, opts=()):
             raise UserError(f"config file not found: {config_file}")
         if config_file.endswith(".py"):
             raise UserError(f"{config_file} is a LazyConfig: use tools/lazyconfig_train_net.py")
-        with _one_line_errors(cfg, config_file):
-            cfg.merge_from_file(config_file)
     if len(opts) % 2:
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
-    with _one_line_errors(cfg, "command line"):
-        cfg.merge_from_list(list(opts))
+    with unsaid_keys(cfg) as unsaid:
+        if config_file:
+            with _one_line_errors(cfg, config_file):
+                cfg.merge_from_file(config_file)
+        with _one_line_errors(cfg, "command line"):
+            cfg.merge_from_list(list(opts))
+    if unsaid:
+        register_datasets(cfg.DATASETS.COCO_FORMAT)
+        follow_data(cfg, unsaid)
     return cfg
 
 
