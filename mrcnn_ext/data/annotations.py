@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .problems import Unusable
+from .problems import Unusable, shown
 
 __all__ = ["SMALLEST_SIDE", "box_of_segmentation", "clean_annotation", "plain_number", "rle_pixels"]
 
@@ -44,7 +44,7 @@ def clean_annotation(
         Unusable: a part is wrong and cannot be mended.
     """
     if not isinstance(raw, dict):
-        raise Unusable(f"an annotation must be an object, {{...}}, got {_shown(raw)}")
+        raise Unusable(f"an annotation must be an object, {{...}}, got {shown(raw)}")
     clean = dict(raw)
     clean["iscrowd"] = _iscrowd(raw, note)
     segmentation = _segmentation(raw.get("segmentation"), height, width, note)
@@ -82,7 +82,7 @@ def plain_number(value) -> float:
         except ValueError:
             raise Unusable(f"{value!r} is no number") from None
     if not isinstance(value, (int, float)):
-        raise Unusable(f"{_shown(value)} is no number")
+        raise Unusable(f"{shown(value)} is no number")
     if not math.isfinite(value):
         raise Unusable(f"{value} is not finite")
     return value
@@ -129,17 +129,12 @@ def box_of_segmentation(segmentation, height: int, width: int) -> list[float]:
     return [float(v) for v in (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))]
 
 
-def _shown(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _numbers(values, what: str, note: Note) -> list:
     """The numbers of a list or array; the list itself where there is nothing to do."""
     if isinstance(values, np.ndarray):
         values = values.reshape(-1).tolist()
     if not isinstance(values, (list, tuple)):
-        raise Unusable(f"{what} must be a list of numbers, got {_shown(values)}")
+        raise Unusable(f"{what} must be a list of numbers, got {shown(values)}")
     try:
         if math.isfinite(sum(values)):
             return values if isinstance(values, list) else list(values)
@@ -164,7 +159,7 @@ def _iscrowd(raw: dict, note: Note) -> int:
         except Unusable as problem:
             raise Unusable(f"iscrowd must be 0 or 1: {problem}") from None
     if value not in (0, 1):
-        raise Unusable(f"iscrowd must be 0 or 1, got {_shown(raw['iscrowd'])}")
+        raise Unusable(f"iscrowd must be 0 or 1, got {shown(raw['iscrowd'])}")
     if not value and raw.get("ignore") not in (None, 0, False, "0"):
         note("ignore", "its 'ignore' is set: it counts as a crowd, neither learnt from nor evaluated")
         return 1
@@ -228,7 +223,7 @@ def _rle(raw: dict, height: int, width: int) -> dict:
     try:
         found = tuple(int(plain_number(v)) for v in size)
     except (TypeError, Unusable):
-        raise Unusable(f"its RLE must have a size [height, width], got {_shown(size)}") from None
+        raise Unusable(f"its RLE must have a size [height, width], got {shown(size)}") from None
     if found != (height, width):
         raise Unusable(f"its RLE is of size {found}, the image is {(height, width)} (height, width)")
     if isinstance(counts, (list, tuple, np.ndarray)):
@@ -240,7 +235,7 @@ def _rle(raw: dict, height: int, width: int) -> dict:
         runs, pixels = None, rle_pixels(counts)
     else:
         raise Unusable(
-            f"its RLE must have counts, a list or text as pycocotools writes it, got {_shown(counts)}"
+            f"its RLE must have counts, a list or text as pycocotools writes it, got {shown(counts)}"
         )
     if pixels != height * width:
         raise Unusable(
@@ -291,7 +286,7 @@ def _area(raw, clean: dict, height: int, width: int, note: Note) -> float:
     if not mended and segmentation:  # thinner than a pixel
         mended = clean["bbox"][2] * clean["bbox"][3]
     if mended:
-        what = "has no area" if raw is None else f"has an area of {_shown(raw)}"
+        what = "has no area" if raw is None else f"has an area of {shown(raw)}"
         note("area", f"it {what}: that of its {'mask' if segmentation else 'box'} is taken")
     return mended
 

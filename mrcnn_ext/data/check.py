@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .check_cityscapes import check_cityscapes_tree
 from .images import check_images as _check_images
-from .loading import clean_dicts, load_dataset
+from .loading import annotation_label, clean_dicts, load_dataset
 from .problems import Problems
 
 __all__ = ["check_dataset", "check_same_names"]
@@ -79,7 +79,9 @@ def check_dataset(
             for kind, text in _unfit(
                 annotation, num_classes, num_keypoints, needs_masks and not crowd, mask_format, crowd
             ):
-                problems.error(kind, _label(record, number), text, image=record.get("image_id"))
+                problems.error(
+                    kind, annotation_label(record, annotation, number), text, image=record.get("image_id")
+                )
     if needs_annotations and not usable and not problems.errors:
         left_out = ": all were left out" if problems.warnings else ""
         problems.error(
@@ -96,16 +98,6 @@ def check_dataset(
     problems.log_warnings()
     problems.raise_errors()
     return dicts
-
-
-def _label(record: dict, number: int) -> str:
-    annotation = record["annotations"][number]
-    which = f"id {annotation['id']}" if "id" in annotation else f"number {number} (from 0)"
-    return f"image {_image(record)}, annotation {which}"
-
-
-def _image(record: dict) -> str:
-    return f"{record.get('image_id', '?')} ({record.get('file_name', 'no file name')})"
 
 
 def _unfit(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from .annotations import SMALLEST_SIDE, clean_annotation, plain_number
 from .json_stream import stream_sections
 from .keypoint_names import keypoints_of_categories
-from .problems import Problems, Unusable
+from .problems import Problems, Unusable, kind_of, shown
 
 __all__ = ["CocoFile", "MOST_STRAYING", "check_box"]
 
@@ -89,12 +89,12 @@ class CocoFile:
                 self.other[key] = value
                 continue
             if not is_element and value != []:
-                self._refuse(f"its {key!r} must be a list of objects, got {_shown(value)}")
+                self._refuse(f"its {key!r} must be a list of objects, got {shown(value)}")
             if key == "annotations":
                 self.has_annotations = True
                 self._look_at(value)
             elif is_element and not isinstance(value, dict):
-                self._refuse(f"its {key!r} must be a list of objects, got {_shown(value)} among them")
+                self._refuse(f"its {key!r} must be a list of objects, got {shown(value)} among them")
             elif is_element:
                 self._add_image(value) if key == "images" else categories.append(value)
         for key in ("images", "categories"):
@@ -121,7 +121,7 @@ class CocoFile:
             number, name = category.get("id"), category.get("name")
             is_number = isinstance(number, (int, str)) and not isinstance(number, bool)
             if not is_number or not isinstance(name, str) or not name:
-                self._refuse(f"a category must have a number as 'id' and a 'name', got {_shown(category)}")
+                self._refuse(f"a category must have a number as 'id' and a 'name', got {shown(category)}")
             category = {**category, "id": _number_id(category["id"])}
             if category["id"] in ids:
                 self._refuse(
@@ -134,7 +134,7 @@ class CocoFile:
             ids[category["id"]], names[name] = name, category["id"]
             self.categories.append(category)
         if not all(isinstance(key, (int, float)) for key in ids):
-            self._refuse(f"the ids of its categories must be numbers, got {_shown(list(ids))}")
+            self._refuse(f"the ids of its categories must be numbers, got {shown(list(ids))}")
         self.categories.sort(key=lambda category: category["id"])
 
     def _add_image(self, record: dict):
@@ -142,7 +142,7 @@ class CocoFile:
         where = f"image {record.get('id', '(without an id)')} ({name or 'no file name'})"
         if not isinstance(record.get("id"), (int, str)) or isinstance(record["id"], bool):
             return self.problems.error(
-                "image-id", where, f"its id must be a number, got {_shown(record.get('id'))}"
+                "image-id", where, f"its id must be a number, got {shown(record.get('id'))}"
             )
         if not isinstance(name, str) or not name:
             return self.problems.error("image-file-name", where, "its record has no 'file_name'")
@@ -229,7 +229,7 @@ class CocoFile:
 
     def _annotation(self, raw, seen: set) -> dict:
         if not isinstance(raw, dict):
-            text = f"an annotation must be an object, {{...}}, got {_shown(raw)}"
+            text = f"an annotation must be an object, {{...}}, got {shown(raw)}"
             self.problems.error("annotation", "", text)
             return {"problem": text}
         image_id = self._image_of(raw.get("image_id"))
@@ -265,12 +265,12 @@ class CocoFile:
             category_id = self._category_ids.get(category) if isinstance(category, (int, str)) else None
             if category_id is None:
                 known = ", ".join(str(c["id"]) for c in self.categories[:10])
-                raise Unusable(f"category_id {_shown(category)} is not among the file's categories ({known})")
+                raise Unusable(f"category_id {shown(category)} is not among the file's categories ({known})")
             clean = clean_annotation(raw, record["height"], record["width"], note, self.num_keypoints)
             clean["image_id"], clean["category_id"] = image_id, category_id
             check_box(clean["bbox"], record["height"], record["width"], note)
         except Unusable as problem:
-            return broken(_kind_of(str(problem)), str(problem))
+            return broken(kind_of(str(problem)), str(problem))
         except Exception as error:  # what nobody foresaw has a place too
             return broken("unreadable", f"it cannot be read: {type(error).__name__}: {error}")
         if min(clean["bbox"][2:]) <= SMALLEST_SIDE:
@@ -317,17 +317,6 @@ def check_box(box: list[float], height: int, width: int, note) -> None:
     note("bbox-outside", f"{text}; what is outside is cut off. Is it x, y, width, height, in pixels?")
 
 
-def _kind_of(problem: str) -> str:
-    """Problems of the same words are of one kind, whatever their numbers."""
-    words = (word for word in problem.split() if word.isalpha())
-    return "-".join(list(words)[:6])
-
-
 def _number_id(value):
     """An id that is a number, where text says one."""
     return int(value) if isinstance(value, str) and value.strip().isdigit() else value
-
-
-def _shown(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

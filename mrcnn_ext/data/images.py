@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from .problems import Problems
+from .problems import Problems, kind_of
 
 __all__ = ["ImageProblem", "ImageSize", "check_image_file", "check_images", "read_rgb", "turned_size"]
 
@@ -137,10 +137,13 @@ def check_images(
                     continue
                 image_id = record.get("image_id", record.get("id"))
                 wrong.add(image_id)
-                words = "-".join([word for word in str(problem).split() if word.isalpha()][:4])
                 where = f"image {'?' if image_id is None else image_id} ({record['file_name']})"
                 problems.error(
-                    f"image-{words}", where, str(problem), missing_file=problem.missing, image=image_id
+                    f"image-{kind_of(str(problem))}",
+                    where,
+                    str(problem),
+                    missing_file=problem.missing,
+                    image=image_id,
                 )
     return wrong
 

@@ -19,7 +19,7 @@ from detectron2.structures import BoxMode
 
 from .annotations import clean_annotation, plain_number
 from .coco_file import MOST_STRAYING, CocoFile, check_box
-from .problems import Problems, Unusable
+from .problems import Problems, Unusable, kind_of
 
 __all__ = [
     "CocoLoader",
@@ -177,7 +177,7 @@ def clean_dicts(dicts: Sequence[dict], problems: Problems) -> list[dict]:
             other = ids.setdefault(image_id, image)
             if other is not image:
                 text = f"{other['file_name']} has the same image_id: every image needs its own"
-                problems.error("image-id-twice", f"image {_image(image)}", text, image=image_id)
+                problems.error("image-id-twice", f"image {image_label(image)}", text, image=image_id)
         if "annotations" in record:
             annotations = record["annotations"]
             total += len(annotations)
@@ -193,7 +193,7 @@ def _clean_record(record: dict, problems: Problems) -> dict | None:
     image = dict(record)
     for key in ("file_name", "height", "width"):
         if key not in record:
-            problems.error("record", f"image {_image(record)}", f"its record has no {key!r}")
+            problems.error("record", f"image {image_label(record)}", f"its record has no {key!r}")
             return None
     image["file_name"] = os.fspath(record["file_name"])
     if isinstance(record.get("image_id"), np.generic):
@@ -202,7 +202,7 @@ def _clean_record(record: dict, problems: Problems) -> dict | None:
         try:
             image[key] = int(plain_number(record[key]))
         except Unusable as problem:
-            problems.error("record", f"image {_image(record)}", f"its {key}: {problem}")
+            problems.error("record", f"image {image_label(record)}", f"its {key}: {problem}")
             return None
     return image
 
@@ -219,16 +219,21 @@ def _number_of_keypoints(dicts: Sequence[dict]) -> int | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _image(record: dict) -> str:
+def image_label(record: dict) -> str:
+    """Names an image by its id and file."""
     return f"{record.get('image_id', '?')} ({record.get('file_name', 'no file name')})"
+
+
+def annotation_label(record: dict, annotation, number: int) -> str:
+    """Names an annotation by the ids of its image and its own, or its place among those of the image."""
+    known = isinstance(annotation, dict) and "id" in annotation
+    which = f"id {annotation['id']}" if known else f"number {number} (from 0)"
+    return f"image {image_label(record)}, annotation {which}"
 
 
 def _clean_dict(annotation, number: int, image: dict, num_keypoints: int | None, problems: Problems):
     def where():
-        known = isinstance(annotation, dict) and "id" in annotation
-        return f"image {_image(image)}, annotation " + (
-            f"id {annotation['id']}" if known else f"number {number} (from 0)"
-        )
+        return annotation_label(image, annotation, number)
 
     image_id = image.get("image_id")
 
@@ -238,7 +243,7 @@ def _clean_dict(annotation, number: int, image: dict, num_keypoints: int | None,
     try:
         return _clean(annotation, image, num_keypoints, note)
     except Unusable as problem:
-        problems.error("-".join([w for w in str(problem).split() if w.isalpha()][:6]), where, str(problem))
+        problems.error(kind_of(str(problem)), where, str(problem))
     except Exception as error:  # what nobody foresaw has a place too
         problems.error("unreadable", where, f"it cannot be read: {type(error).__name__}: {error}")
     return None
@@ -367,8 +372,8 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
             kept = {key: annotation[key] for key in keys if key in annotation}
             if annotation["category_id"] not in ids:
                 raise ValueError(
-                    f"dataset {name!r}, image {_image(record)}: category_id {annotation['category_id']} is not among "
-                    f"its {len(classes)} thing_classes"
+                    f"dataset {name!r}, image {image_label(record)}: category_id {annotation['category_id']} is not "
+                    f"among its {len(classes)} thing_classes"
                 )
             kept |= {
                 "id": len(annotations) + 1,

@@ -6,13 +6,24 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["Finding", "Problems", "Unusable"]
+__all__ = ["Finding", "Problems", "Unusable", "kind_of", "shown"]
 
 _EXAMPLES = 3
 
 
 class Unusable(Exception):
     """A part of an annotation that nothing can be made of; says what is wrong and what would be right."""
+
+
+def kind_of(text: str) -> str:
+    """A kind for a description: those of the same words are of one kind, whatever their numbers."""
+    return "-".join([word for word in text.split() if word.isalpha()][:6])
+
+
+def shown(value) -> str:
+    """A value in a message, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass
