@@ -125,18 +125,12 @@ def test_pictures_of_samples_and_of_what_is_odd(odd_file, tmp_path, capsys):
     assert drawn.tobytes() != Image.open(tmp_path / "1.png").tobytes()
 
 
-def test_exit_codes_for_scripts(write, odd_file, tmp_path):
-    def run(*arguments):
-        return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True)
-
-    assert run(write(), "--images", str(tmp_path)).returncode == FINE
-    missing = run(str(tmp_path / "none.json"))
-    assert (
-        missing.returncode == REFUSED
-        and missing.stderr.startswith("error: ")
-        and "none.json" in missing.stderr
-    )
-    assert "Traceback" not in missing.stderr
+def test_exit_codes_for_scripts(write, tmp_path):
+    assert check_main([write(), "--images", str(tmp_path), "--quiet"]) == FINE
+    command = [sys.executable, str(TOOL), str(tmp_path / "none.json")]
+    missing = subprocess.run(command, capture_output=True, text=True)
+    assert missing.returncode == REFUSED and missing.stderr.startswith("error: ")
+    assert "none.json" in missing.stderr and "Traceback" not in missing.stderr
 
 
 def test_what_is_mended_matters_to_the_strict(write, tmp_path):
