@@ -141,7 +141,7 @@ def _sigmas(value, keypoints: Sequence[str], where: str) -> list[float]:
     if isinstance(value, str):
         if value not in named:
             raise Unusable(f"sigmas must be numbers, 'coco' or 'uniform', got {value!r}")
-        logging.getLogger(__name__).info("%s: sigmas of its keypoints are %s", where, named[value])
+        logging.getLogger(__name__).warning("%s: sigmas of its keypoints are %s", where, named[value])
         return named[value]
     if not isinstance(value, (list, tuple)) or len(value) != len(keypoints):
         raise Unusable(f"sigmas must be {len(keypoints)} numbers, one for each keypoint, got {value!r}")

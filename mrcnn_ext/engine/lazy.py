@@ -82,15 +82,14 @@ def load_lazy_config(config_file, overrides=()):
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    read_lazily(cfg)
     for override in overrides:
         _check_override(cfg, override)
     try:
-        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
+        return LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, KeyError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
-    read_lazily(cfg)
-    return cfg
 
 
 def _check_override(cfg, override):

@@ -16,7 +16,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .errors import UserError, did_you_mean
-from .from_data import follow_data, unsaid_keys
+from .from_data import follow_data, mark_unsaid
 
 __all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
@@ -93,22 +93,20 @@ def load_config(config_file, opts=()):
     """
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
+    defaults = mark_unsaid(cfg)
     if config_file:
         if not os.path.isfile(config_file):
             raise UserError(f"config file not found: {config_file}")
         if config_file.endswith(".py"):
             raise UserError(f"{config_file} is a LazyConfig: use tools/lazyconfig_train_net.py")
+        with _one_line_errors(cfg, config_file):
+            cfg.merge_from_file(config_file)
     if len(opts) % 2:
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
-    with unsaid_keys(cfg) as unsaid:
-        if config_file:
-            with _one_line_errors(cfg, config_file):
-                cfg.merge_from_file(config_file)
-        with _one_line_errors(cfg, "command line"):
-            cfg.merge_from_list(list(opts))
-    if unsaid:
-        register_datasets(cfg.DATASETS.COCO_FORMAT)
-        follow_data(cfg, unsaid)
+    with _one_line_errors(cfg, "command line"):
+        cfg.merge_from_list(list(opts))
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    follow_data(cfg, defaults)
     return cfg
 
 
