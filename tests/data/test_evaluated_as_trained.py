@@ -23,7 +23,9 @@ from mrcnn_ext.integrations.torchvision.evaluation import evaluate_coco
 
 
 def config(train, test, *opts, keypoints=False, num_classes=2):
-    cfg = load_config("", ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", keypoints, *opts])
+    cfg = load_config(
+        "", ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", keypoints, "TEST.BOUNDARY_AP", True, *opts]
+    )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (test,)
     return cfg
@@ -55,7 +57,10 @@ def evaluate(name, cfg, content, **options):
     evaluator.reset()
     for image in content["images"]:
         evaluator.process([{"image_id": image["id"]}], [perfect(content, image["id"], **options)])
-    return {task: values["AP"] for task, values in evaluator.evaluate().items()}
+    scores = {task: values["AP"] for task, values in evaluator.evaluate().items()}
+    # A mask that is right, or quite wrong, has such a boundary.
+    assert scores.pop("boundary") == pytest.approx(scores["segm"])
+    return scores
 
 
 def right(*edits):
