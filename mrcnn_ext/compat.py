@@ -139,6 +139,40 @@ def _quiet_scripting(module):
 
 
 @contextlib.contextmanager
+def _images_read_whole(detection_utils):
+    """``read_image`` asks for EXIF data before it decodes, in which the error of a damaged PNG is lost and half a
+    picture is read; it cuts pixels of more than 8 bits off at 255; and its errors do not name the file."""
+    yield
+    read_image, apply_exif = detection_utils.read_image, detection_utils._apply_exif_orientation
+
+    def decode_and_apply_exif(image):
+        image.load()
+        return apply_exif(image)
+
+    @functools.wraps(read_image)
+    def read_named_image(file_name, format=None):
+        try:
+            if format is not None:
+                _refuse_deep_pixels(file_name, detection_utils)
+            return read_image(file_name, format)
+        except Exception as error:  # decoders raise anything for a damaged file
+            if str(file_name) in str(error):
+                raise
+            raise OSError(f"{file_name}: {str(error) or type(error).__name__}") from error
+
+    detection_utils._apply_exif_orientation = decode_and_apply_exif
+    detection_utils.read_image = read_named_image
+
+
+def _refuse_deep_pixels(file_name, detection_utils):
+    with detection_utils.PathManager.open(file_name, "rb") as file:
+        mode = detection_utils.Image.open(file).mode
+    if mode.startswith("I") or mode == "F":
+        kind = "floating-point pixels" if mode == "F" else "more than 8 bits a pixel"
+        raise OSError(f"{file_name} has {kind}, which detectron2 cuts off at 255: convert it to 8 bits")
+
+
+@contextlib.contextmanager
 def _ddp_without_device_ids_on_cpu(defaults):
     """``create_ddp_model`` gives DistributedDataParallel a CUDA device, which it refuses for a CPU model."""
     yield
@@ -193,12 +227,22 @@ class _NumpyWithIn1d(types.ModuleType):
         return getattr(np, name)
 
 
+class _NumpyForInstances(_NumpyWithIn1d):
+    """The same; the precision of no predictions at all, where every one lies on a region that is ignored, is 0: the
+    evaluation takes the last of their cumulated sums."""
+
+    @staticmethod
+    def cumsum(a, *args, **kwargs):
+        return np.cumsum(a, *args, **kwargs) if np.size(a) else np.zeros(1)
+
+
 @contextlib.contextmanager
 def _instance_evaluation(module):
     """The instance evaluation writes every match to ``matches.json`` in the working directory, which nothing
-    reads, and fails in it on ``numpy.int64``, which ``numpy.count_nonzero`` returns since numpy 2.3."""
-    with _numpy_with_in1d(module):
-        yield
+    reads, and fails in it on ``numpy.int64``, which ``numpy.count_nonzero`` returns since numpy 2.3; and it fails where
+    every prediction of a class lies on a region that is ignored."""
+    yield
+    module.np = _NumpyForInstances("numpy")
     write_dict_to_json = module.writeDict2JSON
 
     def write_dict_to_json_where_asked(dictionary, file_name):
@@ -216,6 +260,7 @@ def _to_python(value):
 _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
     "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
+    "detectron2.data.detection_utils": _images_read_whole,
     "fvcore.nn.focal_loss": _quiet_scripting,
     "detectron2.modeling.box_regression": _quiet_scripting,
     "detectron2.engine.defaults": _ddp_without_device_ids_on_cpu,

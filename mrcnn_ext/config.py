@@ -108,8 +108,21 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Boundary AP beside mask AP, where the evaluator is COCO's.
     cfg.TEST.setdefault("BOUNDARY_AP", False)
 
-    # Data in COCO's format to register: [name, annotation file, image folder] each.
+    # Data in COCO's format to register: [name, annotation file, image folder] each, and if need be a description of
+    # what the file does not say, {names, keypoints, flip_pairs, skeleton, sigmas, colors} or the path of such a file;
+    # see mrcnn_ext.data.description.
     cfg.DATASETS.setdefault("COCO_FORMAT", [])
+
+    # Large-scale jitter (Ghiasi et al., CVPR 2021) in training instead of INPUT.MIN_SIZE_TRAIN and INPUT.CROP: an image
+    # is resized by a factor between these, relative to a square of SIZE pixels that it would fill, and cropped or
+    # padded to the square.
+    lsj = cfg.INPUT.setdefault("LSJ", CfgNode())
+    lsj.setdefault("ENABLED", False)
+    lsj.setdefault("MIN_SCALE", 0.1)
+    lsj.setdefault("MAX_SCALE", 2.0)
+    lsj.setdefault("SIZE", 1024)
+    # Brightness, contrast and saturation of training images are each multiplied by up to this much more or less than 1.
+    cfg.INPUT.setdefault("COLOR_JITTER", 0.0)
 
     # Before training, read every annotation and look at every image file of DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("CHECK", True)

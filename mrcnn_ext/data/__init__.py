@@ -1,4 +1,5 @@
-"""Synthetic street scenes, their registration with detectron2, and checks of datasets before training."""
+"""Datasets as people have them: registered, read, checked and described. Their check, reading and repair of COCO files
+run without detectron2."""
 
 import os
 from importlib.util import find_spec
@@ -6,11 +7,24 @@ from importlib.util import find_spec
 __all__ = []
 
 if find_spec("detectron2") is not None:
+    from .build import build_test_loader, build_train_loader, read_lazily
     from .check import check_dataset
     from .coco_format import register_coco_format
+    from .loading import get_detection_dataset_dicts, load_dataset
+    from .mapper import DatasetMapper
     from .register import register_scenes
 
-    __all__ += ["check_dataset", "register_coco_format", "register_scenes"]
+    __all__ += [
+        "DatasetMapper",
+        "build_test_loader",
+        "build_train_loader",
+        "check_dataset",
+        "get_detection_dataset_dicts",
+        "load_dataset",
+        "read_lazily",
+        "register_coco_format",
+        "register_scenes",
+    ]
     _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     register_scenes(os.path.join(_ROOT, "scenes"))
     register_scenes(os.path.join(_ROOT, "scenes_easy"), prefix="scenes_easy")

@@ -1,76 +1,118 @@
 """Registers one's own data in COCO's format."""
 
-import json
+from __future__ import annotations
+
 import logging
-import re
+import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+
+from .coco_file import CocoFile
+from .description import read_description
+from .keypoint_names import mirrored_pairs, one_sided, skeleton_lines
+from .loading import CocoLoader
+from .problems import Problems
 
 __all__ = ["register_coco_format"]
 
-_SIDES = ((re.compile("left"), "right"), (re.compile(r"(?<![a-z0-9])l(?![a-z0-9])"), "r"))
+_WHITE = (255, 255, 255)
 
 
-def register_coco_format(name: str, json_file: str, image_root: str) -> None:
-    """Registers a dataset in COCO's format, with the keypoints its categories name.
+def register_coco_format(
+    name: str, json_file: str, image_root: str, description: dict | str | None = None
+) -> None:
+    """Registers a dataset in COCO's format, with the classes and keypoints that its file names.
 
     detectron2's register_coco_instances leaves the keypoints' names and which of them change sides in a mirrored
-    image to the user; here they come from the annotation file: names that differ in left and right, or in l and r as
-    a word of their own, are a pair, whatever their case. A warning says where there is none.
+    image to the user; here they come from the annotation file (`mirrored_pairs`), or from ``description`` where it has
+    them. A warning says where a left has no right.
 
     Args:
         name: what configs call it. Registering the same data again does nothing.
         json_file: annotations.
         image_root: folder that the file names of the images start from.
+        description: what the file lacks or has wrong, or a yaml or JSON file of it; see `read_description`.
 
     Raises:
-        FileNotFoundError: there is no such annotation file.
-        ValueError: it is not a COCO annotation file, its categories have different keypoints, or the name is taken
-            by other data.
+        FileNotFoundError: there is no such annotation file or description.
+        ValueError: it is not a COCO annotation file, its categories have different keypoints, the description does not
+            fit it, or the name is taken by other data.
     """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     if name in DatasetCatalog.list():
         if MetadataCatalog.get(name).get("json_file") != json_file:
             raise ValueError(f"dataset {name!r} is already registered for other data: choose another name")
         return
     try:
-        with open(json_file) as file:
-            categories = json.load(file)["categories"]
+        file = CocoFile(json_file, Problems(name, json_file))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"dataset {name!r}: there is no annotation file {json_file}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"dataset {name!r}: {json_file} is not a COCO annotation file: {error!r}") from error
-    keypoints = {
-        tuple(category["keypoints"]): category for category in categories if category.get("keypoints")
+    except ValueError as error:
+        raise error if repr(name) in str(error) else ValueError(f"dataset {name!r}: {error}") from error
+    described = read_description(
+        description,
+        classes=[category["name"] for category in file.categories],
+        keypoints=file.keypoint_names,
+        where=f"dataset {name!r}",
+    )
+    metadata = {
+        "thing_classes": described.get("names") or [category["name"] for category in file.categories],
+        "thing_dataset_id_to_contiguous_id": {c["id"]: k for k, c in enumerate(file.categories)},
     }
-    if len(keypoints) > 1:
-        raise ValueError(f"dataset {name!r}: the categories of {json_file} must share one list of keypoints")
-    metadata = {}
-    for names, category in keypoints.items():
-        # COCO counts keypoints from 1. White: there is no colour in the file.
-        lines = [(names[a - 1], names[b - 1], (255, 255, 255)) for a, b in category.get("skeleton", ())]
-        metadata = {
-            "keypoint_names": list(names),
-            "keypoint_flip_map": _mirrored(names),
-            "keypoint_connection_rules": lines,
-        }
-        if len(names) > 1 and not metadata["keypoint_flip_map"]:
-            logging.getLogger(__name__).warning(
-                "dataset %s: no two of its keypoints (%s, ...) are left and right, so that none change places in a "
-                "mirrored image. If some should: MetadataCatalog.get(NAME).set(keypoint_flip_map=[(left, right), ...])",
-                name,
-                ", ".join(names[:3]),
-            )
-    register_coco_instances(name, metadata, json_file, image_root)
+    if "colors" in described:
+        metadata["thing_colors"] = described["colors"]
+    keypoints = described.get("keypoints") or file.keypoint_names
+    if keypoints:
+        metadata |= _keypoint_metadata(name, keypoints, file, described)
+    DatasetCatalog.register(name, CocoLoader(name, json_file, image_root))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+    )
 
 
-def _mirrored(names) -> list[tuple[str, str]]:
-    by_lower = {name.lower(): name for name in names}
-    pairs = []
-    for name in names:
-        for left, right in _SIDES:
-            other = left.sub(right, name.lower(), count=1)
-            if other != name.lower() and other in by_lower:
-                pairs.append((name, by_lower[other]))
-                break
-    return pairs
+def _keypoint_metadata(name: str, keypoints: list[str], file: CocoFile, described: dict) -> dict:
+    skeleton = next(
+        (c["skeleton"] for c in file.categories if c.get("keypoints") and c.get("skeleton")), None
+    )
+    lines = described.get("skeleton")
+    if lines is None:
+        lines = skeleton_lines(skeleton, keypoints, f"dataset {name!r}")
+    pairs = described.get("flip_pairs")
+    if pairs is None:
+        pairs = mirrored_pairs(keypoints)
+        _tell_of_sides(name, keypoints, pairs)
+    metadata = {
+        "keypoint_names": list(keypoints),
+        "keypoint_flip_map": [tuple(pair) for pair in pairs],
+        # There is no colour in the file.
+        "keypoint_connection_rules": [(a, b, _WHITE) for a, b in lines],
+    }
+    if "sigmas" in described:
+        metadata["keypoint_oks_sigmas"] = described["sigmas"]
+    return metadata
+
+
+def _tell_of_sides(name: str, keypoints: list[str], pairs: list):
+    logger = logging.getLogger(__name__)
+    advice = (
+        'give them in the description, the fourth element of DATASETS.COCO_FORMAT: {"flip_pairs": [[LEFT, RIGHT], '
+        '...]}, or {"flip_pairs": []} if none do'
+    )
+    if len(keypoints) > 1 and not pairs:
+        logger.warning(
+            "dataset %s: no two of its keypoints (%s, ...) are left and right, so that none change places in a "
+            "mirrored image. If some should, %s",
+            name,
+            ", ".join(keypoints[:3]),
+            advice,
+        )
+        return
+    alone = one_sided(keypoints)
+    if alone:
+        logger.warning(
+            "dataset %s: its keypoints %s have no counterpart on the other side, so that they do not change places "
+            "in a mirrored image. If they should, %s",
+            name,
+            ", ".join(map(repr, alone)),
+            advice,
+        )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import KEYPOINT_CONNECTION_RULES
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
 from ..scenes.spec import CATEGORIES, KEYPOINT_FLIP_MAP, KEYPOINT_NAMES
+from .loading import CocoLoader
 
 _KEYPOINTS = {
     "keypoint_names": list(KEYPOINT_NAMES),
@@ -71,15 +71,17 @@ def _need(path: str, name: str, root: str) -> None:
         )
 
 
+class _SceneLoader(CocoLoader):
+    def load(self, problems):
+        _need(self.json_file, self.name, self.image_root)
+        return super().load(problems)
+
+
 def _coco(name: str, root: str, json_file: str, metadata: dict) -> None:
     if not _is_new(name, root):
         return
 
-    def load():
-        _need(json_file, name, root)
-        return load_coco_json(json_file, root, name)
-
-    DatasetCatalog.register(name, load)
+    DatasetCatalog.register(name, _SceneLoader(name, json_file, root))
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=root,

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 from omegaconf import OmegaConf
 
 from ..data import check_dataset
+from ..data.check import check_same_names
 from ..evaluation import build_evaluator
 from .errors import UserError, did_you_mean
 
@@ -47,6 +48,7 @@ def check_config(cfg, eval_only=False):
         if heads is model.RETINANET
         else "MODEL.ROI_HEADS.NUM_CLASSES",
         **learnt_from(cfg),
+        max_size=min(cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST),
         evaluate=lambda name: build_evaluator(cfg, name),
     )
 
@@ -129,7 +131,7 @@ def check_dataset_names(names):
         if name not in registered:
             raise UserError(
                 f"dataset {name!r} is not registered with detectron2{did_you_mean(name, registered)} "
-                "(COCO files: detectron2.data.datasets.register_coco_instances)"
+                "(data in COCO's format: add [name, annotation file, image folder] to DATASETS.COCO_FORMAT)"
             )
 
 
@@ -153,30 +155,79 @@ def _check(train, test, **options):
 
 
 def _check_files(
-    train, test, *, num_classes, classes_key, num_keypoints, needs_masks, mask_format, evaluate=None
+    train,
+    test,
+    *,
+    num_classes,
+    classes_key,
+    num_keypoints,
+    needs_masks,
+    mask_format,
+    max_size=1333,
+    evaluate=None,
 ):
+    """Raises one error for all datasets: a line for each kind of problem."""
+    problems = []
     for name in dict.fromkeys((*train, *test)):
-        check_dataset(
-            name,
-            num_classes=num_classes,
-            num_keypoints=num_keypoints,
-            needs_masks=needs_masks and name in train,
-            needs_keypoints=num_keypoints is not None and name in train,
-            needs_annotations=name in train,
-            mask_format=mask_format,
+        try:
+            dicts = check_dataset(
+                name,
+                num_classes=num_classes,
+                num_keypoints=num_keypoints,
+                needs_masks=needs_masks and name in train,
+                needs_keypoints=num_keypoints is not None and name in train,
+                needs_annotations=name in train,
+                mask_format=mask_format,
+                max_size=max_size,
+            )
+            _check_metadata(name, name in train, name in test, num_classes, classes_key, num_keypoints)
+            if name in test and evaluate is not None:
+                _check_evaluation(name, dicts, needs_masks)
+                evaluate(name)
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(error)
+    if not problems:
+        names = dict.fromkeys((*train, *test))
+        metadata = {name: MetadataCatalog.get(name) for name in names}
+        check_same_names("class", {name: metadata[name].get("thing_classes", ()) for name in names})
+        if num_keypoints is not None:
+            check_same_names("keypoint", {name: metadata[name].get("keypoint_names", ()) for name in names})
+    if problems:
+        raise type(problems[0])("\n".join(map(str, problems)))
+
+
+def _check_metadata(name, is_train, is_test, num_classes, classes_key, num_keypoints):
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("keypoint_names")
+    if is_train and num_keypoints is not None and not names:
+        raise ValueError(
+            f"dataset {name!r}: a model with keypoints needs keypoint_names and keypoint_flip_map in its metadata. In "
+            'COCO\'s format they are "keypoints" of its categories, or of the description in DATASETS.COCO_FORMAT; '
+            "of data registered in Python MetadataCatalog.get(NAME).set(keypoint_names=[...], keypoint_flip_map=[...])"
         )
-        metadata = MetadataCatalog.get(name)
-        if name in train and num_keypoints is not None and not metadata.get("keypoint_names"):
+    if num_keypoints is not None and names and len(names) != num_keypoints:
+        raise ValueError(
+            f"dataset {name!r} has {len(names)} keypoints ({', '.join(names[:3])}, ...), the model {num_keypoints}: "
+            "set MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+        )
+    classes = metadata.get("thing_classes", ())
+    if is_test and num_classes is not None and num_classes != len(classes):
+        listed = ", ".join([*classes[:5], "..."] if len(classes) > 5 else classes)
+        raise ValueError(
+            f"dataset {name!r} has {len(classes)} classes ({listed}), the model {num_classes}: set {classes_key}"
+        )
+
+
+def _check_evaluation(name, dicts, needs_masks):
+    """What an evaluator would find missing at the end."""
+    for record in dicts:
+        if "image_id" not in record:
             raise ValueError(
-                f"dataset {name!r}: a model with keypoints needs keypoint_names and keypoint_flip_map in its "
-                "metadata: MetadataCatalog.get(NAME).set(keypoint_names=[...], keypoint_flip_map=[...])"
+                f"dataset {name!r}: {record['file_name']} has no image_id, which evaluators need"
             )
-        classes = metadata.get("thing_classes", ())
-        if name in test and num_classes is not None and num_classes != len(classes):
-            listed = ", ".join([*classes[:5], "..."] if len(classes) > 5 else classes)
-            raise ValueError(
-                f"dataset {name!r} has {len(classes)} classes ({listed}), the model "
-                f"{num_classes}: set {classes_key}"
-            )
-        if name in test and evaluate is not None:
-            evaluate(name)
+    objects = [a for record in dicts for a in record.get("annotations", ()) if not a["iscrowd"]]
+    if needs_masks and objects and not any("segmentation" in a for a in objects):
+        raise ValueError(
+            f"dataset {name!r}: none of its {len(objects)} objects has a segmentation, which mask AP needs: add them, "
+            "or set MODEL.MASK_ON to False"
+        )

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from ..data import read_lazily
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .errors import UserError, did_you_mean
@@ -81,6 +82,7 @@ def load_lazy_config(config_file, overrides=()):
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    read_lazily(cfg)
     for override in overrides:
         _check_override(cfg, override)
     try:

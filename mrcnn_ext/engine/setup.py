@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .errors import UserError, did_you_mean
+from .from_data import follow_data, mark_unsaid
 
 __all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
@@ -53,11 +54,15 @@ def register_datasets(datasets):
         UserError: an entry is not as it must be, or its annotations cannot be read.
     """
     for entry in datasets:
+        is_right = isinstance(entry, (list, tuple)) and 3 <= len(entry) <= 4
+        if not is_right or not all(isinstance(part, str) for part in entry[:3]):
+            message = f"each must be [name, annotation file, image folder], got {entry!r}"
+            raise UserError(
+                f"DATASETS.COCO_FORMAT: {message}. A fourth element may describe it, a file or {{names, keypoints, "
+                "flip_pairs, skeleton, sigmas, colors}"
+            )
         try:
             register_coco_format(*entry)
-        except TypeError as error:
-            message = f"each must be [name, annotation file, image folder], got {entry!r}"
-            raise UserError(f"DATASETS.COCO_FORMAT: {message}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"DATASETS.COCO_FORMAT: {error}") from error
 
@@ -73,6 +78,9 @@ def start(cfg, args, output_dir):
 def load_config(config_file, opts=()):
     """Read a yaml config over detectron2's defaults and ours.
 
+    Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
+    or ``opts`` have others.
+
     Args:
         config_file (str): path; "" for the defaults alone.
         opts (list[str]): KEY VALUE pairs that go over the file.
@@ -85,6 +93,7 @@ def load_config(config_file, opts=()):
     """
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
+    defaults = mark_unsaid(cfg)
     if config_file:
         if not os.path.isfile(config_file):
             raise UserError(f"config file not found: {config_file}")
@@ -96,6 +105,8 @@ def load_config(config_file, opts=()):
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
     with _one_line_errors(cfg, "command line"):
         cfg.merge_from_list(list(opts))
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    follow_data(cfg, defaults)
     return cfg
 
 

@@ -6,11 +6,7 @@ import os
 import weakref
 
 import torch
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
@@ -18,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..accel import accelerate
 from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
+from ..data import DatasetMapper, build_test_loader, build_train_loader, get_detection_dataset_dicts
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA
 from .checkpoint import Checkpointer
@@ -67,6 +64,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

@@ -2,13 +2,13 @@
 
 import cv2
 import numpy as np
-from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools import mask as mask_utils
+from pycocotools.cocoeval import COCOeval
 
 __all__ = ["BoundaryCOCOeval", "boundary_of"]
 
 
-class BoundaryCOCOeval(COCOevalMaxDets):
+class BoundaryCOCOeval(COCOeval):
     """COCO's mask AP with the smaller of mask IoU and boundary IoU in place of mask IoU (Cheng et al., Boundary
     IoU, CVPR 2021, section 5).
 
@@ -18,11 +18,12 @@ class BoundaryCOCOeval(COCOevalMaxDets):
     Args:
         ground_truth (COCO): with segmentations.
         results (COCO): the predictions, from ``ground_truth.loadRes``.
+        iouType (str): "segm".
         dilation_ratio (float): width of the boundary, relative to the diagonal of the image; the paper's is 0.02.
     """
 
-    def __init__(self, ground_truth, results, dilation_ratio=0.02):
-        super().__init__(ground_truth, results, "segm")
+    def __init__(self, ground_truth, results, iouType="segm", dilation_ratio=0.02):
+        super().__init__(ground_truth, results, iouType)
         self._dilation_ratio = dilation_ratio
 
     def _prepare(self):

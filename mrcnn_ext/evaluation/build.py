@@ -36,6 +36,7 @@ def build_evaluator(cfg, dataset_name, output_dir=None):
             tasks=_tasks(cfg, metadata) + _boundary_task(cfg),
             output_dir=output_dir,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            max_dets_per_image=_limit(cfg.TEST.DETECTIONS_PER_IMAGE),
         )
     if evaluator_type == "cityscapes_instance":
         return CityscapesInstanceEvaluator(dataset_name)
@@ -55,6 +56,11 @@ def takes_lazy_masks(evaluator) -> bool:
         return all(map(takes_lazy_masks, evaluator._evaluators))
     # A subclass may process predictions in its own way.
     return type(evaluator).process in (COCOEvaluator.process, CityscapesInstanceEvaluator.process)
+
+
+def _limit(detections_per_image):
+    """COCO's 100, or what the config has more; None, as many as are predicted, where the config has no limit."""
+    return max(detections_per_image, 100) if detections_per_image >= 0 else None
 
 
 def _tasks(cfg, metadata):

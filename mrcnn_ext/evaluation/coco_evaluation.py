@@ -1,29 +1,44 @@
 """Box, mask and keypoint metrics of COCO."""
 
-import contextlib
-import copy
-import io
+import json
+import logging
+import os
 
+import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json as _instances_to_coco_json
 from detectron2.structures import Instances
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from detectron2.utils.file_io import PathManager
+from pycocotools.cocoeval import COCOeval
 
+from ..data.loading import coco_content
 from .bitmap_rle import encode_masks
 from .boundary import BoundaryCOCOeval
+from .coco_metrics import TruthCOCO, evaluate_task, oks_sigmas
+
+try:
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt as _FastCOCOeval
+except ImportError:  # detectron2 without its compiled part
+    _FastCOCOeval = None
 
 __all__ = ["COCOEvaluator", "instances_to_coco_json"]
 
 
 class COCOEvaluator(_COCOEvaluator):
-    """detectron2's evaluator for datasets of any number of keypoints, some of whose classes may have none.
+    """detectron2's evaluator for data as people have them, on the data that training sees.
 
+    * Annotations are mended as for training (`mrcnn_ext.data.annotations`): ids that pycocotools takes for no match,
+      missing or impossible areas, "iscrowd" and "num_keypoints". They are read anew for each evaluator; nothing is
+      cached, and neither the registered data nor their metadata change.
+    * As many detections of an image count as were predicted, COCO's 100 at least; as many keypoint detections as
+      an image has people, COCO's 20 at least. ``max_dets_per_image`` is another limit.
     * Predictions are left as they are: detectron2's moves ``pred_keypoints`` by half a pixel in place.
-    * Objects annotated without keypoints count as objects with none visible, which COCO ignores.
+    * Objects annotated without keypoints count as objects with none visible, which COCO ignores. Objects without a
+      segmentation are left out of mask AP, and so is what is found in their boxes.
     * Object keypoint similarity takes its sigmas from ``kpt_oks_sigmas`` or from the dataset's metadata
-      ``keypoint_oks_sigmas``. Without either there must be COCO's 17 keypoints.
+      ``keypoint_oks_sigmas``. Without either they must be COCO's 17 keypoints.
     * Masks which know their encoding, as :class:`~mrcnn_ext.layers.lazy_masks.LazyMasks`, never become
       bitmaps, and of bitmaps only the part with pixels is encoded. The results are the same.
     * The task "boundary" is mask AP by the outline too: see :class:`BoundaryCOCOeval`.
@@ -34,110 +49,113 @@ class COCOEvaluator(_COCOEvaluator):
     Args:
         dataset_name (str): a registered dataset.
         tasks (tuple[str]): any of "bbox", "segm", "keypoints", "boundary". Default: what the first predictions have.
+        distributed (bool): collect the predictions of all processes.
+        output_dir (str): where predictions are written; None for nowhere.
+        max_dets_per_image (int): how many boxes and masks of an image count; None as above.
+        use_fast_impl (bool): detectron2's compiled evaluation where it is built.
         kpt_oks_sigmas (list[float]): (K,) standard deviation of each keypoint, relative to object scale.
-        kwargs: the other arguments of :class:`detectron2.evaluation.COCOEvaluator`.
+        allow_cached_coco: taken for detectron2's configs; nothing is cached.
 
     Raises:
-        ValueError: sigmas missing, or not one per keypoint.
+        FileNotFoundError: the annotations are missing.
+        ValueError: an annotation cannot be used, or sigmas are missing, or not one per keypoint.
     """
 
-    def __init__(self, dataset_name, tasks=None, *, kpt_oks_sigmas=(), **kwargs):
-        metadata = MetadataCatalog.get(dataset_name)
-        kpt_oks_sigmas = list(kpt_oks_sigmas) or list(metadata.get("keypoint_oks_sigmas", ()))
-        tasks = tuple(tasks) if tasks is not None else None
-        self._boundary = tasks is not None and "boundary" in tasks
-        if self._boundary:  # detectron2 knows no such task
-            tasks = tuple(task for task in tasks if task != "boundary")
-        super().__init__(dataset_name, tasks, kpt_oks_sigmas=kpt_oks_sigmas, **kwargs)
-        ground_truth, self._coco_api = self._coco_api, _MaskScoringCOCO()
-        vars(self._coco_api).update(vars(ground_truth))
+    def __init__(
+        self,
+        dataset_name,
+        tasks=None,
+        distributed=True,
+        output_dir=None,
+        *,
+        max_dets_per_image=None,
+        use_fast_impl=True,
+        kpt_oks_sigmas=(),
+        allow_cached_coco=None,
+    ):
+        # Not super().__init__, which reads the file as it is, writes a cached one for data registered in Python, moves
+        # their keypoints and adds to their metadata.
+        self._logger = logging.getLogger(__name__)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._tasks = tuple(tasks) if tasks is not None else None
+        self._use_fast_impl = use_fast_impl and _FastCOCOeval is not None
+        self._most = max_dets_per_image
+        self._cpu_device = torch.device("cpu")
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._coco_api = TruthCOCO(coco_content(dataset_name))
+        self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._kpt_oks_sigmas = list(kpt_oks_sigmas) or list(self._metadata.get("keypoint_oks_sigmas", ()))
         if self._do_evaluation and (tasks is None or "keypoints" in tasks):
-            num_sigmas = len(kpt_oks_sigmas) or len(Params("keypoints").kpt_oks_sigmas)
-            self._complete_keypoints(dataset_name, num_sigmas)
-
-    def _complete_keypoints(self, dataset_name, num_sigmas):
-        annotations = self._coco_api.anns.values()
-        counts = {len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a}
-        if counts - {num_sigmas}:
-            raise ValueError(
-                f"dataset {dataset_name}: objects have {sorted(counts)} keypoints but there are {num_sigmas} "
-                "sigmas for object keypoint similarity; give one per keypoint in TEST.KEYPOINT_OKS_SIGMAS "
-                "or in the dataset's metadata keypoint_oks_sigmas"
-            )
-        if counts:
-            for annotation in annotations:
-                annotation.setdefault("keypoints", [0] * (3 * num_sigmas))
-                annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
+            annotations = self._coco_api.anns.values()
+            counts = {len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a}
+            if counts or tasks is not None:
+                names = self._metadata.get("keypoint_names", ())
+                self._kpt_oks_sigmas = oks_sigmas(
+                    self._kpt_oks_sigmas, names, counts, f"dataset {dataset_name!r}"
+                )
 
     def process(self, inputs, outputs):
         for input, output in zip(inputs, outputs, strict=True):
-            prediction = {"image_id": input["image_id"]}
+            image_id = input["image_id"]
+            image_id = image_id.item() if isinstance(image_id, np.generic) else image_id
+            prediction = {"image_id": image_id}
             if "instances" in output:
-                prediction["instances"] = instances_to_coco_json(output["instances"], input["image_id"])
+                prediction["instances"] = instances_to_coco_json(output["instances"], image_id)
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:
                 self._predictions.append(prediction)
 
     def _eval_predictions(self, predictions, img_ids=None):
-        super()._eval_predictions(predictions, img_ids)
-        if self._boundary and self._do_evaluation:
-            self._eval_boundaries([record for p in predictions for record in p["instances"]], img_ids)
-
-    def _eval_boundaries(self, records, img_ids):
-        """Fill ``self._results["boundary"]``; the records have the dataset's category ids by now."""
-        coco_eval = None
-        if records:
-            # pycocotools would take the area of a box for the area of its mask.
-            records = [{k: v for k, v in copy.deepcopy(r).items() if k != "bbox"} for r in records]
-            coco_eval = BoundaryCOCOeval(self._coco_api, self._coco_api.loadRes(records))
-            coco_eval.params.maxDets = self._max_dets_per_image
-            if img_ids is not None:
-                coco_eval.params.imgIds = img_ids
-            coco_eval.evaluate()
-            coco_eval.accumulate()
-            coco_eval.summarize()
-        self._logger.info("Boundary AP, as segm:")
+        records = [record for prediction in predictions for record in prediction["instances"]]
+        tasks = self._tasks or self._tasks_from_predictions(records)
+        self._to_dataset_ids(records)
+        if self._output_dir:
+            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            self._logger.info("Saving results to %s", path)
+            with PathManager.open(path, "w") as file:
+                json.dump(records, file)
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for evaluation.")
+            return
         names = self._metadata.get("thing_classes")
-        self._results["boundary"] = self._derive_coco_results(coco_eval, "segm", names)
+        for task in sorted(tasks, key=lambda task: (task == "boundary", task)):
+            coco_eval = self._evaluate(records, task, img_ids)
+            kind = "segm" if task == "boundary" else task
+            self._results[task] = self._derive_coco_results(coco_eval, kind, names)
 
-    def _rank_by_keypoint_scores(self, coco_eval):
-        """Evaluates detections again by their "keypoint_score", if they have any."""
-        detections = coco_eval.cocoDt.anns.values()
-        if any("keypoint_score" in detection for detection in detections):
-            for detection in detections:
-                detection["score"] = detection.get("keypoint_score", detection["score"])
+    def _to_dataset_ids(self, records):
+        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if contiguous is None:
+            return
+        ids = {k: dataset_id for dataset_id, k in contiguous.items()}
+        for record in records:
+            if record["category_id"] not in ids:
+                raise ValueError(
+                    f"a prediction is of class {record['category_id']}, but the dataset has {len(ids)} classes"
+                )
+            record["category_id"] = ids[record["category_id"]]
+
+    def _evaluate(self, records, task, img_ids):
+        is_boundary = task == "boundary"
+        fast = self._use_fast_impl and not is_boundary
+        options = {
+            "sigmas": self._kpt_oks_sigmas,
+            "most": self._most,
+            "image_ids": img_ids,
+            "evaluation_class": BoundaryCOCOeval if is_boundary else _FastCOCOeval if fast else COCOeval,
+        }
+        if is_boundary:
+            self._logger.info("Boundary AP, as segm:")
+        coco_eval = evaluate_task(self._coco_api, records, "segm" if is_boundary else task, **options)
+        if task == "keypoints" and any("keypoint_score" in record for record in records):
+            records = [
+                {**record, "score": record.get("keypoint_score", record["score"])} for record in records
+            ]
             self._logger.info("Keypoint AP, ranked by the scores of the keypoints:")
-            coco_eval.evaluate()
-            coco_eval.accumulate()
-            coco_eval.summarize()
-
-    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
-        if coco_eval is not None and iou_type == "keypoints":
-            self._rank_by_keypoint_scores(coco_eval)
-        if coco_eval is None:
-            nothing = COCO()
-            nothing.dataset = {**self._coco_api.dataset, "annotations": []}
-            with contextlib.redirect_stdout(io.StringIO()):
-                nothing.createIndex()
-                coco_eval = COCOeval(self._coco_api, nothing, iou_type)
-                coco_eval.evaluate()
-                coco_eval.accumulate()
-                coco_eval.summarize()
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
-
-
-class _MaskScoringCOCO(COCO):
-    """Ground truth against which masks are ranked by scores of their own."""
-
-    def loadRes(self, results):
-        # pycocotools writes into the records that it is given, as does ranking by keypoint scores: copies are its.
-        results = [dict(record) for record in results]
-        for record in results:
-            # Whoever evaluates masks takes the boxes away, lest pycocotools take their area for the masks'.
-            if "mask_score" in record and "bbox" not in record:
-                record["score"] = record["mask_score"]
-        return super().loadRes(results)
+            coco_eval = evaluate_task(self._coco_api, records, task, **options)
+        return coco_eval
 
 
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict]:

@@ -157,6 +157,7 @@ def _read(index, record, read_image, mapper, skip_unreadable, keep_image) -> Sam
         if image is None:
             return None
         utils.check_image_size(record, image)
+        inputs = _inputs(image, mapper)
     # Decoders raise anything for a damaged file: OSError, ValueError, SyntaxError, struct.error, ...
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -165,8 +166,18 @@ def _read(index, record, read_image, mapper, skip_unreadable, keep_image) -> Sam
         logging.getLogger(__name__).warning("%s: skipped, it cannot be read: %s", describe(record), reason)
         return Sample(index, record, error=reason)
     sample = Sample(index, record, image=image if keep_image else None)
-    sample.inputs = {**record, "image": _naming([sample], resized, image, mapper)}
+    sample.inputs = {**record, "image": inputs}
     return sample
+
+
+def _inputs(image, mapper):
+    try:
+        return resized(image, mapper)
+    except ValueError as error:
+        height, width = image.shape[:2]
+        raise ValueError(
+            f"nothing of its {height} x {width} pixels (height x width) is left at the model's size ({error})"
+        ) from error
 
 
 def _predict(model, samples):

@@ -16,6 +16,8 @@ from ..engine.errors import UserError, did_you_mean
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Video", "describe", "open_source"]
 
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+_LOOK = 4096  # bytes
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -171,8 +173,8 @@ def open_source(source) -> ImageFiles | Video:
     """
     Args:
         source: a registered dataset; a folder, whose images are taken with those of the folders in it, sorted
-            by path, ids from 1; an image or video file; or a sequence of image files or of detectron2's dataset
-            records.
+            by path, ids from 1, hidden files and folders left out; an image or video file; or a sequence of image
+            files or of detectron2's dataset records.
 
     Raises:
         UserError: it is none of these, or has no images.
@@ -185,7 +187,7 @@ def open_source(source) -> ImageFiles | Video:
     if name in DatasetCatalog.list():
         return _dataset(name)
     if os.path.isdir(name):
-        found = (p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        found = (p for p in Path(name).rglob("*") if _is_image(p, Path(name)))
         files = sorted(found, key=lambda path: path.relative_to(name).as_posix())
         if not files:
             raise UserError(f"{name}: no images in this folder; looked for {' '.join(IMAGE_SUFFIXES)}")
@@ -196,7 +198,30 @@ def open_source(source) -> ImageFiles | Video:
         )
     if name.lower().endswith(IMAGE_SUFFIXES):
         return _numbered([name], "")
+    if _is_text(name):
+        raise UserError(f"{name}: it is text, neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video")
     return Video(name)
+
+
+def _is_image(path: Path, root: Path) -> bool:
+    """Whether a path in a folder is an image file, and no hidden one or one that a system put there."""
+    parts = path.relative_to(root).parts
+    if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file begins as text does, which FFmpeg would show as a video of its letters."""
+    with open(name, "rb") as file:
+        start = file.read(_LOOK)
+    try:
+        text = start.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:  # not merely a letter that is cut in two
+            return False
+        text = start[: error.start].decode()
+    return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def _numbered(files, root):

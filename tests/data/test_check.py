@@ -81,29 +81,34 @@ GOOD_RLE = mask_util.encode(np.asfortranarray(np.zeros((40, 60), np.uint8)))
         (change(["bbox"], [70, 10, 5, 5]), "lies outside the image of width 60 and height 40"),
         (
             change(["bbox"], [10, 10, 5]),
-            r"bbox must have 4 numbers \(5 if rotated\), got \[10.0, 10.0, 5.0\]",
+            r"bbox must have 4 numbers \(5 if rotated, .*\), got \[10.0, 10.0, 5.0\]",
         ),
-        (change(["bbox"], [10, None, 5, 5]), "must be a string or a real number, not 'NoneType'"),
-        (change(["bbox_mode"], BoxMode.XYWH_REL), "bbox_mode must be XYXY_ABS or XYWH_ABS, got XYWH_REL"),
+        (change(["bbox"], [10, None, 5, 5]), "its bbox: None is no number"),
+        (
+            change(["bbox_mode"], BoxMode.XYWH_REL),
+            "bbox_mode must be XYXY_ABS, XYWH_ABS or XYWHA_ABS .*, got XYWH_REL",
+        ),
         (change(["segmentation"], [1, 1, 5, 5, 8, 8]), "must be a list of polygons, .* or RLE"),
-        (change(["segmentation"], {"size": [40, 60], "counts": [2400]}), "must have compressed counts"),
+        (change(["segmentation"], {"size": [40, 60]}), "must have counts"),
+        (
+            change(["segmentation"], {"size": [40, 60], "counts": [2399]}),
+            "add up to 2399 pixels, .* 40 x 60 = 2400",
+        ),
+        (change(["segmentation"], {"size": [40, 60], "counts": b"P"}), "counts .* cut off"),
         (change(["bbox"], KeyError), "has no bbox"),
         (change(["bbox_mode"], KeyError), "has no bbox_mode"),
         (change(["segmentation"], KeyError), "has no segmentation"),
         (change(["segmentation"], []), "has no segmentation"),
-        (change(["segmentation"], [[1, 1, 5, 5]]), "polygon of 4 numbers"),
-        (change(["segmentation"], [[1, 1, 5, 5, 8, 8, 9]]), "polygon of 7 numbers"),
-        (change(["segmentation"], [[1, 1, 5, 5, 8, float("inf")]]), "coordinate that is not finite"),
+        (change(["segmentation"], [[1, 1, 5, 5, 8, float("inf")]]), "a polygon: inf is not finite"),
         (change(["segmentation"], RLE), r"RLE is of size \(40, 61\), the image is \(40, 60\)"),
         (change(["segmentation"], GOOD_RLE), "set INPUT.MASK_FORMAT to 'bitmask'"),
         (change(["segmentation"], np.zeros((4, 4))), r"mask is of shape \(4, 4\)"),
         (change(["segmentation"], "mask.png"), "must be polygons, RLE or an array, got str"),
-        (change(["keypoints"], KeyError), "has no keypoints"),
         (
             change(["keypoints"], [1.0, 2.0, 2] * 14),
-            "has 14 keypoints .42 numbers., but the model's keypoint head has 17",
+            "has 14 keypoints .42 numbers., but the dataset has 17",
         ),
-        (change(["keypoints"], [float("nan"), 2.0, 2] * 17), "keypoint with a coordinate that is not finite"),
+        (change(["keypoints"], [float("nan"), 2.0, 2] * 17), "its keypoints: nan is not finite"),
     ],
 )
 def test_a_bad_annotation_is_named(dicts, spoil, match):
@@ -188,13 +193,10 @@ def test_a_few_boxes_of_whole_objects_may_leave_the_image(dicts, caplog):
     dicts[1]["annotations"] *= 4
     change(["bbox"], [-20, 10, 40, 60])(dicts)
     check_dataset(dicts, **EVERYTHING)
-    assert (
-        "1 of 10 boxes reach far beyond their images, where detectron2 cuts them off; the first: "
-        in caplog.text
-    )
+    assert "lies outside the image" in caplog.text and "(1 of 10 are like it)" in caplog.text
     for annotation in dicts[1]["annotations"][:2]:
         annotation["bbox"] = [-20, 10, 40, 60]
-    with pytest.raises(ValueError, match=r"lies outside the image .*bbox_mode right\? \(and 8 of 10 more\)"):
+    with pytest.raises(ValueError, match=r"lies outside the image .* in pixels\? \(9 of 10 are like it\)"):
         check_dataset(dicts, **EVERYTHING)
 
 
@@ -224,9 +226,7 @@ def test_not_an_image(dicts):
 def test_missing_images_are_counted(dicts):
     for record in dicts:
         record["file_name"] += ".gone"
-    with pytest.raises(
-        FileNotFoundError, match=r"image 7 .*does not exist.*\(and 1 more images have a problem\)"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"image 7 .*does not exist.*\(and 1 more like it\)"):
         check_dataset(dicts)
 
 

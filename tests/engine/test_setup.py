@@ -14,6 +14,7 @@ import torch
 from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -273,7 +274,8 @@ def dataset(tmp_path):
         MetadataCatalog.remove(name)
 
 
-KEYPOINTS = dict(keypoint_names=["point"] * 17, keypoint_flip_map=[])
+KEYPOINTS = dict(keypoint_names=COCO_PERSON_KEYPOINT_NAMES, keypoint_flip_map=[])
+FOUR_KEYPOINTS = dict(keypoint_names=["head", "thorax", "abdomen", "tail"], keypoint_flip_map=[])
 
 
 def config(train, test=(), **options):
@@ -354,8 +356,8 @@ def test_keypoint_metadata_is_needed(dataset):
 
 
 def test_dataset_that_cannot_be_evaluated(dataset):
-    name = dataset(change(keypoints=[3, 3, 2] * 4), **KEYPOINTS)
-    assert "objects have [4] keypoints but there are 17 sigmas" in message(
+    name = dataset(change(keypoints=[3, 3, 2] * 4), **FOUR_KEYPOINTS)
+    assert "its 4 keypoints (head, thorax, abdomen, ...) are not COCO's" in message(
         check_config, config(name, [name], NUM_KEYPOINTS=4)
     )
 
@@ -364,7 +366,11 @@ def test_dataset_that_cannot_be_evaluated(dataset):
     "edit, metadata, problem",
     [
         (change(segmentation=[]), KEYPOINTS, "it has no segmentation"),
-        (change(segmentation={"size": [20, 30], "counts": "PPXb0"}), KEYPOINTS, "set INPUT.MASK_FORMAT"),
+        (
+            change(segmentation={"size": [20, 30], "counts": [100, 200, 300]}),
+            KEYPOINTS,
+            "set INPUT.MASK_FORMAT",
+        ),
         (lambda content: content["annotations"].clear(), KEYPOINTS, "no annotation to learn from"),
         (lambda content: None, {}, "has no keypoints"),
     ],
@@ -411,11 +417,11 @@ def test_lazy_datasets_are_checked(dataset):
     name = dataset(**KEYPOINTS)
     check_lazy_config(lazy_config(name))
     assert "has 2 classes (person, car), the model 3" in message(check_lazy_config, lazy_config(name, 3))
-    few = dataset(change(keypoints=[3, 3, 2] * 4), **KEYPOINTS)
+    few = dataset(change(keypoints=[3, 3, 2] * 4), **FOUR_KEYPOINTS)
     cfg = lazy_config(few)
     cfg.model.roi_heads.keypoint_head.num_keypoints = 4
     cfg.dataloader.evaluator = LazyCall(COCOEvaluator)(dataset_name=few)
-    assert "objects have [4] keypoints but there are 17 sigmas" in message(check_lazy_config, cfg)
+    assert "its 4 keypoints (head, thorax, abdomen, ...) are not COCO's" in message(check_lazy_config, cfg)
     broken = dataset(change(segmentation=[]), **KEYPOINTS)
     assert "it has no segmentation" in message(check_lazy_config, lazy_config(broken))
     cfg = lazy_config(broken)

@@ -13,6 +13,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.evaluation import COCOEvaluator as StockEvaluator
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
@@ -204,6 +205,7 @@ def test_masks_are_ranked_by_mask_scores_and_boxes_by_scores(make_dataset, tmp_p
 MEMORY = """
 import json, resource, sys, torch
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.structures import Boxes, Instances
 from mrcnn_ext.evaluation import COCOEvaluator
 from mrcnn_ext.layers.lazy_masks import LazyMasks
@@ -281,7 +283,7 @@ def config(**options):
     [
         ({}, [], ("bbox",)),
         ({"MASK_ON": True}, [], ("bbox", "segm")),
-        ({"MASK_ON": True, "KEYPOINT_ON": True}, ["nose"], ALL_TASKS),
+        ({"MASK_ON": True, "KEYPOINT_ON": True}, COCO_PERSON_KEYPOINT_NAMES, ALL_TASKS),
         # A dataset without keypoints beside one that has them.
         ({"KEYPOINT_ON": True}, [], ("bbox",)),
     ],

@@ -433,7 +433,7 @@ def test_a_frame_that_cannot_be_decoded_is_named(predictor, video, monkeypatch):
 
 
 def test_what_is_no_source_is_named(tmp_path, scenes):
-    (tmp_path / "a.mp4").write_text("no video")
+    (tmp_path / "a.mp4").write_bytes(b"\0\xff no video")
     (tmp_path / "empty").mkdir()
     for source, message in (
         (tmp_path / "a.mp4", "a.mp4: OpenCV cannot read it as a video"),

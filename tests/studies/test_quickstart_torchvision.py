@@ -132,14 +132,6 @@ def test_flipping_mirrors_everything(scenes):
         torch.testing.assert_close(value, with_people[key])
 
 
-def test_a_wrong_number_of_keypoints(scenes):
-    data = dataset(scenes)
-    annotation = next(iter(data.coco.anns.values()))
-    annotation["iscrowd"], annotation["keypoints"] = 0, [1, 2, 2]
-    with pytest.raises(ValueError, match=f"annotation {annotation['id']} has 3 numbers"):
-        data[data.ids.index(annotation["image_id"])]
-
-
 def test_what_the_config_asks_for_that_torchvision_has_not():
     config = yaml.safe_load(CONFIG.read_text())
     config["MODEL"]["ROI_KEYPOINT_HEAD"].update(CONV_DIMS=[8], NUM_KEYPOINTS=5)

@@ -1,21 +1,18 @@
 """COCO and Cityscapes metrics of a detector of torchvision."""
 
 import contextlib
-import glob
 import io
 import logging
-import os
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from PIL import Image
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from ... import compat
+from ...evaluation.cityscapes_metrics import check_labels, instance_precisions, store_predictions
+from ...evaluation.coco_metrics import evaluate_task, oks_sigmas
 from .data import CocoInstances
 
 __all__ = ["evaluate_cityscapes", "evaluate_coco", "predict"]
@@ -75,7 +72,10 @@ def _results(image_id: int, output: dict, category_ids: list[int]) -> list[dict]
 
 
 def evaluate_coco(
-    dataset: CocoInstances, results: list[dict], tasks: Sequence[str] = ("bbox", "segm", "keypoints")
+    dataset: CocoInstances,
+    results: list[dict],
+    tasks: Sequence[str] = ("bbox", "segm", "keypoints"),
+    sigmas: Sequence[float] = (),
 ) -> dict[str, dict[str, float]]:
     """COCO's average precisions, in points: {"bbox": {"AP": ..., "AP50": ...}, "segm": {...}, ...}.
 
@@ -85,22 +85,25 @@ def evaluate_coco(
         dataset: what was predicted on.
         results: of :func:`predict`.
         tasks: any of "bbox", "segm", "keypoints", those that the model predicts.
+        sigmas: standard deviation of each keypoint relative to object scale, for object keypoint similarity; default
+            COCO's, for COCO's keypoints.
+
+    Raises:
+        ValueError: sigmas are missing, or not one per keypoint.
     """
     metrics = {}
     for task in tasks:
-        if not results:  # which pycocotools does not take
+        if not results:  # of which nothing can be right
             metrics[task] = dict.fromkeys(_METRICS[task], 0.0)
             continue
+        options = {}
+        if task == "keypoints":
+            options["category_ids"] = _categories_with_keypoints(dataset)
+            counts = {dataset.num_keypoints} - {0}
+            options["sigmas"] = oks_sigmas(sigmas, dataset.keypoint_names, counts, "keypoint AP")
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            found = dataset.coco.loadRes(_for_task(results, task))
-            evaluation = COCOeval(dataset.coco, found, task)
-            if task == "keypoints":
-                figures = [c["id"] for c in dataset.coco.cats.values() if c.get("keypoints")]
-                evaluation.params.catIds = figures
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+            evaluation = evaluate_task(dataset.coco, results, task, **options)
         table = printed.getvalue()
         logger.info("COCO %s:\n%s", task, table[table.index(" Average Precision") :].rstrip())
         # -1 is COCO's word for no object of this kind in the ground truth.
@@ -109,11 +112,9 @@ def evaluate_coco(
     return metrics
 
 
-def _for_task(results: list[dict], task: str) -> list[dict]:
-    """Without boxes for masks: pycocotools would tell small from large by the box, not by the mask."""
-    if task == "segm":
-        return [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-    return [dict(result) for result in results]
+def _categories_with_keypoints(dataset: CocoInstances) -> list[int]:
+    named = [category["id"] for category in dataset.coco.cats.values() if category.get("keypoints")]
+    return named or sorted({a["category_id"] for a in dataset.coco.anns.values() if a.get("num_keypoints")})
 
 
 def evaluate_cityscapes(dataset: CocoInstances, results: list[dict], gt_dir: str) -> dict[str, float]:
@@ -126,39 +127,22 @@ def evaluate_cityscapes(dataset: CocoInstances, results: list[dict], gt_dir: str
 
     Raises:
         FileNotFoundError: no ground truth there.
+        ValueError: a category of which Cityscapes has no instances.
         RuntimeError: cityscapesscripts refused the predictions; says why.
     """
-    compat.apply()
-    from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as cityscapes
-    from cityscapesscripts.helpers.labels import name2label
-
-    truth = sorted(glob.glob(os.path.join(gt_dir, "*", "*_gtFine_instanceIds.png")))
-    if not truth:
-        raise FileNotFoundError(f"no */*_gtFine_instanceIds.png under {gt_dir}")
+    names = {category_id: category["name"] for category_id, category in dataset.coco.cats.items()}
+    check_labels(names.values())
     of_image: dict[int, list[dict]] = {image_id: [] for image_id in dataset.ids}
     for result in results:
         of_image[result["image_id"]].append(result)
-    printed = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="cityscapes_") as folder:
         for image_id, found in of_image.items():
-            stem = os.path.splitext(os.path.basename(dataset.coco.imgs[image_id]["file_name"]))[0]
-            with open(os.path.join(folder, f"{stem}_pred.txt"), "w") as listing:
-                for index, result in enumerate(found):
-                    Image.fromarray(255 * mask_util.decode(result["segmentation"])).save(
-                        os.path.join(folder, f"{stem}_{index}.png")
-                    )
-                    label = name2label[dataset.coco.cats[result["category_id"]]["name"]].id
-                    print(f"{stem}_{index}.png {label} {result['score']}", file=listing)
-        settings = cityscapes.args
-        settings.predictionPath, settings.predictionWalk = os.path.realpath(folder), None
-        settings.JSONOutput = settings.colorized = False
-        settings.gtInstancesFile = os.path.join(folder, "gtInstances.json")
-        try:
-            with contextlib.redirect_stdout(printed):
-                predictions = [cityscapes.getPrediction(file, settings) for file in truth]
-                averages = cityscapes.evaluateImgLists(predictions, truth, settings)["averages"]
-        except SystemExit as error:
-            # cityscapesscripts prints what is wrong, then ends the process.
-            reason = printed.getvalue().strip().rpartition("ERROR: ")[2]
-            raise RuntimeError(f"Cityscapes evaluation: {reason}") from error
-    return {"AP": 100 * float(averages["allAp"]), "AP50": 100 * float(averages["allAp50%"])}
+            store_predictions(
+                folder,
+                dataset.coco.imgs[image_id]["file_name"],
+                [names[result["category_id"]] for result in found],
+                [result["score"] for result in found],
+                [result["segmentation"] for result in found],
+            )
+        precisions, _ = instance_precisions(folder, gt_dir)
+    return precisions

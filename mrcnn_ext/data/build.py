@@ -1,0 +1,60 @@
+"""detectron2's data loaders over datasets as `load_dataset` reads them."""
+
+from detectron2.data import DatasetMapper as _DatasetMapper
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
+from detectron2.utils.registry import _convert_target_to_string
+
+from .loading import get_detection_dataset_dicts, load_dataset
+from .mapper import DatasetMapper
+
+__all__ = ["build_test_loader", "build_train_loader", "read_lazily"]
+
+
+def build_train_loader(cfg, mapper=None, sampler=None):
+    """As ``build_detection_train_loader(cfg)``.
+
+    Args:
+        cfg (CfgNode): DATASETS.TRAIN, DATALOADER, INPUT and SOLVER.IMS_PER_BATCH.
+        mapper (callable): default :class:`DatasetMapper`.
+        sampler (Sampler): default that of ``DATALOADER.SAMPLER_TRAIN``.
+    """
+    if mapper is None:
+        mapper = DatasetMapper(cfg, True)
+    dataset = None
+    if not cfg.MODEL.LOAD_PROPOSALS:  # which detectron2 adds to its own
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        )
+    return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
+
+
+def build_test_loader(cfg, dataset_name):
+    """As ``build_detection_test_loader(cfg, dataset_name)``."""
+    if cfg.MODEL.LOAD_PROPOSALS:
+        return build_detection_test_loader(cfg, dataset_name)
+    return build_detection_test_loader(
+        load_dataset(dataset_name), mapper=DatasetMapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def read_lazily(cfg):
+    """Puts our reading and our mapper into the loaders of a LazyConfig that have detectron2's; others stay.
+
+    Args:
+        cfg (DictConfig): with ``dataloader``; it is changed.
+    """
+    ours = {
+        _convert_target_to_string(_get_detection_dataset_dicts): get_detection_dataset_dicts,
+        "detectron2.data.get_detection_dataset_dicts": get_detection_dataset_dicts,
+        _convert_target_to_string(_DatasetMapper): DatasetMapper,
+    }
+    for loader in (cfg.dataloader.get("train"), cfg.dataloader.get("test")):
+        for part in ("dataset", "mapper"):
+            node = loader.get(part) if loader is not None else None
+            target = node.get("_target_") if hasattr(node, "get") else None
+            name = target if isinstance(target, str) or target is None else _convert_target_to_string(target)
+            if name in ours and not node.get("proposal_files"):
+                node._target_ = ours[name]

@@ -1,0 +1,72 @@
+"""Keys of a config that follow from its data, where nobody has said otherwise."""
+
+import logging
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+__all__ = ["follow_data", "mark_unsaid"]
+
+_UNSAID = -1  # no value that a config could have
+_KEYS = {
+    "MODEL.ROI_HEADS.NUM_CLASSES": "thing_classes",
+    "MODEL.RETINANET.NUM_CLASSES": "thing_classes",
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "keypoint_names",
+}
+
+
+def mark_unsaid(cfg):
+    """Marks the keys above, so that `follow_data` sees which of them have been set in between.
+
+    Args:
+        cfg (CfgNode): with its defaults; changed.
+
+    Returns:
+        dict: the defaults of the keys, for `follow_data`.
+    """
+    defaults = {key: _get(cfg, key) for key in _KEYS}
+    for key in defaults:
+        _set(cfg, key, _UNSAID)
+    return defaults
+
+
+def follow_data(cfg, defaults):
+    """Sets the numbers of classes and of keypoints by the first dataset of ``DATASETS.TRAIN``, or of TEST, whose names
+    are known; says so where they are not the defaults. What has been set since `mark_unsaid` stays.
+
+    Args:
+        cfg (CfgNode): changed.
+        defaults (dict): of `mark_unsaid`.
+    """
+    registered = MetadataCatalog.list()
+    for key, default in defaults.items():
+        if _get(cfg, key) != _UNSAID:
+            continue
+        _set(cfg, key, default)
+        if key.endswith("NUM_KEYPOINTS") and not cfg.MODEL.KEYPOINT_ON:
+            continue
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            names = MetadataCatalog.get(name).get(_KEYS[key]) if name in registered else None
+            if names and len(names) != default:
+                _tell(key, names, name)
+                _set(cfg, key, len(names))
+            if names:
+                break
+
+
+def _tell(key, names, dataset):
+    # A warning: nothing less is shown before the config says where logs go.
+    if comm.is_main_process():
+        listed = ", ".join([*names[:5], "..."] if len(names) > 5 else names)
+        logging.getLogger(__name__).warning("%s is %d, by dataset %r (%s)", key, len(names), dataset, listed)
+
+
+def _get(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _set(cfg, key, value):
+    *sections, last = key.split(".")
+    _get(cfg, ".".join(sections))[last] = value

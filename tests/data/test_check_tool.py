@@ -1,0 +1,167 @@
+"""tools/check_dataset.py: the report, the pictures, the mended copy and the exit codes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from coco_examples import change, with_keypoints
+from PIL import Image
+
+from mrcnn_ext.data.cli import FINE, REFUSED, WRONG, check_main
+from mrcnn_ext.data.coco_file import CocoFile
+from mrcnn_ext.data.problems import Problems
+from mrcnn_ext.data.survey import survey_coco_file, write_repaired
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
+
+
+def odd(content):
+    """One of everything."""
+    with_keypoints(content)
+    first, second = content["annotations"]
+    first.update(id=0, iscrowd="0", area=None, bbox=["2", 2, 10, 10])
+    content["images"] += [
+        {"id": 2, "file_name": "2.png", "height": 20, "width": 30},
+        {"id": 3, "file_name": "gone.png", "height": 20, "width": 30},
+        {"id": 4, "file_name": "4.png", "height": 20, "width": 30},
+        {"id": 4, "file_name": "5.png", "height": 20, "width": 30},
+    ]
+    for number, values in enumerate(
+        [
+            {"category_id": 9},
+            {"bbox": [1, 2]},
+            {"image_id": 3},
+            {"image_id": 4},
+            {"image_id": 77},
+            {"bbox": [2, 2, 0, 0], "segmentation": []},
+            {"iscrowd": 1},
+            {"keypoints": [], "segmentation": [[1, 1, 2, 2]]},
+        ]
+    ):
+        content["annotations"].append({**second, "id": 10 + number, **values})
+
+
+@pytest.fixture
+def odd_file(write, tmp_path):
+    path = write(odd)
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes())
+    for name in ("4.png", "5.png"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    return path
+
+
+def test_the_report_tells_all_at_once(odd_file, tmp_path, capsys):
+    assert check_main([odd_file, "--images", str(tmp_path), "--quiet"]) == WRONG
+    report = capsys.readouterr().out
+    assert "4 images, 3 of them with objects; 5 objects of 2 classes, 10 annotations" in report
+    assert " 1  person      1       0      0    1       0" in report
+    assert " 2  car         4       0      0    4       1" in report
+    assert re.search("nose +4 +0 +1\n", report)
+    errors, mended = report.split("Mended when it is read, or left out:")
+    for expected in (
+        "1 x image 1 (1.png), annotation id 10: category_id 9 is not among the file's categories (1, 2)",
+        "1 x image 1 (1.png), annotation id 11: its bbox must have 4 numbers",
+        "1 x image 4 (5.png): 4.png has the same id",
+        "1 x image 3 (gone.png): the file does not exist",
+    ):
+        assert expected in errors
+    for expected in (
+        "1 x image 77 (not in the file), annotation id 14: the file has no image of this id",
+        "annotation id 15: its bbox [2.0, 2.0, 0.0, 0.0] is empty",
+        "annotation id 0: its bbox has numbers written as text",
+        "annotation id 0: it has no area: that of its mask is taken",
+        "annotation id 17: nothing of its segmentation can be drawn",
+    ):
+        assert expected in mended
+
+
+def test_the_mended_copy_is_right(odd_file, tmp_path, capsys):
+    mended = tmp_path / "mended.json"
+    arguments = [odd_file, "--images", str(tmp_path), "--quiet"]
+    assert check_main([*arguments, "--repair", str(mended)]) == WRONG
+    told = capsys.readouterr().out
+    assert f"{mended}: 2 images, 4 annotations; 3 images and 6 annotations are left out" in told
+    assert check_main([str(mended), "--images", str(tmp_path), "--quiet", "--strict"]) == FINE
+    assert "Nothing is wrong with it." in capsys.readouterr().out
+    content = json.loads(mended.read_text())
+    assert [image["file_name"] for image in content["images"]] == ["1.png", "2.png"]
+    ids = {annotation["id"] for annotation in content["annotations"]}
+    assert len(ids) == 4 and min(ids) > 0
+    first = content["annotations"][0]
+    assert first["bbox"] == [2, 2, 10, 10] and first["area"] == 100 and first["iscrowd"] == 0
+    assert first["num_keypoints"] == 17 and "segmentation" not in content["annotations"][-1]
+    assert not list(tmp_path.glob("*.tmp"))
+    survey = survey_coco_file(odd_file)
+    with pytest.raises(ValueError, match="is the file that is to be repaired"):
+        write_repaired(survey, odd_file)
+
+
+def test_compressed_masks_survive_the_mending(write, tmp_path):
+    path = write(change(segmentation={"size": [20, 30], "counts": [100, 50, 450]}, id=0))
+    write_repaired(survey_coco_file(path), tmp_path / "mended.json")
+    (first, second) = CocoFile(tmp_path / "mended.json", Problems("mended")).annotations()
+    assert first["area"] == 100 and isinstance(first["segmentation"]["counts"], str) and second["id"] == 2
+
+
+def test_pictures_of_samples_and_of_what_is_odd(odd_file, tmp_path, capsys):
+    folder = tmp_path / "drawn"
+    arguments = [
+        odd_file,
+        "--images",
+        str(tmp_path),
+        "--quiet",
+        "--pictures",
+        str(folder),
+        "--num-pictures",
+        "1",
+    ]
+    assert check_main(arguments) == WRONG
+    assert sorted(path.name for path in folder.iterdir()) == ["1_1.jpg", "4_4.jpg"]
+    drawn = Image.open(folder / "1_1.jpg")
+    assert drawn.size == (30, 20)
+    assert drawn.tobytes() != Image.open(tmp_path / "1.png").tobytes()
+
+
+def test_exit_codes_for_scripts(write, tmp_path):
+    assert check_main([write(), "--images", str(tmp_path), "--quiet"]) == FINE
+    command = [sys.executable, str(TOOL), str(tmp_path / "none.json")]
+    missing = subprocess.run(command, capture_output=True, text=True)
+    assert missing.returncode == REFUSED and missing.stderr.startswith("error: ")
+    assert "none.json" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_what_is_mended_matters_to_the_strict(write, tmp_path):
+    path = write(change(area=None))
+    assert check_main([path, "--images", str(tmp_path), "--quiet"]) == FINE
+    assert check_main([path, "--images", str(tmp_path), "--quiet", "--strict"]) == WRONG
+
+
+def test_registered_datasets_by_name(register, catalog, capsys, tmp_path):
+    pytest.importorskip("detectron2")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from mrcnn_ext.data import load_dataset
+
+    name = register(with_keypoints)
+    assert check_main([name, "--quiet"]) == FINE
+    first = capsys.readouterr().out
+    dicts = load_dataset(name)
+    DatasetCatalog.register("in_python", lambda: dicts)
+    metadata = MetadataCatalog.get(name)
+    MetadataCatalog.get("in_python").set(
+        thing_classes=metadata.thing_classes, keypoint_names=metadata.keypoint_names
+    )
+    assert check_main(["in_python", "--quiet"]) == FINE
+    second = capsys.readouterr().out
+    assert (
+        first.split("objects", 1)[1].split("id  class")[0]
+        == second.split("objects", 1)[1].split("id  class")[0]
+    )
+    assert re.search("nose +2", first) and re.search("nose +2", second)
+    dicts[0]["annotations"][0]["bbox"] = [1]
+    assert check_main(["in_python", "--quiet"]) == WRONG
+    with pytest.raises(ValueError, match="'no_such_data' is not registered"):
+        check_main(["no_such_data"])

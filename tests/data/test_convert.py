@@ -1,0 +1,316 @@
+"""One small dataset in each foreign format goes through convert, check, train, evaluate and draw."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import yaml
+from PIL import Image
+
+from mrcnn_ext.data.cli import FINE, check_main
+from mrcnn_ext.data.convert import convert_dataset
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_dataset.py"
+HEIGHT, WIDTH = 64, 80
+BOX = [8, 16, 40, 32]  # x, y, width, height; of a dog
+POLYGON = [50, 8, 74, 8, 62, 40]  # of a cat
+KEYPOINTS = {"nose": (20.5, 30.5), "left_ear": (12.5, 20.5), "right_ear": (28.5, 20.5)}
+
+
+def save_image(path, array=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(pixels if array is None else array).save(path)
+
+
+def yolo_box():
+    x, y, w, h = BOX
+    return f"0 {(x + w / 2) / WIDTH} {(y + h / 2) / HEIGHT} {w / WIDTH} {h / HEIGHT}"
+
+
+def yolo(root, *lines, **settings):
+    save_image(root / "train" / "images" / "1.png")
+    save_image(root / "train" / "images" / "empty.png")
+    (root / "train" / "labels").mkdir(parents=True)
+    (root / "train" / "labels" / "1.txt").write_text("\n".join(lines) + "\n")
+    content = {
+        "path": "/somewhere/else",
+        "train": "../train/images",
+        "names": {0: "dog", 1: "cat"},
+        **settings,
+    }
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+    return root / "data.yaml"
+
+
+def yolo_polygons(root):
+    polygon = " ".join(str(v / (HEIGHT if k % 2 else WIDTH)) for k, v in enumerate(POLYGON))
+    x, y, w, h = BOX
+    corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+    box = "0 " + " ".join(str(v / (HEIGHT if k % 2 else WIDTH)) for k, v in enumerate(corners))
+    return yolo(root, box, f"1 {polygon}")
+
+
+def yolo_pose(root):
+    points = " ".join(f"{x / WIDTH} {y / HEIGHT} 2" for x, y in KEYPOINTS.values())
+    return yolo(
+        root, f"{yolo_box()} {points}", kpt_shape=[3, 3], flip_idx=[0, 2, 1], kpt_names={0: list(KEYPOINTS)}
+    )
+
+
+def voc(root, first=1):
+    save_image(root / "JPEGImages" / "1.jpg")
+    (root / "Annotations").mkdir()
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("1\n")
+    x, y, w, h = BOX
+    other = f"<xmin>{first}</xmin><ymin>{first}</ymin><xmax>9</xmax><ymax>9</ymax>"
+    corners = f"<xmin>{x + first}</xmin><ymin>{y + first}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+    (root / "Annotations" / "1.xml").write_text(
+        f"<annotation><filename>1.jpg</filename><object><name>dog</name><bndbox>{corners}</bndbox></object>"
+        f"<object><name>cat</name><difficult>1</difficult><bndbox>{other}</bndbox></object></annotation>"
+    )
+    return root
+
+
+def labelme(root):
+    save_image(root / "photos" / "1.png")
+    x, y, w, h = BOX
+    dog = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+    shapes = [{"label": "dog", "points": dog, "group_id": 1, "shape_type": "polygon"}]
+    points = [POLYGON[k : k + 2] for k in range(0, 6, 2)]
+    shapes += [{"label": "cat", "points": points, "group_id": None, "shape_type": "polygon"}]
+    for name, place in KEYPOINTS.items():
+        hidden = {"description": "hidden"} if name == "right_ear" else {}
+        shapes.append({"label": name, "points": [place], "group_id": 1, "shape_type": "point", **hidden})
+    content = {"imagePath": "1.png", "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": shapes}
+    (root / "photos" / "1.json").write_text(json.dumps(content))
+    return root / "photos"
+
+
+def masks(root):
+    save_image(root / "images" / "1.png")
+    x, y, w, h = BOX
+    dog = np.zeros((HEIGHT, WIDTH), np.uint8)
+    dog[y : y + h, x : x + w] = 255
+    save_image(root / "masks" / "dog" / "1_0.png", dog)
+    cats = np.zeros((HEIGHT, WIDTH), np.uint8)
+    cats[8:20, 50:60], cats[30:40, 60:70] = 1, 2
+    save_image(root / "masks" / "cat" / "1.png", cats)
+    return root
+
+
+FORMATS = {
+    "yolo boxes": ("yolo", lambda root: yolo(root, yolo_box()), ("bbox",)),
+    "yolo polygons": ("yolo", yolo_polygons, ("bbox", "segm")),
+    "yolo pose": ("yolo", yolo_pose, ("bbox", "keypoints")),
+    "voc": ("voc", voc, ("bbox",)),
+    "labelme": ("labelme", labelme, ("bbox", "segm", "keypoints")),
+    "masks": ("masks", masks, ("bbox", "segm")),
+}
+
+
+@pytest.mark.parametrize("kind, make, tasks", FORMATS.values(), ids=FORMATS)
+def test_from_the_foreign_file_to_the_model(tmp_path, catalog, tiny_cfg, kind, make, tasks):
+    pytest.importorskip("detectron2")
+    from mrcnn_ext.engine import Trainer
+    from mrcnn_ext.engine.checks import check_config
+    from mrcnn_ext.engine.setup import register_datasets
+
+    source, output = make(tmp_path / "data"), tmp_path / "coco" / "annotations.json"
+    entry = yaml.safe_load(convert_dataset(kind, str(source), str(output)).config_line("mine"))[
+        "COCO_FORMAT"
+    ][0]
+    drawn = tmp_path / "drawn"
+    assert (
+        check_main([entry[1], "--images", entry[2], "--quiet", "--strict", "--pictures", str(drawn)]) == FINE
+    )
+    assert len(list(drawn.iterdir())) == 1
+
+    register_datasets([[entry[0], entry[1], entry[2], *(entry[3:] or [{}])]])
+    content = json.loads(Path(entry[1]).read_text())
+    cfg = tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", len(content["categories"]), "SOLVER.MAX_ITER", 2)
+    cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = "segm" in tasks, "keypoints" in tasks
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, cfg.TEST.KEYPOINT_OKS_SIGMAS = 3, [0.05] * 3
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("mine",)
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.STEPS = 0, 1, ()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.OUTPUT_DIR = (64,), 64, str(tmp_path / "output")
+    check_config(cfg)
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert set(trainer._last_eval_results) == set(tasks)
+
+
+def test_the_tool(tmp_path):
+    source, output = yolo_pose(tmp_path / "data"), tmp_path / "out.json"
+    command = [sys.executable, str(TOOL), "yolo", str(source), str(output), "--name", "dogs"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first == f"{output}: 2 images, 1 objects of 2 classes"
+    entry = yaml.safe_load(last)["COCO_FORMAT"][0]
+    assert entry == ["dogs", str(output), str(source.parent), str(tmp_path / "out.description.yaml")]
+
+
+def converted(kind, source, tmp_path, **options):
+    done = convert_dataset(kind, str(source), str(tmp_path / "out.json"), **options)
+    content = json.loads((tmp_path / "out.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    by_name = {names[a["category_id"]]: a for a in content["annotations"]}
+    return done, content, by_name
+
+
+def test_yolo_boxes_are_exact_and_images_without_labels_stay(tmp_path):
+    done, content, found = converted("yolo", yolo(tmp_path / "data", yolo_box()), tmp_path)
+    assert found["dog"]["bbox"] == pytest.approx(BOX) and "segmentation" not in found["dog"]
+    assert [image["file_name"] for image in content["images"]] == [
+        "train/images/1.png",
+        "train/images/empty.png",
+    ]
+    assert [category["name"] for category in content["categories"]] == ["dog", "cat"]
+    assert (done.images, done.objects, done.categories) == (2, 1, 2) and not done.description
+
+
+def test_yolo_polygons_keep_their_corners(tmp_path):
+    _, _, found = converted("yolo", yolo_polygons(tmp_path / "data"), tmp_path)
+    assert found["cat"]["segmentation"][0] == pytest.approx(POLYGON)
+    assert found["cat"]["bbox"] == pytest.approx([50, 8, 24, 32])
+
+
+def test_yolo_keypoints_and_their_sides(tmp_path):
+    done, content, found = converted("yolo", yolo_pose(tmp_path / "data"), tmp_path)
+    places = [v for x, y in KEYPOINTS.values() for v in (x - 0.5, y - 0.5, 2)]
+    assert found["dog"]["keypoints"] == pytest.approx(places)
+    assert content["categories"][0]["keypoints"] == list(KEYPOINTS)
+    assert yaml.safe_load(Path(done.description).read_text()) == {"flip_pairs": [["left_ear", "right_ear"]]}
+    assert json.dumps(done.description) in done.config_line("mine")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_voc_counts_from_one_or_from_zero(tmp_path, first):
+    _, _, found = converted("voc", voc(tmp_path / "data", first), tmp_path, split="train")
+    assert found["dog"]["bbox"] == BOX
+    assert found["cat"]["bbox"] == [0, 0, 9, 9] and found["cat"]["difficult"] == 1
+
+
+def test_labelme_polygons_and_keypoints(tmp_path):
+    _, content, found = converted("labelme", labelme(tmp_path / "data"), tmp_path)
+    assert found["cat"]["segmentation"] == [POLYGON] and found["dog"]["bbox"] == BOX
+    places = [v for x, y in KEYPOINTS.values() for v in (x - 0.5, y - 0.5, 2)]
+    places[-1] = 1  # hidden
+    assert found["dog"]["keypoints"] == places
+    assert found["cat"]["keypoints"] == [0] * 9
+    assert content["categories"][0]["keypoints"] == list(KEYPOINTS)
+
+
+POINT = {"label": "a", "points": [[1, 1]], "shape_type": "point"}
+LINE = {"label": "a", "points": [[1, 1], [2, 2]]}
+
+
+def labelme_shapes(root, shapes):
+    save_image(root / "1.png")
+    (root / "1.json").write_text(json.dumps({"imagePath": "1.png", "shapes": shapes}))
+    return root
+
+
+def test_other_shapes_of_labelme(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((4, 6), bool)).save(buffer, "PNG")
+    mask = base64.b64encode(buffer.getvalue()).decode()
+    shapes = [
+        {"label": "box", "points": [[20, 30], [10, 12]], "shape_type": "rectangle"},
+        {"label": "disc", "points": [[40, 30], [40, 40]], "shape_type": "circle"},
+        {"label": "mask", "points": [[60, 40], [65, 43]], "shape_type": "mask", "mask": mask},
+        {"label": "parts", "points": [[0, 0], [5, 0], [5, 5]], "group_id": 3},
+        {"label": "parts", "points": [[10, 0], [15, 0], [15, 5]], "group_id": 3},
+        {"label": "dot", "points": [[15, 20]], "shape_type": "point"},
+    ]
+    _, content, found = converted("labelme", labelme_shapes(tmp_path / "data", shapes), tmp_path)
+    assert len(content["annotations"]) == 4
+    assert found["box"]["bbox"] == [10, 12, 10, 18] and found["box"]["keypoints"] == [14.5, 19.5, 2]
+    assert found["disc"]["bbox"] == pytest.approx([30, 20, 20, 20], abs=0.1)
+    assert found["disc"]["area"] == pytest.approx(np.pi * 100, rel=0.02)
+    assert found["mask"]["bbox"] == [60, 40, 6, 4] and found["mask"]["area"] == 24
+    assert len(found["parts"]["segmentation"]) == 2 and found["parts"]["bbox"] == [0, 0, 15, 5]
+
+
+def test_masks_as_files(tmp_path):
+    _, content, found = converted("masks", masks(tmp_path / "data"), tmp_path)
+    assert found["dog"]["bbox"] == BOX and found["dog"]["area"] == BOX[2] * BOX[3]
+    assert sorted(a["area"] for a in content["annotations"]) == [100, 120, 1280]
+    mask = mask_util.decode(
+        {**found["dog"]["segmentation"], "counts": found["dog"]["segmentation"]["counts"]}
+    )
+    assert mask[16:48, 8:48].all() and mask.sum() == 1280
+
+
+@pytest.mark.parametrize(
+    "kind, make, expected",
+    [
+        (
+            "yolo",
+            lambda root: yolo(root, "7 0.5 0.5 0.1 0.1"),
+            "1.txt, line 1: its class must be 0 to 1, got 7",
+        ),
+        (
+            "yolo",
+            lambda root: yolo(root, "0 0.5 0.5 0.1"),
+            "1.txt, line 1: after the class there must be 4 numbers",
+        ),
+        ("yolo", lambda root: yolo(root, "0 0.5 b 0.1 0.2"), "1.txt, line 1: could not convert string"),
+        ("yolo", lambda root: yolo(root, yolo_box(), names=None), "data.yaml: it must have 'names'"),
+        ("yolo", lambda root: yolo(root, yolo_box(), kpt_shape=3), "kpt_shape must be .* got 3"),
+        (
+            "yolo",
+            lambda root: yolo(root, yolo_box(), kpt_shape=[2, 3], flip_idx=[0, 0]),
+            "flip_idx must have each",
+        ),
+        (
+            "yolo",
+            lambda root: yolo(root, yolo_box(), train="nowhere"),
+            "its 'train', .*nowhere, does not exist",
+        ),
+        ("yolo", lambda root: yolo(root, yolo_box(), train=None), "there is no 'train' in it"),
+        ("yolo", lambda root: root, "there is no such file; YOLO's datasets have a data.yaml"),
+        ("voc", lambda root: root, "there is no such folder"),
+        ("labelme", lambda root: labelme_shapes(root, [POINT]), "1.json: the point 'a' must belong to one"),
+        ("labelme", lambda root: labelme_shapes(root, [LINE]), "1.json: an object of class 'a': nothing"),
+        (
+            "labelme",
+            lambda root: labelme_shapes(root, [{"points": []}]),
+            "1.json: a shape must have a 'label'",
+        ),
+        (
+            "labelme",
+            lambda root: labelme_shapes(
+                root, [{"label": "a", "points": [[1, 1], [2, 2]], "shape_type": "line"}]
+            ),
+            "1.json: a line of 'a': only polygons",
+        ),
+        ("masks", lambda root: root, "images: there is no such folder"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, kind, make, expected):
+    with pytest.raises((ValueError, FileNotFoundError), match=expected):
+        convert_dataset(kind, str(make(tmp_path / "data")), str(tmp_path / "out.json"))
+    assert not list(tmp_path.glob("out.json*"))
+
+
+def test_masks_that_are_wrong_are_named(tmp_path):
+    root = masks(tmp_path / "data")
+    save_image(root / "masks" / "other.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    with pytest.raises(ValueError, match="other.png: there is no image for this mask"):
+        convert_dataset("masks", str(root), str(tmp_path / "out.json"))
+    (root / "masks" / "other.png").unlink()
+    save_image(root / "masks" / "1_1.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"1_1.png: it must be of one channel .* \(64, 80\), got \(4, 4\)"):
+        convert_dataset("masks", str(root), str(tmp_path / "out.json"))
+    with pytest.raises(ValueError, match="format 'cvat' is unknown; known are yolo, voc, labelme, masks"):
+        convert_dataset("cvat", str(root), str(tmp_path / "out.json"))
