@@ -11,6 +11,7 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mrcnn_ext.engine.launch import add_trust_option
 from mrcnn_ext.export import WrongAnswersError, export_model
 from mrcnn_ext.inference import load_predictor
 
@@ -37,6 +38,7 @@ def parse_arguments():
         "--output", required=True, help="file: .onnx, .ts (TorchScript) or .pt2 (torch.export)"
     )
     parser.add_argument("--image", help="one in which the model finds something, to check the file with")
+    add_trust_option(parser)
     parser.add_argument("--device", default="cpu", help="of .ts and .pt2 files (default: cpu)")
     parser.add_argument("opts", nargs="*", help="config options: KEY VALUE ... (LazyConfig: key=value ...)")
     return parser.parse_args()
@@ -45,7 +47,7 @@ def parse_arguments():
 def main(args):
     # detectron2's anchors cause it; who exports can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
-    predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
+    predictor = load_predictor(args.config_file, args.weights, args.device, args.opts, trust=args.trust_files)
     image = predictor.read(args.image) if args.image else None
     exported = export_model(predictor.model, args.output, image)
     print(f"{args.output}: gives {', '.join(exported.metadata['outputs'])}, as the model does")

@@ -11,6 +11,7 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mrcnn_ext.engine.launch import add_trust_option
 from mrcnn_ext.inference import load_predictor, predict
 
 EXAMPLES = """\
@@ -50,6 +51,7 @@ def parse_arguments():
     parser.add_argument("--device", default="", help="cpu, cuda, ... (default: the config's)")
     parser.add_argument("--no-accelerate", action="store_true", help="run the model as detectron2 does")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    add_trust_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever --output holds")
     parser.add_argument("opts", nargs="*", help="config options: KEY VALUE ... (LazyConfig: key=value ...)")
     return parser.parse_intermixed_args()  # the options may be given after the rest
@@ -58,7 +60,7 @@ def parse_arguments():
 def main(args):
     # detectron2's anchors cause it; who predicts can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
-    predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
+    predictor = load_predictor(args.config_file, args.weights, args.device, args.opts, trust=args.trust_files)
     done = predict(
         predictor,
         args.source,

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from .errors import UserError
 
-__all__ = ["argument_parser", "launch", "run_tool"]
+__all__ = ["add_trust_option", "argument_parser", "launch", "run_tool"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -36,7 +36,17 @@ def argument_parser(epilog=None):
         default=1,
         help="processes on each machine when running on the CPU (--num-gpus 0), connected by gloo",
     )
+    add_trust_option(parser)
     return parser
+
+
+def add_trust_option(parser):
+    """Adds ``--trust-files``."""
+    parser.add_argument(
+        "--trust-files",
+        action="store_true",
+        help="run the code that a checkpoint or yaml config may hold, and read damaged archives (default: refuse them)",
+    )
 
 
 _EPILOG = """

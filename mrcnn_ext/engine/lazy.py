@@ -1,8 +1,10 @@
 """Train and evaluate the model of a LazyConfig: what ``tools/lazyconfig_train_net.py`` runs."""
 
 import copy
+import functools
 import logging
 import os
+from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -13,6 +15,7 @@ from detectron2.utils import comm
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from ..config_files import CONFIGS
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .errors import UserError, did_you_mean
@@ -52,12 +55,14 @@ def main(args):
         return do_train(args, cfg)
     model = instantiate(cfg.model)
     model.to(cfg.train.device)
-    _build_checkpointer(cfg, model).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    _build_checkpointer(cfg, model, trust=args.trust_files).resume_or_load(
+        cfg.train.init_checkpoint, resume=args.resume
+    )
     return do_test(cfg, model)
 
 
 def load_lazy_config(config_file, overrides=()):
-    """Load a LazyConfig file and apply ``key=value`` overrides.
+    """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
         config_file (str): path of a ``.py`` file.
@@ -74,6 +79,7 @@ def load_lazy_config(config_file, overrides=()):
         raise UserError(f"config file not found: {config_file or '(none given: use --config-file)'}")
     if not config_file.endswith(".py"):
         raise UserError(f"{config_file} is not a LazyConfig (.py): use tools/train_net.py for yaml")
+    _warn_of_code(os.path.realpath(config_file))
     try:
         cfg = LazyConfig.load(config_file)
     except (SyntaxError, ImportError) as error:
@@ -88,6 +94,15 @@ def load_lazy_config(config_file, overrides=()):
     except (OverrideParseException, KeyError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+
+
+@functools.cache
+def _warn_of_code(file):
+    """Once for each file that is none of ours."""
+    if not Path(file).is_relative_to(os.path.realpath(CONFIGS)) and comm.is_main_process():
+        logging.getLogger(__name__).warning(
+            "%s is Python code and runs with your rights: use it only if you trust where it comes from", file
+        )
 
 
 def _check_override(cfg, override):
@@ -179,7 +194,7 @@ def do_train(args, cfg):
     else:
         trainer_class = CPUAutocastTrainer if train.device == "cpu" else AMPTrainer
     trainer = trainer_class(model, loader, optimizer)
-    checkpointer = _build_checkpointer(cfg, model, trainer=trainer)
+    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files, trainer=trainer)
 
     results = {}
 

@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .errors import UserError, did_you_mean
+from .yaml_files import merge_from_file
 
 __all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
@@ -32,7 +33,7 @@ def setup(args):
     Raises:
         UserError: the config is wrong.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, getattr(args, "trust_files", False))
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -70,18 +71,19 @@ def start(cfg, args, output_dir):
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 
 
-def load_config(config_file, opts=()):
+def load_config(config_file, opts=(), trust=False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Args:
         config_file (str): path; "" for the defaults alone.
         opts (list[str]): KEY VALUE pairs that go over the file.
+        trust (bool): run the code that Python tags in the file, or in its ``_BASE_``, hold.
 
     Returns:
         CfgNode: not frozen.
 
     Raises:
-        UserError: a file does not exist or is not yaml, a key is unknown, a value has the wrong type.
+        UserError: a file does not exist, is not yaml or holds code, a key is unknown, a value has the wrong type.
     """
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
@@ -91,7 +93,7 @@ def load_config(config_file, opts=()):
         if config_file.endswith(".py"):
             raise UserError(f"{config_file} is a LazyConfig: use tools/lazyconfig_train_net.py")
         with _one_line_errors(cfg, config_file):
-            cfg.merge_from_file(config_file)
+            merge_from_file(cfg, config_file, trust)
     if len(opts) % 2:
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
     with _one_line_errors(cfg, "command line"):
@@ -103,6 +105,8 @@ def load_config(config_file, opts=()):
 def _one_line_errors(cfg, source):
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{source}: its _BASE_ {error.filename} does not exist") from error
     except yaml.MarkedYAMLError as error:

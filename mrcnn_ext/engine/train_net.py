@@ -28,7 +28,10 @@ def main(args):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Checkpointer(
-            model, save_dir=cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+            model,
+            save_dir=cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trust=args.trust_files,
         ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
@@ -37,6 +40,7 @@ def main(args):
             verify_results(cfg, results)
         return results
     trainer = Trainer(cfg)
+    trainer.checkpointer.trust = args.trust_files
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})

@@ -58,7 +58,12 @@ def resized(image: np.ndarray, mapper: DatasetMapper) -> Tensor:
 
 
 def load_predictor(
-    config: str | CfgNode | DictConfig, weights: str = "", device: str = "", opts: Sequence[str] = ()
+    config: str | CfgNode | DictConfig,
+    weights: str = "",
+    device: str = "",
+    opts: Sequence[str] = (),
+    *,
+    trust: bool = False,
 ) -> Predictor:
     """
     Args:
@@ -66,29 +71,30 @@ def load_predictor(
         weights: a checkpoint; "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
         device: "" for the config's, or the CPU where that has none.
         opts: go over the config file: KEY VALUE pairs of yaml, key=value of a LazyConfig.
+        trust: run the code that a checkpoint or a yaml config may hold. A LazyConfig is code, and always runs.
 
     Raises:
         UserError: the config, the weights or the device are wrong, or the weights lack something of the model.
         ValueError: ``opts`` with a config that is read already.
     """
     if isinstance(config, (str, os.PathLike)):
-        config = _read(os.fspath(config), opts)
+        config = _read(os.fspath(config), opts, trust)
     elif opts:
         raise ValueError(f"opts go over a config file: merge {' '.join(opts)} into the config before")
     load = _from_yaml if isinstance(config, CfgNode) else _from_lazy
-    return load(config, weights, device)
+    return load(config, weights, device, trust)
 
 
-def _read(name, opts):
+def _read(name, opts, trust):
     if not os.path.isfile(name):
         try:
             name = get_config_file(name)
         except ValueError as error:
             raise UserError(f"config file not found: {name} ({error})") from None
-    return load_lazy_config(name, opts) if name.endswith(".py") else load_config(name, opts)
+    return load_lazy_config(name, opts) if name.endswith(".py") else load_config(name, opts, trust)
 
 
-def _from_yaml(cfg, weights, device):
+def _from_yaml(cfg, weights, device, trust):
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
@@ -96,17 +102,17 @@ def _from_yaml(cfg, weights, device):
     with naming_unknown_objects(cfg):
         model = build_model(cfg)
     partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
-    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial)
+    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial, trust)
     # Without what from_config adds for training, which asks for the training data.
     augmentations = utils.build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(False, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
     return Predictor(model, mapper, _metadata(cfg.DATASETS.TEST))
 
 
-def _from_lazy(cfg, weights, device):
+def _from_lazy(cfg, weights, device, trust):
     model = instantiate(cfg.model).to(_device(device, cfg.train.device))
     partial = cfg.train.get("allow_partial_weights", False)
-    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial)
+    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial, trust)
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
     names = [names] if isinstance(names, str) else list(names)
     return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names))
@@ -121,10 +127,10 @@ def _device(asked, configured):
     return "cpu"
 
 
-def _load_weights(model, weights, key, partial):
+def _load_weights(model, weights, key, partial, trust):
     if not weights:
         raise UserError(f"no weights to predict with: give a checkpoint (--weights, or {key} in the config)")
-    _TrainedWeights(model, allow_partial=partial).load(weights)
+    _TrainedWeights(model, allow_partial=partial, trust=trust).load(weights)
 
 
 class _TrainedWeights(Checkpointer):

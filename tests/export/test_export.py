@@ -1,8 +1,13 @@
 """Exported detectors: the answers of the model they were made from."""
 
+import contextlib
+import io
+import json
+import os
 import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +221,7 @@ def test_torchscript_runs_without_detectron2(tmp_path):
     np.save(tmp_path / "image.npy", inputs[0]["image"].numpy())
     program = """
 import sys
+import zipfile
 sys.modules["detectron2"] = None
 import importlib.util
 find = importlib.util.find_spec
@@ -417,3 +423,105 @@ def test_tool(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", args)
     with pytest.raises(SystemExit, match="error: .*image.png: the image cannot be read: "):
         runpy.run_path(str(tool), run_name="__main__")
+
+
+def planted_archive(path, change, target=None):
+    """A copy of an archive with members changed: ``change(name, content)`` gives the new content, None to leave out."""
+    copy = target or path.with_name(f"planted{path.suffix}")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as out:
+        for info in archive.infolist():
+            content = change(info.filename, archive.read(info))
+            if content is not None:
+                out.writestr(info.filename, content)
+    return copy
+
+
+class Payload:
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return os.mkdir, (self.file,)
+
+
+def pickled_weight(name, content, payload):
+    if name.endswith("model_weights_config.json"):
+        config = json.loads(content)
+        next(value for value in config["config"].values() if value["path_name"] == "weight_0")[
+            "use_pickle"
+        ] = True
+        return json.dumps(config).encode()
+    return torch_bytes(payload) if name.endswith("weights/weight_0") else content
+
+
+def torch_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def replaced_in_graph(old, new):
+    def change(name, content, payload):
+        if not name.endswith("models/model.json"):
+            return content
+        assert old in content
+        return content.replace(old, new.replace(b"FILE", payload.file.encode()), 1)
+
+    return change
+
+
+PLANTS = {
+    "weight": (pickled_weight, "a pickled object in its member .*model_weights_config.json"),
+    "sample inputs": (
+        lambda name, content, payload: torch_bytes(payload) if "sample_inputs" in name else content,
+        "pickled objects in its member .*sample_inputs",
+    ),
+    "formula": (
+        replaced_in_graph(
+            b'"expr_str": "Symbol(\'s', b"\"expr_str\": \"__import__('os').mkdir('FILE') or Symbol('s"
+        ),
+        "the expression .*__import__",
+    ),
+    "operator": (
+        replaced_in_graph(b'"torch.ops.aten.softmax.int"', b'"torch.hub.load"'),
+        "a call of torch.hub.load",
+    ),
+    "library": (
+        lambda name, content, payload: content,
+        "its member .*aotinductor/model/lib.so",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pt2_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pt2") / "model.pt2"
+    export_model(make_model(), path)
+    return path
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_archive_is_not_opened(pt2_file, tmp_path, plant):
+    change, message = PLANTS[plant]
+    payload = Payload(tmp_path / "PLANTED")
+    path = planted_archive(pt2_file, lambda name, content: change(name, content, payload), tmp_path / "x.pt2")
+    if plant == "library":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("model/data/aotinductor/model/lib.so", b"ELF")
+    with pytest.raises(ValueError, match=rf"x.pt2 holds code \({message}.*trust=True"):
+        ExportedModel(path)
+    assert not os.path.exists(payload.file)
+    if plant in ("weight", "sample inputs", "formula"):  # the danger is real
+        with contextlib.suppress(Exception):
+            ExportedModel(path, trust=True)
+        assert os.path.exists(payload.file)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".ts"])
+def test_a_damaged_file_is_not_opened(pt2_file, tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    content = bytearray(pt2_file.read_bytes())  # an archive whatever it is called
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        ExportedModel(path)
