@@ -17,6 +17,9 @@ __all__ = ["DamagedFileError", "DiskFullError", "naming_full_disk", "replacing",
 class DiskFullError(OSError):
     """A file could not be written because its disk, or the quota on it, is full. The message names the file."""
 
+    def __str__(self):
+        return self.strerror or super().__str__()
+
 
 class DamagedFileError(ValueError):
     """The content of an archive does not match its checksums."""

@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
 from ..files import DamagedFileError, replacing, verify_archive
+from .averaging import WeightAverage
 from .errors import NonFiniteError, UserError
 from .weight_files import read_weights
 
@@ -29,8 +30,8 @@ class Checkpointer(DetectionCheckpointer):
         model, save_dir, checkpointables: as :class:`detectron2.checkpoint.DetectionCheckpointer`.
         allow_partial (bool): load whatever fits. By default a file of another architecture is an error.
         about (callable): returns what checkpoints say of themselves, as plain values, stored under "about".
-        averaged (callable): returns a moving average of the model's state dict, or None; it is saved beside the
-            weights, and loaded instead of them wherever training is not resumed.
+        averaged (WeightAverage): saved beside the weights; such an average in a file is loaded instead of its weights
+            wherever training is not resumed.
         trust (bool): run whatever code a file holds.
     """
 
@@ -46,7 +47,7 @@ class Checkpointer(DetectionCheckpointer):
         *,
         allow_partial=False,
         about: Callable[[], dict] | None = None,
-        averaged: Callable[[], dict | None] | None = None,
+        averaged: WeightAverage | None = None,
         trust=False,
         **kwargs,
     ):
@@ -82,7 +83,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         data = {"model": weights}
         data.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
-        if self.averaged is not None and (averaged := self.averaged()) is not None:
+        if self.averaged is not None and (averaged := self.averaged.state_dict()) is not None:
             data[_AVERAGED] = averaged
         if self.about is not None:
             data[_ABOUT] = self.about()
@@ -182,7 +183,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         averaged = checkpoint.pop(_AVERAGED, None)
-        if averaged is not None and not self._resuming:
+        if averaged is not None and self._resuming and self.averaged is not None:
+            self.averaged.load_state_dict(averaged)
+        elif averaged is not None and not self._resuming:
             self.logger.info("Loading the moving average of the weights")
             checkpoint["model"] = averaged
         if wrong := not_finite(checkpoint["model"]):

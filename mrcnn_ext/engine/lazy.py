@@ -9,20 +9,25 @@ from pathlib import Path
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from ..config_files import CONFIGS
+from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
+from .data_order import resumable
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
+from .interruption import Interruption
+from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .setup import start
-from .trainer import CPUAutocastTrainer, accelerated, accelerated_for_training, cpu_has_bf16, thin_out
+from .steps import StepTrainer
+from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
 
@@ -52,7 +57,8 @@ def main(args):
         )
     check_lazy_config(cfg, args.eval_only)
     if not args.eval_only:
-        return do_train(args, cfg)
+        with Interruption().catching() as interruption:
+            return do_train(args, cfg, interruption)
     model = instantiate(cfg.model)
     model.to(cfg.train.device)
     _build_checkpointer(cfg, model, trust=args.trust_files).resume_or_load(
@@ -163,15 +169,17 @@ def do_test(cfg, model):
     return results
 
 
-def do_train(args, cfg):
+def do_train(args, cfg, interruption=None):
     """Train as :class:`mrcnn_ext.engine.Trainer` does.
 
     Args:
-        args (argparse.Namespace): ``resume``.
+        args (argparse.Namespace): ``resume``, ``trust_files``.
         cfg (DictConfig): ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
-            ``train.accelerate_training``.
+            ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
+            ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
+        interruption (Interruption): signals that end the training after the iteration, with a checkpoint.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
@@ -189,12 +197,23 @@ def do_train(args, cfg):
     loader = instantiate(cfg.dataloader.train)
 
     model = create_ddp_model(model, **train.ddp)
-    if not train.amp.enabled or (train.device == "cpu" and not cpu_has_bf16()):
-        trainer_class = SimpleTrainer
-    else:
-        trainer_class = CPUAutocastTrainer if train.device == "cpu" else AMPTrainer
-    trainer = trainer_class(model, loader, optimizer)
-    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files, trainer=trainer)
+    precision, scaler = _precision(train)
+    trainer = StepTrainer(
+        model,
+        resumable(loader),
+        optimizer,
+        autocast=precision,
+        grad_scaler=scaler,
+        accumulate=train.get("accumulate", 1),
+        skip_nonfinite=train.get("skip_nonfinite", 0),
+        interruption=interruption,
+    )
+    decay = train.get("ema_decay", 0.0)
+    average = WeightAverage(getattr(model, "module", model), decay) if decay else None
+    state = TrainingState(lambda: trainer)
+    checkpointer = _build_checkpointer(
+        cfg, model, trust=args.trust_files, averaged=average, trainer=trainer, state=state
+    )
 
     results = {}
 
@@ -203,27 +222,45 @@ def do_train(args, cfg):
         results.update(do_test(cfg, model))
         return results
 
-    is_main = comm.is_main_process()
+    options = train.checkpointer
+    checkpoints = CheckpointHook(
+        checkpointer, state, lambda: trainer, options.period, options.get("max_to_keep") or 0
+    )
+    best = options.get("best", "")
     val_loss = train.get("val_loss", {})
+    writers = build_writers(train.output_dir, train.max_iter) if comm.is_main_process() else []
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
-            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg))
+            AveragingHook(average) if average is not None else None,
+            checkpoints,
+            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
             if val_loss.get("enabled", True) and "test" in cfg.dataloader
             else None,
-            hooks.EvalHook(train.eval_period, test),
-            hooks.PeriodicWriter(build_writers(train.output_dir, train.max_iter), period=train.log_period)
-            if is_main
-            else None,
+            evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
+            BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
+            hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+            ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
         ]
     )
+    if args.resume:
+        checkpointer.require_checkpoint()
     checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
     # The checkpoint holds the iteration that was finished last.
     start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    check_iterations(start_iter, train.max_iter, "train.max_iter")
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _precision(train):
+    """Of the forward pass, and the scaler of the loss that it needs."""
+    if not train.amp.enabled:
+        return None, None
+    if train.device == "cpu":
+        return (torch.bfloat16 if cpu_has_bf16() else None), None
+    return torch.float16, torch.amp.GradScaler(train.device)
 
 
 def build_validation_loader(cfg):

@@ -5,6 +5,7 @@ from detectron2.utils import comm
 
 from .checkpoint import Checkpointer
 from .checks import check_config
+from .interruption import Interruption
 from .setup import setup
 from .trainer import Trainer
 
@@ -39,8 +40,10 @@ def main(args):
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = Trainer(cfg)
-    trainer.checkpointer.trust = args.trust_files
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    with Interruption().catching() as interruption:
+        trainer = Trainer(cfg, interruption, args.trust_files)
+        if args.resume:
+            trainer.checkpointer.require_checkpoint()
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
     return getattr(trainer, "_last_eval_results", {})
