@@ -18,7 +18,7 @@ from .stopping import Stoppable
 __all__ = ["StepTrainer"]
 
 
-class StepTrainer(Stoppable, SimpleTrainer):
+class _Steps(SimpleTrainer):
     """detectron2's SimpleTrainer, and its AMPTrainer, on any device, with steps that are known to be finite.
 
     Losses and gradients that are not finite end the training with a message that names the losses and the images, or,
@@ -160,6 +160,10 @@ class StepTrainer(Stoppable, SimpleTrainer):
         self._skipped = state_dict.get("skipped", 0)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+class StepTrainer(Stoppable, _Steps):
+    __doc__ = _Steps.__doc__
 
 
 _ADVICE = (

@@ -15,7 +15,6 @@ pytest.importorskip("detectron2")
 import torch
 
 TOOLS = {"train_net": "mrcnn_ext.engine.train_net", "lazyconfig_train_net": "mrcnn_ext.engine.lazy"}
-MAX_ITER = 16
 
 
 def _run(tool, arguments, log):
@@ -56,14 +55,14 @@ def start_here(mixed_datasets, environment, tmp_path_factory):
     patch.undo()
 
 
-def arguments_of(tool, configs, folder, num_processes):
+def arguments_of(tool, configs, folder, num_processes, max_iter):
     if tool == "train_net":
         options = (
             *(
                 "OUTPUT_DIR",
                 folder,
                 "SOLVER.MAX_ITER",
-                MAX_ITER,
+                max_iter,
                 "SOLVER.CHECKPOINT_PERIOD",
                 2,
                 "CHECKPOINT.KEEP",
@@ -75,7 +74,7 @@ def arguments_of(tool, configs, folder, num_processes):
         config = configs.yaml
     else:
         options = (
-            *(f"train.output_dir={folder}", f"train.max_iter={MAX_ITER}", "train.checkpointer.period=2"),
+            *(f"train.output_dir={folder}", f"train.max_iter={max_iter}", "train.checkpointer.period=2"),
             *("train.checkpointer.max_to_keep=2", "dataloader.train.num_workers=2", "train.eval_period=3"),
             *("+train.checkpointer.best=val/total_loss", "+train.ema_decay=0.9", "train.log_period=2"),
         )
@@ -145,13 +144,15 @@ def assert_same_training(folder, expected, rows):
     assert not list(folder.glob("*.tmp"))
 
 
-def kills_and_resumes(start_here, configs, tmp_path, read_metrics, tool, num_processes, num_kills, seed):
+def kills_and_resumes(
+    start_here, configs, tmp_path, read_metrics, tool, num_processes, num_kills, max_iter, seed
+):
     expected = tmp_path / "uninterrupted"
-    wait(start_here(tool, *arguments_of(tool, configs, expected, num_processes)))
+    wait(start_here(tool, *arguments_of(tool, configs, expected, num_processes, max_iter)))
     rng, killed, finished = random.Random(seed), [], 0
     while len(killed) < num_kills or not finished:
         folder = tmp_path / f"killed_{finished}"
-        arguments = arguments_of(tool, configs, folder, num_processes)
+        arguments = arguments_of(tool, configs, folder, num_processes, max_iter)
         resume = ("--resume",) if (folder / "last_checkpoint").exists() else ()
         run = start_here(tool, *resume, *arguments)
         if len(killed) == num_kills:
@@ -170,7 +171,9 @@ def kills_and_resumes(start_here, configs, tmp_path, read_metrics, tool, num_pro
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(start_here, configs, tmp_path, read_metrics):
-    kills_and_resumes(start_here, configs, tmp_path, read_metrics, "train_net", 1, num_kills=3, seed=0)
+    kills_and_resumes(
+        start_here, configs, tmp_path, read_metrics, "train_net", 1, num_kills=3, max_iter=10, seed=0
+    )
 
 
 @pytest.mark.slow
@@ -178,4 +181,6 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(start_here, configs, tm
 @pytest.mark.parametrize("tool", TOOLS)
 def test_twenty_kills(start_here, configs, tmp_path, read_metrics, tool, num_processes):
     kills = 20 if num_processes == 1 else 6
-    kills_and_resumes(start_here, configs, tmp_path, read_metrics, tool, num_processes, kills, seed=1)
+    kills_and_resumes(
+        start_here, configs, tmp_path, read_metrics, tool, num_processes, kills, max_iter=16, seed=1
+    )
