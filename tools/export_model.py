@@ -13,6 +13,7 @@ except ModuleNotFoundError:
 
 from mrcnn_ext.engine.launch import add_trust_option
 from mrcnn_ext.export import WrongAnswersError, export_model
+from mrcnn_ext.files import DiskFullError
 from mrcnn_ext.inference import load_predictor
 
 EXAMPLES = """\
@@ -38,6 +39,11 @@ def parse_arguments():
         "--output", required=True, help="file: .onnx, .ts (TorchScript) or .pt2 (torch.export)"
     )
     parser.add_argument("--image", help="one in which the model finds something, to check the file with")
+    parser.add_argument(
+        "--write-anyway",
+        action="store_true",
+        help="write the file although its answers differ from the model's",
+    )
     add_trust_option(parser)
     parser.add_argument("--device", default="cpu", help="of .ts and .pt2 files (default: cpu)")
     parser.add_argument("opts", nargs="*", help="config options: KEY VALUE ... (LazyConfig: key=value ...)")
@@ -49,12 +55,13 @@ def main(args):
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     predictor = load_predictor(args.config_file, args.weights, args.device, args.opts, trust=args.trust_files)
     image = predictor.read(args.image) if args.image else None
-    exported = export_model(predictor.model, args.output, image)
+    exported = export_model(predictor.model, args.output, image, write_anyway=args.write_anyway)
     print(f"{args.output}: gives {', '.join(exported.metadata['outputs'])}, as the model does")
 
 
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except (ValueError, WrongAnswersError, NotImplementedError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, WrongAnswersError, NotImplementedError, ImportError, DiskFullError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

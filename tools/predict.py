@@ -12,6 +12,7 @@ except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mrcnn_ext.engine.launch import add_trust_option
+from mrcnn_ext.files import DiskFullError
 from mrcnn_ext.inference import load_predictor, predict
 
 EXAMPLES = """\
@@ -84,6 +85,9 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except ValueError as error:
+    except (ValueError, DiskFullError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is missing", file=sys.stderr)
+        sys.exit(130)

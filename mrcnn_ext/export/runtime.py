@@ -68,7 +68,7 @@ class ExportedModel:
         """Tensors of the detections in one image.
 
         Args:
-            image: (3, H, W), of any dtype and of the channel order ``metadata["input_format"]``, 0 to 255.
+            image: (C, H, W), of any dtype and of the channel order ``metadata["input_format"]``, 0 to 255.
 
         Returns:
             ``boxes`` (R, 4), x0, y0, x1, y1 in pixels of the image; ``scores`` (R,), falling; ``classes`` (R,)
@@ -79,8 +79,9 @@ class ExportedModel:
         Raises:
             ValueError: the image has another shape.
         """
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"image must have shape (3, H, W), got {tuple(image.shape)}")
+        channels = len(self.metadata["pixel_mean"])
+        if image.dim() != 3 or len(image) != channels:
+            raise ValueError(f"image must have shape ({channels}, H, W), got {tuple(image.shape)}")
         size = tuple(image.shape[1:])
         image = _padded(image.to(self.device, torch.float32), self.metadata)
         outputs = self._run(image, torch.tensor(size, device=self.device))
@@ -115,7 +116,7 @@ class ExportedModel:
         return results
 
     def instances(self, image: Tensor):
-        """detectron2's Instances for (3, H, W), as ``model.inference(..., do_postprocess=False)`` gives them."""
+        """detectron2's Instances for (C, H, W), as ``model.inference(..., do_postprocess=False)`` gives them."""
         from detectron2.structures import Boxes, Instances
 
         found = self.detect(image)

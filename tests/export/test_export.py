@@ -18,9 +18,11 @@ from PIL import Image
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext import accelerate, add_mrcnn_ext_config
 from mrcnn_ext.export import ExportedModel, export_model, runtime
+from mrcnn_ext.export.files import _difference
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -525,3 +527,65 @@ def test_a_damaged_file_is_not_opened(pt2_file, tmp_path, suffix):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="does not match its checksum"):
         ExportedModel(path)
+
+
+def detections(scores, boxes, classes, masks=None):
+    result = Instances((100, 100))
+    result.scores, result.pred_classes = torch.tensor(scores), torch.tensor(classes)
+    result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+    result.pred_masks = torch.arange(len(scores)).float()[:, None, None, None] if masks is None else masks
+    return result
+
+
+FAR = [[0, 0, 10, 10], [85, 85, 95, 95], [30, 30, 40, 40]]
+
+
+def test_detections_of_tied_scores_may_swap():
+    expected = detections([0.9, 0.5, 0.4999999], FAR, [0, 1, 1])
+    order = [0, 2, 1]
+    assert _difference(expected[torch.tensor(order)], expected) == ""
+    swapped = expected[torch.tensor(order)]
+    swapped.pred_masks = expected.pred_masks * 1.0  # which did not swap with their boxes
+    assert "its pred_masks differ" in _difference(swapped, expected)
+
+
+def test_detections_of_other_scores_may_not_swap():
+    expected = detections([0.9, 0.6, 0.5], FAR, [0, 1, 1])
+    found = detections([0.9, 0.6, 0.5], [FAR[0], FAR[2], FAR[1]], [0, 1, 1])
+    assert "its boxes differ from the model's by up to 55 pixels" in _difference(found, expected)
+    found = detections([0.9, 0.6, 0.5], FAR, [0, 2, 1])
+    assert _difference(found, expected) == (
+        "1 of the model's 3 detections are not among its (the first: class 1, score 0.6000, box 85.0, 85.0, 95.0, 95.0)"
+    )
+
+
+def test_a_tie_at_the_end_of_the_list():
+    expected = detections([0.9, 0.6, 0.5], FAR, [0, 1, 1])
+    assert _difference(detections([0.9, 0.6, 0.5], FAR, [0, 1, 2]), expected) == ""
+
+
+def test_a_file_of_other_answers_is_written_where_asked_for(tmp_path, monkeypatch, caplog):
+    def instances(self, image, stock=ExportedModel.instances):
+        found = stock(self, image)
+        found.pred_boxes.tensor[:, 0] += 3
+        return found
+
+    monkeypatch.setattr(ExportedModel, "instances", instances)
+    image = make_inputs(SIZES[0])[0]["image"]
+    with torch.no_grad():
+        export_model(make_model(), tmp_path / "model.ts", image, write_anyway=True)
+    assert (tmp_path / "model.ts").exists()
+    assert "model.ts is written although its boxes differ from the model's by up to 3 pixels" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(tmp_path, channels, suffix):
+    mean, std = [110.0] * channels, [57.0] * channels
+    model = make_model("MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD", str(std), *LOW)
+    exported = export_model(model, tmp_path / f"model{suffix}")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (channels, *SIZES[0]), generator=generator, dtype=torch.uint8)
+    assert_same(exported([{"image": image}])[0]["instances"], infer(model, [{"image": image}]))
+    with pytest.raises(ValueError, match=rf"image must have shape \({channels}, H, W\), got \(3, 8, 8\)"):
+        exported.detect(torch.zeros(3, 8, 8))
