@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import os
+import traceback
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ..config_files import CONFIGS
 from .averaging import AveragingHook, WeightAverage
@@ -25,6 +27,7 @@ from .events import build_writers
 from .hooks import ValidationLossHook
 from .interruption import Interruption
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
+from .settings import building, check_lazy_settings, check_output_dir
 from .setup import start
 from .steps import StepTrainer
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
@@ -50,6 +53,8 @@ def main(args):
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
+    check_lazy_settings(cfg, args.eval_only, args.resume)
+    check_output_dir("train.output_dir", cfg.train.output_dir)
     start(cfg, args, cfg.train.output_dir)
     if cfg.train.device != device:
         logging.getLogger(__name__).warning(
@@ -59,7 +64,7 @@ def main(args):
     if not args.eval_only:
         with Interruption().catching() as interruption:
             return do_train(args, cfg, interruption)
-    model = instantiate(cfg.model)
+    model = _instantiate(cfg.model, "model")
     model.to(cfg.train.device)
     _build_checkpointer(cfg, model, trust=args.trust_files).resume_or_load(
         cfg.train.init_checkpoint, resume=args.resume
@@ -90,6 +95,11 @@ def load_lazy_config(config_file, overrides=()):
         cfg = LazyConfig.load(config_file)
     except (SyntaxError, ImportError) as error:
         raise UserError(f"{config_file}: {error}") from error
+    except Exception as error:
+        # Where in the file; LazyConfig compiles it under its name.
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == config_file]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{config_file}{place}: {type(error).__name__}: {error}") from error
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
@@ -97,7 +107,7 @@ def load_lazy_config(config_file, overrides=()):
         _check_override(cfg, override)
     try:
         return LazyConfig.apply_overrides(cfg, list(overrides))
-    except (OverrideParseException, KeyError) as error:
+    except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
 
@@ -185,7 +195,7 @@ def do_train(args, cfg, interruption=None):
         dict: metrics of the evaluation after training, in the main process.
     """
     train = cfg.train
-    model = instantiate(cfg.model)
+    model = _instantiate(cfg.model, "model")
     logging.getLogger("detectron2").info(f"Model:\n{model}")
     model.to(train.device)
     if train.get("channels_last", False):
@@ -193,8 +203,8 @@ def do_train(args, cfg, interruption=None):
     if train.get("accelerate_training", False):
         accelerated_for_training(model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    optimizer = _instantiate(cfg.optimizer, "optimizer")
+    loader = _instantiate(cfg.dataloader.train, "dataloader.train")
 
     model = create_ddp_model(model, **train.ddp)
     precision, scaler = _precision(train)
@@ -232,7 +242,7 @@ def do_train(args, cfg, interruption=None):
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.LRScheduler(scheduler=_instantiate(cfg.lr_multiplier, "lr_multiplier")),
             AveragingHook(average) if average is not None else None,
             checkpoints,
             ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
@@ -252,6 +262,11 @@ def do_train(args, cfg, interruption=None):
     check_iterations(start_iter, train.max_iter, "train.max_iter")
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _instantiate(cfg, key):
+    with building(key):
+        return instantiate(cfg)
 
 
 def _precision(train):

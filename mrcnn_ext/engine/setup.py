@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .errors import UserError, did_you_mean
+from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
 __all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
@@ -38,6 +39,8 @@ def setup(args):
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    check_settings(cfg, getattr(args, "eval_only", False), getattr(args, "resume", False))
+    check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     start(cfg, args, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:

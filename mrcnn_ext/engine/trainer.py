@@ -29,6 +29,7 @@ from .events import build_writers
 from .hooks import ValidationLossHook
 from .optim import build_optimizer
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
+from .settings import building
 from .setup import naming_unknown_objects
 from .steps import StepTrainer
 from .stopping import Stoppable
@@ -85,7 +86,7 @@ class Trainer(Stoppable, DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        with naming_unknown_objects(cfg):
+        with naming_unknown_objects(cfg), building("the model"):
             model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)

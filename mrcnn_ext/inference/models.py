@@ -18,6 +18,7 @@ from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
+from ..engine.settings import building, check_device
 from ..engine.setup import naming_unknown_objects, register_datasets
 
 __all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
@@ -99,7 +100,7 @@ def _from_yaml(cfg, weights, device, trust):
     cfg.defrost()
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
     register_datasets(cfg.DATASETS.get("COCO_FORMAT", ()))
-    with naming_unknown_objects(cfg):
+    with naming_unknown_objects(cfg), building("the model"):
         model = build_model(cfg)
     partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
     _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial, trust)
@@ -110,7 +111,9 @@ def _from_yaml(cfg, weights, device, trust):
 
 
 def _from_lazy(cfg, weights, device, trust):
-    model = instantiate(cfg.model).to(_device(device, cfg.train.device))
+    with building("model"):
+        model = instantiate(cfg.model)
+    model.to(_device(device, cfg.train.device))
     partial = cfg.train.get("allow_partial_weights", False)
     _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial, trust)
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
@@ -119,6 +122,7 @@ def _from_lazy(cfg, weights, device, trust):
 
 
 def _device(asked, configured):
+    check_device("device", asked or configured)
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {asked!r}: PyTorch finds no GPU here; the other is cpu")
     if asked or not configured.startswith("cuda") or torch.cuda.is_available():
