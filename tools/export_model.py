@@ -19,9 +19,9 @@ from mrcnn_ext.inference import load_predictor
 EXAMPLES = """\
 examples:
   ONNX, for onnxruntime; .ts is TorchScript, .pt2 torch.export
-    export_model.py --config-file CONFIG --weights model_final.pth --output model.onnx
+    export_model.py --weights model_final.pth --output model.onnx
   check it with a photo too
-    export_model.py --config-file CONFIG --weights model_final.pth --output model.onnx --image photo.jpg
+    export_model.py --weights model_final.pth --output model.onnx --image photo.jpg
   change the config
     export_model.py --config-file CONFIG --output model.ts MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5
 """
@@ -32,7 +32,8 @@ def parse_arguments():
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config-file", required=True, help="yaml or LazyConfig (.py), or the name of one of ours"
+        "--config-file",
+        help="yaml or LazyConfig (.py), or the name of one of ours (default: the one in --weights)",
     )
     parser.add_argument("--weights", default="", help="checkpoint (default: the config's)")
     parser.add_argument(

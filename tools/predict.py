@@ -18,11 +18,11 @@ from mrcnn_ext.inference import load_predictor, predict
 EXAMPLES = """\
 examples:
   a folder, with pictures
-    predict.py photos --config-file CONFIG --weights model_final.pth --output photos.json --pictures photos_drawn
+    predict.py photos --weights model_final.pth --output photos.json --pictures photos_drawn
   a video; what is sure only
-    predict.py street.mp4 --config-file CONFIG --weights model_final.pth --output street.json --min-score 0.5
+    predict.py street.mp4 --weights model_final.pth --output street.json --min-score 0.5
   a registered dataset
-    predict.py coco_2017_val --config-file CONFIG --weights model_final.pth --output val.json
+    predict.py coco_2017_val --weights model_final.pth --output val.json
   the same command continues an interrupted run
   change the config
     predict.py photos --config-file CONFIG --output photos.json INPUT.MIN_SIZE_TEST 640
@@ -36,7 +36,8 @@ def parse_arguments():
     )
     parser.add_argument("source", help="folder, image, video or registered dataset")
     parser.add_argument(
-        "--config-file", required=True, help="yaml or LazyConfig (.py), or the name of one of ours"
+        "--config-file",
+        help="yaml or LazyConfig (.py), or the name of one of ours (default: the one in --weights)",
     )
     parser.add_argument("--weights", default="", help="checkpoint (default: the config's)")
     parser.add_argument("--output", required=True, help="file of COCO results, .json")

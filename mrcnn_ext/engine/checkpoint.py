@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..files import DamagedFileError, replacing, verify_archive
 from .averaging import WeightAverage
+from .description import ABOUT
 from .errors import NonFiniteError, UserError
 from .weight_files import read_weights
 
 __all__ = ["Checkpointer", "not_finite"]
 
-_ABOUT = "about"  # key of what a checkpoint says of itself
 _AVERAGED = "averaged_model"  # key of the moving average of the weights
 
 
@@ -86,7 +86,7 @@ class Checkpointer(DetectionCheckpointer):
         if self.averaged is not None and (averaged := self.averaged.state_dict()) is not None:
             data[_AVERAGED] = averaged
         if self.about is not None:
-            data[_ABOUT] = self.about()
+            data[ABOUT] = self.about()
         data.update(kwargs)
         self.logger.info(f"Saving checkpoint to {path}")
         with replacing(path) as file:

@@ -22,6 +22,7 @@ from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .data_order import resumable
+from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
@@ -221,8 +222,16 @@ def do_train(args, cfg, interruption=None):
     decay = train.get("ema_decay", 0.0)
     average = WeightAverage(getattr(model, "module", model), decay) if decay else None
     state = TrainingState(lambda: trainer)
+    names = [*names_of(cfg.dataloader.get("train")), *names_of(cfg.dataloader.get("test"))]
+    about = describe_lazily(cfg, names)
     checkpointer = _build_checkpointer(
-        cfg, model, trust=args.trust_files, averaged=average, trainer=trainer, state=state
+        cfg,
+        model,
+        trust=args.trust_files,
+        about=lambda: about,
+        averaged=average,
+        trainer=trainer,
+        state=state,
     )
 
     results = {}

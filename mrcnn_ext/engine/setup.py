@@ -15,15 +15,18 @@ from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
+from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
-__all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
+__all__ = ["load_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
 
 def setup(args):
     """Config of a yaml file and command line, with logging, output directory and seeds set up.
+
+    To evaluate, ``MODEL.WEIGHTS`` is enough without a file: checkpoints hold their config.
 
     Args:
         args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
@@ -34,7 +37,13 @@ def setup(args):
     Raises:
         UserError: the config is wrong.
     """
-    cfg = load_config(args.config_file, args.opts, getattr(args, "trust_files", False))
+    trust = getattr(args, "trust_files", False)
+    weights = _weights_alone(args)
+    if weights:
+        cfg = config_of(read_description(weights, trust), weights)
+        merge_options(cfg, args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts, trust)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -97,11 +106,23 @@ def load_config(config_file, opts=(), trust=False):
             raise UserError(f"{config_file} is a LazyConfig: use tools/lazyconfig_train_net.py")
         with _one_line_errors(cfg, config_file):
             merge_from_file(cfg, config_file, trust)
+    merge_options(cfg, opts)
+    return cfg
+
+
+def merge_options(cfg, opts):
+    """Merge KEY VALUE pairs into a config; UserError for a wrong one."""
     if len(opts) % 2:
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
     with _one_line_errors(cfg, "command line"):
         cfg.merge_from_list(list(opts))
-    return cfg
+
+
+def _weights_alone(args):
+    """The checkpoint that is to be evaluated without a config file, "" if there is one."""
+    if args.config_file or not getattr(args, "eval_only", False):
+        return ""
+    return dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS", "")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import learnt_from, names_for_losses
 from .data_order import resumable
+from .description import describe
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
@@ -111,6 +112,7 @@ class Trainer(Stoppable, DefaultTrainer):
             self.model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            about=lambda: describe(cfg),
             averaged=average,
             trust=self._trust,
             trainer=weakref.proxy(self),

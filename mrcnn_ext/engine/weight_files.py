@@ -57,7 +57,7 @@ def read_weights(path: str | os.PathLike, trust: bool = False) -> Any:
             if is_pickle
             else torch.load(path, map_location="cpu", weights_only=not trust)
         )
-    except UserError:
+    except (UserError, FileNotFoundError):
         raise
     except DamagedFileError as error:
         raise UserError(f"{path}: {error}. Take a copy that is whole, or an older checkpoint") from error

@@ -3,10 +3,11 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, transforms
 from detectron2.data import detection_utils as utils
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
+from ..engine.description import config_of, instantiate_described, metadata_of, read_description
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
 from ..engine.settings import building, check_device
-from ..engine.setup import naming_unknown_objects, register_datasets
+from ..engine.setup import merge_options, naming_unknown_objects, register_datasets
 
 __all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
 
@@ -59,7 +61,7 @@ def resized(image: np.ndarray, mapper: DatasetMapper) -> Tensor:
 
 
 def load_predictor(
-    config: str | CfgNode | DictConfig,
+    config: str | CfgNode | DictConfig | None = None,
     weights: str = "",
     device: str = "",
     opts: Sequence[str] = (),
@@ -68,7 +70,8 @@ def load_predictor(
 ) -> Predictor:
     """
     Args:
-        config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content.
+        config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content. None
+            for the config that ``weights``, a checkpoint of this package's trainers, holds.
         weights: a checkpoint; "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
         device: "" for the config's, or the CPU where that has none.
         opts: go over the config file: KEY VALUE pairs of yaml, key=value of a LazyConfig.
@@ -78,6 +81,8 @@ def load_predictor(
         UserError: the config, the weights or the device are wrong, or the weights lack something of the model.
         ValueError: ``opts`` with a config that is read already.
     """
+    if not config and not isinstance(config, (CfgNode, DictConfig)):
+        return _from_weights(weights, device, opts, trust)
     if isinstance(config, (str, os.PathLike)):
         config = _read(os.fspath(config), opts, trust)
     elif opts:
@@ -119,6 +124,29 @@ def _from_lazy(cfg, weights, device, trust):
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
     names = [names] if isinstance(names, str) else list(names)
     return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names))
+
+
+def _from_weights(weights, device, opts, trust):
+    if not weights:
+        raise UserError(
+            "no model: give a config (--config-file), or a checkpoint that holds its own (--weights)"
+        )
+    about = read_description(weights, trust)
+    if about["kind"] == "yaml":
+        cfg = config_of(about, weights)
+        merge_options(cfg, opts)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
+        predictor = _from_yaml(cfg, weights, device, trust)
+    else:
+        if opts:
+            raise UserError(f"{weights} holds a LazyConfig, which takes no options: give --config-file")
+        parts = yaml.safe_load(about["config"])
+        with building("model"):
+            model = instantiate_described(parts["model"], weights, trust)
+        model.to(_device(device, parts["device"]))
+        _load_weights(model, weights, "", False, trust)
+        predictor = Predictor(model, instantiate_described(parts["mapper"], weights, trust), Metadata())
+    return replace(predictor, metadata=metadata_of(about))
 
 
 def _device(asked, configured):
