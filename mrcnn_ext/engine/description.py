@@ -155,11 +155,8 @@ def config_of(about: Mapping, path: str) -> CfgNode:
 
 def metadata_of(about: Mapping) -> Metadata:
     """Names of classes and keypoints."""
-    metadata = Metadata()
-    metadata.set(
-        name="the checkpoint", **{key: value for key, value in about["metadata"].items() if key in _NAMES}
-    )
-    return metadata
+    known = {key: value for key, value in about["metadata"].items() if key in _NAMES}
+    return Metadata().set(**known)
 
 
 def instantiate_described(part, path: str, trust: bool = False):
