@@ -6,7 +6,7 @@ detectron2 is not installed, ``mrcnn_ext.layers`` and ``mrcnn_ext.scenes`` still
 
 from importlib.util import find_spec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__"]
 
 if find_spec("detectron2") is not None:

@@ -1,6 +1,5 @@
 """COCO results on disk, image by image, so that a killed run loses nothing and writes nothing twice."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -8,6 +7,11 @@ from pathlib import Path
 
 from ..engine.errors import UserError
 from ..files import naming_full_disk, replacing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes must not write one file
+    fcntl = None
 
 __all__ = ["ResultsFile"]
 
@@ -129,7 +133,8 @@ class ResultsFile:
     def _open(self, overwrite):
         file = open(self.part, "a+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
         except BlockingIOError:
             file.close()
             raise UserError(f"{self.part}: another process is writing it") from None
