@@ -67,13 +67,19 @@ class _Steps(SimpleTrainer):
 
         kept = _Buffers(self.model) if self._skip_nonfinite > self._skipped else None
         self.optimizer.zero_grad()
-        losses = self._forward_backward(batch)
-        self.after_backward()
-        if self._all_finite(losses):
-            self._write_metrics(losses, data_time)
-            self._step()
-            return
-        message = self._message(losses, batch)
+        try:
+            losses = self._forward_backward(batch)
+        except FloatingPointError as error:
+            # detectron2 looks at the proposals, in the midst of a forward pass that other processes may finish.
+            message = f"iteration {self.iter + 1}: {error} ({_files(batch)})"
+            kept = kept if comm.get_world_size() == 1 else None
+        else:
+            self.after_backward()
+            if self._all_finite(losses):
+                self._write_metrics(losses, data_time)
+                self._step()
+                return
+            message = self._message(losses, batch)
         if kept is None:
             raise NonFiniteError(message + _ADVICE)
         kept.restore()
@@ -135,16 +141,13 @@ class _Steps(SimpleTrainer):
             self.grad_scaler.update()
 
     def _message(self, losses, batch):
-        here = (
-            {name: loss.item() for name, loss in losses.items()},
-            [str(item.get("file_name", "?")) for item in batch],
-        )
+        here = ({name: loss.item() for name, loss in losses.items()}, _files(batch))
         processes = comm.all_gather(here)
         wrong = [p for p in processes if not all(map(math.isfinite, p[0].values()))]
         parts = []
         for terms, files in wrong or processes:
             terms = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-            parts.append(f"{terms} for {', '.join(files)}")
+            parts.append(f"{terms} {files}")
         what = "a loss" if wrong else "a gradient"
         return f"iteration {self.iter + 1}: {what} is not finite ({'; '.join(parts)})"
 
@@ -164,6 +167,10 @@ class _Steps(SimpleTrainer):
 
 class StepTrainer(Stoppable, _Steps):
     __doc__ = _Steps.__doc__
+
+
+def _files(batch):
+    return "for " + ", ".join(str(item.get("file_name", "?")) for item in batch)
 
 
 _ADVICE = (

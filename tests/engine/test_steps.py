@@ -28,6 +28,8 @@ class Model(nn.Module):
     def forward(self, batch):
         x = torch.tensor([[item["x"]] for item in batch])
         y = self.layer(self.norm(x))
+        if any(item.get("spoils") == "forward" for item in batch):
+            raise FloatingPointError("Predicted boxes contain Inf/NaN")
         if any(item.get("spoils") == "gradient" for item in batch):
             y = y + (self.layer.weight * 0).sqrt().sum()  # 0, with an infinite gradient
         return {"loss_a": (y**2).mean(), "loss_b": y.mean()}
@@ -76,17 +78,19 @@ def test_what_is_not_finite_ends_the_training(item, caplog):
 def test_some_are_skipped_and_leave_no_trace():
     clean = make_trainer(lr=0.0)
     clean.train(0, 2)
-    trainer = make_trainer((1, {"x": math.nan}), (2, {"spoils": "gradient"}), lr=0.0, skip_nonfinite=2)
+    trainer = make_trainer((1, {"x": math.nan}), (2, {"spoils": "gradient"}), lr=0.0, skip_nonfinite=3)
     trainer.train(0, 3)
     # The statistics of the batch norm are those of the one iteration that counted.
     assert (
         trainer.model.norm.num_batches_tracked == 1 and torch.isfinite(trainer.model.norm.running_mean).all()
     )
     assert trainer.state_dict()["skipped"] == 2
-    resumed = make_trainer((0, {"x": math.nan}), skip_nonfinite=2)
+    resumed = make_trainer((0, {"x": math.nan}), (1, {"spoils": "forward"}), skip_nonfinite=3)
     resumed.load_state_dict(trainer.state_dict())
-    with pytest.raises(NonFiniteError):
-        resumed.train(0, 1)
+    with pytest.raises(
+        NonFiniteError, match="iteration 2: .*contain Inf/NaN .for image_1_0.jpg, image_1_1.jpg"
+    ):
+        resumed.train(0, 2)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

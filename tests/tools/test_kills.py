@@ -56,6 +56,8 @@ def start_here(mixed_datasets, environment, tmp_path_factory):
 
 
 def arguments_of(tool, configs, folder, num_processes, max_iter):
+    workers = 2 if num_processes == 1 else 0
+    evaluation = 3 if num_processes == 1 else 7
     if tool == "train_net":
         options = (
             *(
@@ -68,14 +70,25 @@ def arguments_of(tool, configs, folder, num_processes, max_iter):
                 "CHECKPOINT.KEEP",
                 2,
             ),
-            *("DATALOADER.NUM_WORKERS", 2, "TEST.EVAL_PERIOD", 3, "CHECKPOINT.BEST", "val/total_loss"),
+            *(
+                "DATALOADER.NUM_WORKERS",
+                workers,
+                "TEST.EVAL_PERIOD",
+                evaluation,
+                "CHECKPOINT.BEST",
+                "val/total_loss",
+            ),
             *("SOLVER.EMA_DECAY", 0.9, "INPUT.CROP.ENABLED", True),
         )
         config = configs.yaml
     else:
         options = (
             *(f"train.output_dir={folder}", f"train.max_iter={max_iter}", "train.checkpointer.period=2"),
-            *("train.checkpointer.max_to_keep=2", "dataloader.train.num_workers=2", "train.eval_period=3"),
+            *(
+                "train.checkpointer.max_to_keep=2",
+                f"dataloader.train.num_workers={workers}",
+                f"train.eval_period={evaluation}",
+            ),
             *("+train.checkpointer.best=val/total_loss", "+train.ema_decay=0.9", "train.log_period=2"),
         )
         config = configs.lazy
@@ -98,11 +111,16 @@ def kill(run, folder, rng, while_writing):
     while "Starting training" not in (run.log.read_text() if run.log.exists() else ""):
         assert run.process.is_alive() and time.monotonic() < deadline, run.log.read_text()[-3000:]
         time.sleep(0.02)
+    last = folder / "last_checkpoint"
+    for _ in range(rng.randrange(3)):  # checkpoints that it writes before
+        before = last.read_text() if last.exists() else ""
+        while run.process.is_alive() and before == (last.read_text() if last.exists() else ""):
+            time.sleep(0.005)
     if while_writing:
-        while run.process.is_alive() and not any(name.endswith(".tmp") for name in os.listdir(folder)):
+        while run.process.is_alive() and not list(folder.glob("model_*.tmp")):
             pass
     else:
-        run.process.join(rng.uniform(0.0, 2.5))
+        run.process.join(rng.uniform(0.0, 1.0))
     alive = run.process.is_alive()
     if alive:
         os.killpg(run.process.pid, signal.SIGKILL)
