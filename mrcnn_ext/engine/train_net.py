@@ -28,12 +28,15 @@ def main(args):
     check_config(cfg, args.eval_only)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(
+        checkpointer = Checkpointer(
             model,
             save_dir=cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
             trust=args.trust_files,
-        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        )
+        if args.resume:
+            checkpointer.require_checkpoint()
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_augmentation(cfg, model))
