@@ -67,9 +67,10 @@ def main(args):
             return do_train(args, cfg, interruption)
     model = _instantiate(cfg.model, "model")
     model.to(cfg.train.device)
-    _build_checkpointer(cfg, model, trust=args.trust_files).resume_or_load(
-        cfg.train.init_checkpoint, resume=args.resume
-    )
+    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files)
+    if args.resume:
+        checkpointer.require_checkpoint()
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     return do_test(cfg, model)
 
 
