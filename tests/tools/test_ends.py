@@ -28,7 +28,13 @@ def wait_for(process, text):
 
 
 @pytest.mark.parametrize(
-    "number, processes", [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2)]
+    "number, processes",
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow),
+        (signal.SIGTERM, 2),
+    ],
 )
 def test_a_signal_ends_a_training_with_a_checkpoint(start, configs, tmp_path, number, processes):
     flags = ("--num-gpus", 0, "--num-processes", processes) if processes > 1 else ()
@@ -51,6 +57,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint(start, configs, tmp_path, nu
     )
 
 
+@pytest.mark.slow
 def test_torchrun_passes_signals_on(start, configs, tmp_path):
     arguments = ("--config-file", configs.yaml, "--num-gpus", 0, "OUTPUT_DIR", tmp_path, *OPTIONS, *ENDLESS)
     process = start("train_net", *arguments, torchrun=2)
@@ -97,7 +104,10 @@ def test_a_full_disk_in_training(run, configs, small_disk):
     assert torch.load(last)["iteration"] > 0 and not list(folder.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("suffix", ["ts", "pt2", "onnx"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("suffix", ["pt2", pytest.param("ts", marks=SLOW), pytest.param("onnx", marks=SLOW)])
 def test_a_full_disk_while_exporting(run, configs, small_disk, tmp_path, suffix):
     torch.manual_seed(0)
     from detectron2.modeling import build_model
