@@ -80,6 +80,6 @@ setup(
     version=version(),
     packages=[*find_packages(include=["mrcnn_ext", "mrcnn_ext.*"]), "mrcnn_ext.configs"],
     package_dir={"mrcnn_ext.configs": "configs"},
-    package_data={"mrcnn_ext.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={"mrcnn_ext": ["py.typed"], "mrcnn_ext.configs": ["**/*.yaml", "**/*.py"]},
     **extension(),
 )

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from .accel import accelerate, fuse_poolers
 from .integrations import timm, torchvision  # noqa: F401  (registration)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "accelerate", "fuse_poolers"]
 
 if find_spec("detectron2") is not None:

@@ -194,16 +194,29 @@ def _ddp_without_device_ids_on_cpu(defaults):
 @contextlib.contextmanager
 def _keypoint_loss_of_any_layout(keypoint_head):
     """``keypoint_rcnn_loss`` views the heatmaps as rows, which channels-last ones are not, and sums their few
-    thousand cells in the dtype of autocast."""
+    thousand cells in the dtype of autocast. Where several processes share a batch it divides by the visible keypoints
+    of each alone; within `layers.loss_normalizers.shared_normalizers` it divides by those of all."""
     yield
     import torch  # which the module has imported
+
+    from .layers.loss_normalizers import are_shared, total_count
 
     keypoint_rcnn_loss = keypoint_head.keypoint_rcnn_loss
 
     @functools.wraps(keypoint_rcnn_loss)
-    def loss_in_rows(pred_keypoint_logits, *args, **kwargs):
+    def loss_in_rows(pred_keypoint_logits, instances, normalizer):
         wide = torch.promote_types(pred_keypoint_logits.dtype, torch.float32)
-        return keypoint_rcnn_loss(pred_keypoint_logits.to(wide).contiguous(), *args, **kwargs)
+        rows = pred_keypoint_logits.to(wide).contiguous()
+        if normalizer is not None or not are_shared():
+            return keypoint_rcnn_loss(rows, instances, normalizer)
+        side = rows.shape[2]
+        visible = rows.new_zeros(())
+        for image in instances:
+            if len(image) > 0:
+                _, valid = image.gt_keypoints.to_heatmap(image.proposal_boxes.tensor, side)
+                visible = visible + valid.sum()
+        visible = total_count(visible)
+        return keypoint_rcnn_loss(rows, instances, 1.0) / torch.where(visible > 0, visible, 1.0)
 
     keypoint_head.keypoint_rcnn_loss = loss_in_rows
 

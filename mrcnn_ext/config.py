@@ -142,3 +142,24 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
 
     # "SGD", which is detectron2's, or "AdamW"; both take their rates and decays from SOLVER.
     cfg.SOLVER.setdefault("OPTIMIZER", "SGD")
+
+    # Parts that a batch is cut into, run one after the other, whose gradients are added up: 1/N of the memory for N.
+    # SOLVER.IMS_PER_BATCH over the number of processes must be a multiple of it.
+    cfg.SOLVER.setdefault("ACCUMULATE", 1)
+
+    # Iterations with a loss or gradient that is not finite which are skipped, in all; one more ends the training.
+    cfg.SOLVER.setdefault("SKIP_NONFINITE", 0)
+
+    # A moving average of the weights with this decay, 0.9999 say, is evaluated, saved, and loaded by whoever predicts
+    # with the checkpoint; 0 for none.
+    cfg.SOLVER.setdefault("EMA_DECAY", 0.0)
+
+    # Evaluations (TEST.EVAL_PERIOD) without improvement of CHECKPOINT.BEST after which training ends; 0: never.
+    cfg.SOLVER.setdefault("PATIENCE", 0)
+
+    # Newest checkpoints of SOLVER.CHECKPOINT_PERIOD that are kept, besides the final and the best one; 0: all.
+    checkpoint = cfg.setdefault("CHECKPOINT", CfgNode())
+    checkpoint.setdefault("KEEP", 0)
+    # A metric of the evaluation by its name in metrics.json, "segm/AP" say, or a validation loss, "val/total_loss":
+    # the best checkpoint by it is saved as model_best.pth. With several test sets the name begins with the set's.
+    checkpoint.setdefault("BEST", "")

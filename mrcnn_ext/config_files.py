@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-__all__ = ["get_config_file", "list_configs"]
+__all__ = ["CONFIGS", "get_config_file", "list_configs"]
 
 
 def _find_configs(package: Path) -> Path:
@@ -12,13 +12,13 @@ def _find_configs(package: Path) -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-_ROOT = _find_configs(Path(__file__).resolve().parent)
+CONFIGS = _find_configs(Path(__file__).resolve().parent)
 
 
 def list_configs() -> list[str]:
     """Names of all configs of models, relative to ``configs/``."""
-    files = [*_ROOT.rglob("*.yaml"), *_ROOT.rglob("*.py")]
-    names = sorted(path.relative_to(_ROOT).as_posix() for path in files)
+    files = [*CONFIGS.rglob("*.yaml"), *CONFIGS.rglob("*.py")]
+    names = sorted(path.relative_to(CONFIGS).as_posix() for path in files)
     return [name for name in names if not name.startswith(("Base-", "common/", "ablations/"))]
 
 
@@ -31,7 +31,7 @@ def get_config_file(config_path: str) -> str:
     Raises:
         ValueError: if there is none of that name; the message lists those like it.
     """
-    file = _ROOT / config_path
+    file = CONFIGS / config_path
     if not file.is_file():
         names = list_configs()
         near = difflib.get_close_matches(config_path, names, n=3, cutoff=0.5) or names

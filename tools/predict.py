@@ -11,16 +11,18 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mrcnn_ext.engine.launch import add_trust_option
+from mrcnn_ext.files import DiskFullError
 from mrcnn_ext.inference import load_predictor, predict
 
 EXAMPLES = """\
 examples:
   a folder, with pictures
-    predict.py photos --config-file CONFIG --weights model_final.pth --output photos.json --pictures photos_drawn
+    predict.py photos --weights model_final.pth --output photos.json --pictures photos_drawn
   a video; what is sure only
-    predict.py street.mp4 --config-file CONFIG --weights model_final.pth --output street.json --min-score 0.5
+    predict.py street.mp4 --weights model_final.pth --output street.json --min-score 0.5
   a registered dataset
-    predict.py coco_2017_val --config-file CONFIG --weights model_final.pth --output val.json
+    predict.py coco_2017_val --weights model_final.pth --output val.json
   the same command continues an interrupted run
   change the config
     predict.py photos --config-file CONFIG --output photos.json INPUT.MIN_SIZE_TEST 640
@@ -34,7 +36,8 @@ def parse_arguments():
     )
     parser.add_argument("source", help="folder, image, video or registered dataset")
     parser.add_argument(
-        "--config-file", required=True, help="yaml or LazyConfig (.py), or the name of one of ours"
+        "--config-file",
+        help="yaml or LazyConfig (.py), or the name of one of ours (default: the one in --weights)",
     )
     parser.add_argument("--weights", default="", help="checkpoint (default: the config's)")
     parser.add_argument("--output", required=True, help="file of COCO results, .json")
@@ -50,6 +53,7 @@ def parse_arguments():
     parser.add_argument("--device", default="", help="cpu, cuda, ... (default: the config's)")
     parser.add_argument("--no-accelerate", action="store_true", help="run the model as detectron2 does")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    add_trust_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever --output holds")
     parser.add_argument("opts", nargs="*", help="config options: KEY VALUE ... (LazyConfig: key=value ...)")
     return parser.parse_intermixed_args()  # the options may be given after the rest
@@ -58,7 +62,7 @@ def parse_arguments():
 def main(args):
     # detectron2's anchors cause it; who predicts can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
-    predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
+    predictor = load_predictor(args.config_file, args.weights, args.device, args.opts, trust=args.trust_files)
     done = predict(
         predictor,
         args.source,
@@ -82,6 +86,9 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except ValueError as error:
+    except (ValueError, DiskFullError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is missing", file=sys.stderr)
+        sys.exit(130)

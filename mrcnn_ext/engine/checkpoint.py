@@ -1,26 +1,38 @@
-"""Checkpoints that a kill cannot corrupt and that are checked against the model they are loaded into."""
+"""Checkpoints that a kill cannot corrupt, that run nothing, and that are checked against the model they go into."""
 
-import contextlib
 import os
-import pickle
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
 
-from .errors import UserError
+from ..files import DamagedFileError, replacing, verify_archive
+from .averaging import WeightAverage
+from .description import ABOUT
+from .errors import NonFiniteError, UserError
+from .weight_files import read_weights
 
-__all__ = ["Checkpointer"]
+__all__ = ["Checkpointer", "not_finite"]
+
+_AVERAGED = "averaged_model"  # key of the moving average of the weights
 
 
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, with atomic saves and a check of what is loaded.
 
     A checkpoint and the ``last_checkpoint`` file are written beside their place and then moved there: at any
-    moment ``last_checkpoint`` names a complete file.
+    moment ``last_checkpoint`` names a complete file. Weights that are not finite are not saved. Nothing that a file
+    holds is run, archives are verified by their checksums, and weights that are not finite are not loaded.
 
     Args:
         model, save_dir, checkpointables: as :class:`detectron2.checkpoint.DetectionCheckpointer`.
         allow_partial (bool): load whatever fits. By default a file of another architecture is an error.
+        about (callable): returns what checkpoints say of themselves, as plain values, stored under "about".
+        averaged (WeightAverage): saved beside the weights; such an average in a file is loaded instead of its weights
+            wherever training is not resumed.
+        trust (bool): run whatever code a file holds.
     """
 
     # Tensors of the file that may be without a place in the model: a mask head, predictors of other classes.
@@ -28,32 +40,113 @@ class Checkpointer(DetectionCheckpointer):
     # Tensors of the backbone that may be missing from a file that has some of them.
     MAX_MISSING_IN_BACKBONE = 0.2
 
-    def __init__(self, model, save_dir="", *, allow_partial=False, **kwargs):
+    def __init__(
+        self,
+        model,
+        save_dir="",
+        *,
+        allow_partial=False,
+        about: Callable[[], dict] | None = None,
+        averaged: WeightAverage | None = None,
+        trust=False,
+        **kwargs,
+    ):
         super().__init__(model, save_dir, **kwargs)
+        self.trust = trust
+        self.about = about
+        self.averaged = averaged
         self._allow_partial = allow_partial
         self._file = None
+        self._resuming = False
 
-    def save(self, name, **kwargs):
+    def save(self, name, *, tag=True, **kwargs):
+        """Writes ``<name>.pth`` in the main process.
+
+        Args:
+            name (str): without folder and suffix.
+            tag (bool): whether training is to be resumed from it.
+            **kwargs: more to store.
+
+        Raises:
+            NonFiniteError: a weight is not finite; nothing is written.
+            mrcnn_ext.files.DiskFullError: there is no room for it; the last checkpoint is as it was.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
-        data.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
-        data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
+        weights = self.model.state_dict()
+        if wrong := not_finite(weights):
+            raise NonFiniteError(
+                f"{name}.pth was not saved: {len(wrong)} of the model's {len(weights)} tensors are not finite "
+                f"({wrong[0]}, ...). The last good checkpoint is {self.get_checkpoint_file() or '(none)'}; a lower "
+                "learning rate, a longer warm-up or gradient clipping may keep them finite"
+            )
+        data = {"model": weights}
+        data.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
+        if self.averaged is not None and (averaged := self.averaged.state_dict()) is not None:
+            data[_AVERAGED] = averaged
+        if self.about is not None:
+            data[ABOUT] = self.about()
+        data.update(kwargs)
         self.logger.info(f"Saving checkpoint to {path}")
-        with _replacing(path) as f:
-            torch.save(data, f)
-        self.tag_last_checkpoint(os.path.basename(path))
+        with replacing(path) as file:
+            torch.save(data, file)
+        if tag:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename):
-        with _replacing(os.path.join(self.save_dir, "last_checkpoint")) as f:
-            f.write(last_filename_basename.encode())
+        with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def resume_or_load(self, path, *, resume=True):
+        """As detectron2's.
+
+        Raises:
+            UserError: as `load`; of the checkpoint to resume from, the message names an older one that is whole.
+        """
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        last = self.get_checkpoint_file()
+        self._resuming = True
+        try:
+            return self.load(last)
+        except UserError as error:
+            raise UserError(f"{error}{self._instead_of(last)}") from error
+        finally:
+            self._resuming = False
+
+    def require_checkpoint(self):
+        """
+        Raises:
+            UserError: there is none to resume from in ``save_dir``.
+        """
+        if self.has_checkpoint():
+            return
+        where = os.path.join(self.save_dir, "last_checkpoint")
+        found = self._instead_of("") if os.path.isdir(self.save_dir) else ""
+        raise UserError(
+            f"--resume: there is no {where}, which names the checkpoint to resume from"
+            + (found or "; to begin a training, leave --resume out")
+        )
+
+    def _instead_of(self, path):
+        """ "; ..." about the newest checkpoint besides ``path`` that is whole, "" if there is none."""
+        files = (f for f in self.get_all_checkpoint_files() if os.path.abspath(f) != os.path.abspath(path))
+        for file in sorted(files, key=os.path.getmtime, reverse=True):
+            try:
+                verify_archive(file)
+            except DamagedFileError:
+                continue
+            name = os.path.basename(file)
+            return f"; the newest whole checkpoint is {name}: to resume from it, write its name into last_checkpoint"
+        return ""
 
     def load(self, path, *args, **kwargs):
         """As detectron2's.
 
         Raises:
-            UserError: no such file, not a checkpoint, or one of another architecture.
+            UserError: no such file, not a checkpoint, damaged, holding code, with weights that are not finite, or one
+                of another architecture.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise UserError(f"weights file not found: {path}")
@@ -65,13 +158,41 @@ class Checkpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def _load_file(self, filename):
-        try:
-            return super()._load_file(filename)
-        # What torch.load and pickle raise for a file that is cut short, or no checkpoint at all.
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise UserError(f"{self._file}: {_reason(error)}") from error
+        if filename.endswith(".pkl"):
+            loaded = _from_pickle(read_weights(filename, self.trust))
+        elif filename.endswith(".pyth"):
+            # Of pycls, as in detectron2.
+            weights = _mapping(read_weights(filename, self.trust), "model_state")
+            weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+            loaded = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        else:
+            # detectron2 adds what the query of the URL says.
+            loaded = super()._load_file(filename)
+        weights = _mapping(loaded, "model")
+        if not weights or not all(isinstance(value, (Tensor, np.ndarray)) for value in weights.values()):
+            raise UserError(f"{self._file}: not a checkpoint: it holds no tensors by their names")
+        return loaded
+
+    def _torch_load(self, f):
+        loaded = read_weights(f, self.trust)
+        if not isinstance(loaded, Mapping):
+            raise UserError(
+                f"{self._file}: not a checkpoint: it holds a {type(loaded).__name__}, not tensors by name"
+            )
+        return dict(loaded)
 
     def _load_model(self, checkpoint):
+        averaged = checkpoint.pop(_AVERAGED, None)
+        if averaged is not None and self._resuming and self.averaged is not None:
+            self.averaged.load_state_dict(averaged)
+        elif averaged is not None and not self._resuming:
+            self.logger.info("Loading the moving average of the weights")
+            checkpoint["model"] = averaged
+        if wrong := not_finite(checkpoint["model"]):
+            raise UserError(
+                f"{self._file}: {len(wrong)} of its {len(checkpoint['model'])} tensors are not finite ({wrong[0]}, "
+                "...): it was saved by a training that had diverged. Take an older checkpoint"
+            )
         incompatible = super()._load_model(checkpoint)
         if not self._allow_partial:
             self._check(incompatible)
@@ -110,26 +231,28 @@ class Checkpointer(DetectionCheckpointer):
         )
 
 
-@contextlib.contextmanager
-def _replacing(path):
-    """Open a binary file that takes the place of ``path`` when it is closed without an error."""
-    temporary = path + ".tmp"
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            # Its content must be on the disk before its name is, or a power cut leaves an empty file.
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.remove(temporary)
-        raise
+def not_finite(weights: Mapping[str, Tensor | np.ndarray]) -> list[str]:
+    """Names of those tensors of a state dict that hold something infinite or NaN."""
+    wrong = []
+    for name, value in weights.items():
+        value = torch.as_tensor(value)
+        if (value.is_floating_point() or value.is_complex()) and not bool(value.isfinite().all()):
+            wrong.append(name)
+    return wrong
 
 
-def _reason(error):
-    if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-        return (
-            "holds Python objects besides tensors, which torch.load refuses; if you trust the file, "
-            'save its weights alone: torch.save(torch.load(FILE, weights_only=False)["model"], NEW_FILE)'
-        )
-    return f"not a checkpoint, or damaged ({type(error).__name__})"
+def _mapping(data, key):
+    """``data[key]`` where both are mappings; else an empty one."""
+    value = data.get(key) if isinstance(data, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _from_pickle(data):
+    """detectron2's reading of the pickles of its own and of Detectron's model zoo."""
+    if not isinstance(data, Mapping):
+        return {}
+    if "model" in data and "__author__" in data:
+        return dict(data)
+    blobs = data["blobs"] if isinstance(data.get("blobs"), Mapping) else data
+    blobs = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}

@@ -1,12 +1,16 @@
-"""The errors a person can put right: shown as one line by the tools, with a traceback only in programs."""
+"""The errors that the tools show as one line, with a traceback only in programs."""
 
 import difflib
 
-__all__ = ["UserError", "did_you_mean"]
+__all__ = ["NonFiniteError", "UserError", "did_you_mean"]
 
 
 class UserError(ValueError):
     """A config, command line, dataset or checkpoint is wrong; the message names it and says what is right."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient or weight became infinite or NaN; the message says where and what to try."""
 
 
 def did_you_mean(name, candidates):

@@ -1,15 +1,22 @@
 """What a training run writes: a line to read, JSON, TensorBoard."""
 
 import datetime
+import json
 import logging
 import os
-import resource
 import sys
 
 import torch
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
-__all__ = ["ProgressPrinter", "build_writers"]
+from ..files import naming_full_disk, replacing
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+__all__ = ["MetricsWriter", "ProgressPrinter", "build_writers"]
 
 
 def build_writers(output_dir, max_iter):
@@ -17,9 +24,46 @@ def build_writers(output_dir, max_iter):
     os.makedirs(output_dir, exist_ok=True)
     return [
         ProgressPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
+        MetricsWriter(os.path.join(output_dir, "metrics.json")),
+        CurvesWriter(output_dir),
     ]
+
+
+class MetricsWriter(JSONWriter):
+    """detectron2's writer of ``metrics.json``, in which a resumed training has each iteration once."""
+
+    def __init__(self, json_file, window_size=20):
+        super().__init__(json_file, window_size)
+        self._path = json_file
+
+    def write(self):
+        with naming_full_disk(self._path):
+            super().write()
+
+    def resume_at(self, iteration):
+        """Leaves out lines from ``iteration`` on, which will be written again, and one that a kill cut short."""
+        self._file_handle.close()
+        with open(self._path) as file:
+            lines = [line for line in file if _iteration(line) < iteration]
+        with replacing(self._path, "w") as file:
+            file.writelines(lines)
+        self._file_handle = open(self._path, "a")
+        self._last_write = iteration - 1
+
+
+def _iteration(line):
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class CurvesWriter(TensorboardXWriter):
+    """detectron2's writer of TensorBoard files."""
+
+    def resume_at(self, iteration):
+        """Writes nothing again from before ``iteration``."""
+        self._last_write = iteration - 1
 
 
 class ProgressPrinter(EventWriter):
@@ -59,13 +103,16 @@ class ProgressPrinter(EventWriter):
             fields.append(f"{recent('time'):.3g} s/iter (data {recent('data_time'):.2g})")
         if "lr" in histories:
             fields.append(f"lr {histories['lr'].latest():.3g}")
-        fields.append(f"mem {_peak_memory() / 2**20:.0f}M")
+        if (memory := _peak_memory()) is not None:
+            fields.append(f"mem {memory / 2**20:.0f}M")
         self._logger.info(" | ".join(fields))
 
 
 def _peak_memory():
-    """Bytes."""
+    """Bytes; None where the system does not tell."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import random
 import zlib
 from collections import defaultdict
 
@@ -12,6 +11,9 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+
+from .random_state import kept_random_state
+from .steps import loss_normalizers
 
 __all__ = ["ValidationLossHook", "compute_losses"]
 
@@ -30,11 +32,13 @@ class ValidationLossHook(HookBase):
         model (nn.Module): as trained, DistributedDataParallel or not.
         build_loader (callable): returns a loader of this process's share of the data, mapped as for training.
             Called once, when first needed; None if there are none to compute losses on.
+        average (WeightAverage): whose weights the losses are of; None for the model's own.
     """
 
-    def __init__(self, period, model, build_loader):
+    def __init__(self, period, model, build_loader, average=None):
         self._period = period
         self._model = model
+        self._average = average
         self._loader = functools.cache(build_loader)
 
     def after_step(self):
@@ -51,7 +55,8 @@ class ValidationLossHook(HookBase):
         loader = self._loader()
         if loader is None:
             return
-        losses = compute_losses(self._model, loader)
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            losses = compute_losses(self._model, loader)
         if comm.is_main_process():
             losses = {"total_loss": sum(losses.values()), **losses}
             self.trainer.storage.put_scalars(
@@ -87,7 +92,7 @@ def compute_losses(model, loader):
     with (
         torch.no_grad(),
         _losses_without_side_effects(model) as restore,
-        _kept_random_state(),
+        kept_random_state(),
         EventStorage(1),
     ):
         for batch in loader:
@@ -115,9 +120,7 @@ def _losses_without_side_effects(model):
     that losses change, buffers and dense detectors' running normalisers, and does so in the end."""
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    normalizers = {
-        m: m.loss_normalizer for m in modes if isinstance(getattr(m, "loss_normalizer", None), float)
-    }
+    normalizers = loss_normalizers(model)
 
     def restore():
         for name, buffer in model.named_buffers():
@@ -134,15 +137,3 @@ def _losses_without_side_effects(model):
         for module, mode in modes.items():
             module.training = mode
         restore()
-
-
-@contextlib.contextmanager
-def _kept_random_state():
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import time
@@ -13,9 +14,11 @@ import torch.multiprocessing as mp
 from detectron2.engine import default_argument_parser as _default_argument_parser
 from detectron2.utils import comm
 
-from .errors import UserError
+from ..files import DiskFullError
+from .errors import NonFiniteError, UserError
+from .interruption import forwarding_signals
 
-__all__ = ["argument_parser", "launch", "run_tool"]
+__all__ = ["add_trust_option", "argument_parser", "launch", "run_tool"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -36,7 +39,17 @@ def argument_parser(epilog=None):
         default=1,
         help="processes on each machine when running on the CPU (--num-gpus 0), connected by gloo",
     )
+    add_trust_option(parser)
     return parser
+
+
+def add_trust_option(parser):
+    """Adds ``--trust-files``."""
+    parser.add_argument(
+        "--trust-files",
+        action="store_true",
+        help="run the code that a checkpoint or yaml config may hold, and read damaged archives (default: refuse them)",
+    )
 
 
 _EPILOG = """
@@ -117,7 +130,13 @@ def launch(main, args):
         if args.num_machines > 1:
             raise UserError("several machines need the same --dist-url, tcp://HOST:PORT of machine 0")
         url = f"tcp://127.0.0.1:{_free_port()}"
-    mp.spawn(_run_spawned, nprocs=num_local, args=(main, args, world_size, num_local, url))
+    processes = mp.spawn(
+        _run_spawned, nprocs=num_local, args=(main, args, world_size, num_local, url), join=False
+    )
+    # They end in order, with a checkpoint, and this one after them.
+    with forwarding_signals(processes.pids):
+        while not processes.join():
+            pass
 
 
 def _run_spawned(local_rank, main, args, world_size, num_local, url):
@@ -143,10 +162,17 @@ def _run_process(local_rank, main, args, rank, world_size, num_local, url):
 
 
 def run_tool(main, parser):
-    """A tool's body: parse the command line and launch ``main``; UserError gives one line and exit code 2."""
+    """A tool's body: parse the command line and launch ``main``.
+
+    Errors whose message says all are one line: UserError with exit code 2, losses or weights that are not finite and
+    full disks with 1. Ctrl-C gives 130; a training that a signal has ended, 128 + its number.
+    """
     args = parser.parse_args()
     try:
         _exit_on_user_error(int(os.environ.get("RANK", 0)), launch, main, args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except mp.ProcessExitedException as error:
         if error.signal_name is None:  # the process has told why
             sys.exit(error.exit_code)
@@ -157,12 +183,12 @@ def run_tool(main, parser):
 def _exit_on_user_error(rank, function, *args):
     try:
         return function(*args)
-    except UserError as error:
+    except (UserError, NonFiniteError, DiskFullError) as error:
         if rank > 0:
             # As a rule every process finds the same error: the first tells it and its end ends the others.
             time.sleep(10)
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 def _free_port():

@@ -1,26 +1,38 @@
 """Train and evaluate the model of a LazyConfig: what ``tools/lazyconfig_train_net.py`` runs."""
 
 import copy
+import functools
 import logging
 import os
+import traceback
+from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from ..config_files import CONFIGS
 from ..data import read_lazily
+from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
+from .data_order import resumable
+from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
+from .interruption import Interruption
+from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
+from .settings import building, check_lazy_settings, check_output_dir
 from .setup import start
-from .trainer import CPUAutocastTrainer, accelerated, accelerated_for_training, cpu_has_bf16, thin_out
+from .steps import StepTrainer
+from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
 
@@ -43,6 +55,8 @@ def main(args):
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
+    check_lazy_settings(cfg, args.eval_only, args.resume)
+    check_output_dir("train.output_dir", cfg.train.output_dir)
     start(cfg, args, cfg.train.output_dir)
     if cfg.train.device != device:
         logging.getLogger(__name__).warning(
@@ -50,15 +64,19 @@ def main(args):
         )
     check_lazy_config(cfg, args.eval_only)
     if not args.eval_only:
-        return do_train(args, cfg)
-    model = instantiate(cfg.model)
+        with Interruption().catching() as interruption:
+            return do_train(args, cfg, interruption)
+    model = _instantiate(cfg.model, "model")
     model.to(cfg.train.device)
-    _build_checkpointer(cfg, model).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files)
+    if args.resume:
+        checkpointer.require_checkpoint()
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     return do_test(cfg, model)
 
 
 def load_lazy_config(config_file, overrides=()):
-    """Load a LazyConfig file and apply ``key=value`` overrides.
+    """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
         config_file (str): path of a ``.py`` file.
@@ -75,10 +93,16 @@ def load_lazy_config(config_file, overrides=()):
         raise UserError(f"config file not found: {config_file or '(none given: use --config-file)'}")
     if not config_file.endswith(".py"):
         raise UserError(f"{config_file} is not a LazyConfig (.py): use tools/train_net.py for yaml")
+    _warn_of_code(os.path.realpath(config_file))
     try:
         cfg = LazyConfig.load(config_file)
     except (SyntaxError, ImportError) as error:
         raise UserError(f"{config_file}: {error}") from error
+    except Exception as error:
+        # Where in the file; LazyConfig compiles it under its name.
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == config_file]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{config_file}{place}: {type(error).__name__}: {error}") from error
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
@@ -87,9 +111,18 @@ def load_lazy_config(config_file, overrides=()):
         _check_override(cfg, override)
     try:
         return LazyConfig.apply_overrides(cfg, list(overrides))
-    except (OverrideParseException, KeyError) as error:
+    except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+
+
+@functools.cache
+def _warn_of_code(file):
+    """Once for each file that is none of ours."""
+    if not Path(file).is_relative_to(os.path.realpath(CONFIGS)) and comm.is_main_process():
+        logging.getLogger(__name__).warning(
+            "%s is Python code and runs with your rights: use it only if you trust where it comes from", file
+        )
 
 
 def _check_override(cfg, override):
@@ -150,21 +183,23 @@ def do_test(cfg, model):
     return results
 
 
-def do_train(args, cfg):
+def do_train(args, cfg, interruption=None):
     """Train as :class:`mrcnn_ext.engine.Trainer` does.
 
     Args:
-        args (argparse.Namespace): ``resume``.
+        args (argparse.Namespace): ``resume``, ``trust_files``.
         cfg (DictConfig): ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
-            ``train.accelerate_training``.
+            ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
+            ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
+        interruption (Interruption): signals that end the training after the iteration, with a checkpoint.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
     """
     train = cfg.train
-    model = instantiate(cfg.model)
+    model = _instantiate(cfg.model, "model")
     logging.getLogger("detectron2").info(f"Model:\n{model}")
     model.to(train.device)
     if train.get("channels_last", False):
@@ -172,16 +207,35 @@ def do_train(args, cfg):
     if train.get("accelerate_training", False):
         accelerated_for_training(model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    optimizer = _instantiate(cfg.optimizer, "optimizer")
+    loader = _instantiate(cfg.dataloader.train, "dataloader.train")
 
     model = create_ddp_model(model, **train.ddp)
-    if not train.amp.enabled or (train.device == "cpu" and not cpu_has_bf16()):
-        trainer_class = SimpleTrainer
-    else:
-        trainer_class = CPUAutocastTrainer if train.device == "cpu" else AMPTrainer
-    trainer = trainer_class(model, loader, optimizer)
-    checkpointer = _build_checkpointer(cfg, model, trainer=trainer)
+    precision, scaler = _precision(train)
+    trainer = StepTrainer(
+        model,
+        resumable(loader),
+        optimizer,
+        autocast=precision,
+        grad_scaler=scaler,
+        accumulate=train.get("accumulate", 1),
+        skip_nonfinite=train.get("skip_nonfinite", 0),
+        interruption=interruption,
+    )
+    decay = train.get("ema_decay", 0.0)
+    average = WeightAverage(getattr(model, "module", model), decay) if decay else None
+    state = TrainingState(lambda: trainer)
+    names = [*names_of(cfg.dataloader.get("train")), *names_of(cfg.dataloader.get("test"))]
+    about = describe_lazily(cfg, names)
+    checkpointer = _build_checkpointer(
+        cfg,
+        model,
+        trust=args.trust_files,
+        about=lambda: about,
+        averaged=average,
+        trainer=trainer,
+        state=state,
+    )
 
     results = {}
 
@@ -190,27 +244,50 @@ def do_train(args, cfg):
         results.update(do_test(cfg, model))
         return results
 
-    is_main = comm.is_main_process()
+    options = train.checkpointer
+    checkpoints = CheckpointHook(
+        checkpointer, state, lambda: trainer, options.period, options.get("max_to_keep") or 0
+    )
+    best = options.get("best", "")
     val_loss = train.get("val_loss", {})
+    writers = build_writers(train.output_dir, train.max_iter) if comm.is_main_process() else []
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
-            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg))
+            hooks.LRScheduler(scheduler=_instantiate(cfg.lr_multiplier, "lr_multiplier")),
+            AveragingHook(average) if average is not None else None,
+            checkpoints,
+            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
             if val_loss.get("enabled", True) and "test" in cfg.dataloader
             else None,
-            hooks.EvalHook(train.eval_period, test),
-            hooks.PeriodicWriter(build_writers(train.output_dir, train.max_iter), period=train.log_period)
-            if is_main
-            else None,
+            evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
+            BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
+            hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+            ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
         ]
     )
+    if args.resume:
+        checkpointer.require_checkpoint()
     checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
     # The checkpoint holds the iteration that was finished last.
     start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    check_iterations(start_iter, train.max_iter, "train.max_iter")
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _instantiate(cfg, key):
+    with building(key):
+        return instantiate(cfg)
+
+
+def _precision(train):
+    """Of the forward pass, and the scaler of the loss that it needs."""
+    if not train.amp.enabled:
+        return None, None
+    if train.device == "cpu":
+        return (torch.bfloat16 if cpu_has_bf16() else None), None
+    return torch.float16, torch.amp.GradScaler(train.device)
 
 
 def build_validation_loader(cfg):

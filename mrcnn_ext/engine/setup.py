@@ -15,14 +15,19 @@ from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
+from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .from_data import follow_data, mark_unsaid
+from .settings import check_output_dir, check_settings
+from .yaml_files import merge_from_file
 
-__all__ = ["load_config", "naming_unknown_objects", "register_datasets", "setup", "start"]
+__all__ = ["load_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
 
 def setup(args):
     """Config of a yaml file and command line, with logging, output directory and seeds set up.
+
+    To evaluate, ``MODEL.WEIGHTS`` is enough without a file: checkpoints hold their config.
 
     Args:
         args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
@@ -33,12 +38,20 @@ def setup(args):
     Raises:
         UserError: the config is wrong.
     """
-    cfg = load_config(args.config_file, args.opts)
+    trust = getattr(args, "trust_files", False)
+    weights = _weights_alone(args)
+    if weights:
+        cfg = config_of(read_description(weights, trust), weights)
+        merge_options(cfg, args.opts)
+        register_datasets(cfg.DATASETS.COCO_FORMAT)
+    else:
+        cfg = load_config(args.config_file, args.opts, trust)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    check_settings(cfg, getattr(args, "eval_only", False), getattr(args, "resume", False))
+    check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     start(cfg, args, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
@@ -75,7 +88,7 @@ def start(cfg, args, output_dir):
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 
 
-def load_config(config_file, opts=()):
+def load_config(config_file, opts=(), trust=False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
@@ -84,12 +97,13 @@ def load_config(config_file, opts=()):
     Args:
         config_file (str): path; "" for the defaults alone.
         opts (list[str]): KEY VALUE pairs that go over the file.
+        trust (bool): run the code that Python tags in the file, or in its ``_BASE_``, hold.
 
     Returns:
         CfgNode: not frozen.
 
     Raises:
-        UserError: a file does not exist or is not yaml, a key is unknown, a value has the wrong type.
+        UserError: a file does not exist, is not yaml or holds code, a key is unknown, a value has the wrong type.
     """
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
@@ -100,20 +114,34 @@ def load_config(config_file, opts=()):
         if config_file.endswith(".py"):
             raise UserError(f"{config_file} is a LazyConfig: use tools/lazyconfig_train_net.py")
         with _one_line_errors(cfg, config_file):
-            cfg.merge_from_file(config_file)
+            merge_from_file(cfg, config_file, trust)
+    merge_options(cfg, opts)
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    follow_data(cfg, defaults)
+    return cfg
+
+
+def merge_options(cfg, opts):
+    """Merge KEY VALUE pairs into a config; UserError for a wrong one."""
     if len(opts) % 2:
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
     with _one_line_errors(cfg, "command line"):
         cfg.merge_from_list(list(opts))
-    register_datasets(cfg.DATASETS.COCO_FORMAT)
-    follow_data(cfg, defaults)
-    return cfg
+
+
+def _weights_alone(args):
+    """The checkpoint that is to be evaluated without a config file, "" if there is one."""
+    if args.config_file or not getattr(args, "eval_only", False):
+        return ""
+    return dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS", "")
 
 
 @contextlib.contextmanager
 def _one_line_errors(cfg, source):
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{source}: its _BASE_ {error.filename} does not exist") from error
     except yaml.MarkedYAMLError as error:

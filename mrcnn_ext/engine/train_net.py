@@ -5,6 +5,7 @@ from detectron2.utils import comm
 
 from .checkpoint import Checkpointer
 from .checks import check_config
+from .interruption import Interruption
 from .setup import setup
 from .trainer import Trainer
 
@@ -27,16 +28,25 @@ def main(args):
     check_config(cfg, args.eval_only)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(
-            model, save_dir=cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
-        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = Checkpointer(
+            model,
+            save_dir=cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trust=args.trust_files,
+        )
+        if args.resume:
+            checkpointer.require_checkpoint()
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_augmentation(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    with Interruption().catching() as interruption:
+        trainer = Trainer(cfg, interruption, args.trust_files)
+        if args.resume:
+            trainer.checkpointer.require_checkpoint()
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
     return getattr(trainer, "_last_eval_results", {})

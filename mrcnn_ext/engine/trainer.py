@@ -8,7 +8,7 @@ import weakref
 import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,27 +17,44 @@ from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
 from ..data import DatasetMapper, build_test_loader, build_train_loader, get_detection_dataset_dicts
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA
+from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import learnt_from, names_for_losses
+from .data_order import resumable
+from .description import describe
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .optim import build_optimizer
+from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
+from .settings import building
 from .setup import naming_unknown_objects
+from .steps import StepTrainer
+from .stopping import Stoppable
 
-__all__ = ["CPUAutocastTrainer", "Trainer", "build_validation_loader", "thin_out"]
+__all__ = ["Trainer", "build_validation_loader", "check_iterations", "thin_out"]
 
 
-class Trainer(DefaultTrainer):
-    """detectron2's trainer with evaluators, validation losses and safe checkpoints, on the CPU too.
+class Trainer(Stoppable, DefaultTrainer):
+    """detectron2's trainer with evaluators, validation losses and trainings that can be continued, on the CPU too.
 
     Adds to :class:`detectron2.engine.DefaultTrainer`: the evaluator of each test dataset by its metadata;
-    ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model; a readable progress line;
+    ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model, from which a training goes on as if
+    it had never ended, the last few or the best of them (``CHECKPOINT``); steps that are known to be finite
+    (``SOLVER.SKIP_NONFINITE``), gradient accumulation (``SOLVER.ACCUMULATE``), a moving average of the weights
+    (``SOLVER.EMA_DECAY``) and early stopping (``SOLVER.PATIENCE``); a readable progress line;
     channels-last models (``MODEL.CHANNELS_LAST``) and accelerated ones (``MODEL.ACCELERATE_TRAINING``); bf16
     autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
+
+    Args:
+        cfg (CfgNode):
+        interruption (Interruption): signals that end the training after the iteration, with a checkpoint; None: the
+            caller's business.
+        trust (bool): run the code that checkpoints may hold.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, interruption=None, trust=False):
+        self._interruption, self._trust = interruption, trust
         if "VAL_LOSS" not in cfg:
             raise UserError(
                 "the config lacks our keys: call mrcnn_ext.add_mrcnn_ext_config(cfg) before merging"
@@ -50,12 +67,24 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.AMP.ENABLED = False
             cfg.freeze()
         super().__init__(cfg)
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        precision = torch.float16 if scaler is not None else None
         if cpu_autocast and cpu_has_bf16():
-            self._trainer = CPUAutocastTrainer(self.model, self.data_loader, self.optimizer)
+            precision = torch.bfloat16
+        self._trainer = StepTrainer(
+            self.model,
+            resumable(self.data_loader),
+            self.optimizer,
+            autocast=precision,
+            grad_scaler=scaler,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            skip_nonfinite=cfg.SOLVER.SKIP_NONFINITE,
+            interruption=interruption,
+        )
 
     @classmethod
     def build_model(cls, cfg):
-        with naming_unknown_objects(cfg):
+        with naming_unknown_objects(cfg), building("the model"):
             model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
@@ -78,24 +107,71 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self):
+        cfg = self.cfg
+        period, average = cfg.TEST.EVAL_PERIOD, None
+        if cfg.SOLVER.EMA_DECAY:
+            average = WeightAverage(getattr(self.model, "module", self.model), cfg.SOLVER.EMA_DECAY)
+        state = TrainingState(lambda: self._trainer)
         # DefaultTrainer has made its own checkpointer a few lines before; the hooks must hold ours.
         self.checkpointer = Checkpointer(
             self.model,
-            self.cfg.OUTPUT_DIR,
-            allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            about=lambda: describe(cfg),
+            averaged=average,
+            trust=self._trust,
             trainer=weakref.proxy(self),
+            state=state,
         )
-        result = super().build_hooks()
-        # Both beside evaluation, and so before the writers; in the same order in every process.
-        index = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
-        if self.cfg.TEST.AUG.ENABLED:
-            hook = hooks.EvalHook(0, lambda: self.test_with_augmentation(self.cfg, self.model))
-            result.insert(index + 1, hook)
-        if self.cfg.VAL_LOSS.ENABLED and self.cfg.DATASETS.TEST:
-            cfg = self.cfg
-            hook = ValidationLossHook(cfg.TEST.EVAL_PERIOD, self.model, lambda: build_validation_loader(cfg))
-            result.insert(index, hook)
-        return result
+        checkpoints = CheckpointHook(
+            self.checkpointer, state, lambda: self._trainer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.CHECKPOINT.KEEP
+        )
+
+        def test_and_keep_results():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        evaluation = [
+            evaluation_hook(period, test_and_keep_results, average, checkpoints, self._interruption)
+        ]
+        if cfg.TEST.AUG.ENABLED:
+            evaluation.append(
+                evaluation_hook(
+                    0,
+                    lambda: self.test_with_augmentation(self.cfg, self.model),
+                    average,
+                    checkpoints,
+                    self._interruption,
+                )
+            )
+        # In the same order in every process; evaluation before the writers.
+        result, writers = [], []
+        for hook in super().build_hooks():
+            if isinstance(hook, hooks.EvalHook):
+                if average is not None:
+                    result.append(AveragingHook(average))
+                result.append(checkpoints)
+                if cfg.VAL_LOSS.ENABLED and cfg.DATASETS.TEST:
+                    result.append(
+                        ValidationLossHook(period, self.model, lambda: build_validation_loader(cfg), average)
+                    )
+                result += evaluation
+                if cfg.CHECKPOINT.BEST:
+                    result.append(BestHook(cfg.CHECKPOINT.BEST, checkpoints, period, cfg.SOLVER.PATIENCE))
+            elif not isinstance(hook, hooks.PeriodicCheckpointer):
+                result.append(hook)
+            if isinstance(hook, hooks.PeriodicWriter):
+                writers = [writer for writer in hook._writers if hasattr(writer, "resume_at")]
+        return [*result, ResumeHook(state, lambda: self._hooks, writers)]
+
+    def resume_or_load(self, resume=True):
+        """As detectron2's.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded, or the training that is resumed has more iterations already.
+        """
+        super().resume_or_load(resume)
+        check_iterations(self.start_iter, self.max_iter, "SOLVER.MAX_ITER")
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -173,26 +249,10 @@ def cpu_has_bf16() -> bool:
     return False
 
 
-class CPUAutocastTrainer(SimpleTrainer):
-    """Mixed precision on the CPU: the forward pass under bf16 autocast, which needs no loss scaling."""
-
-    def run_step(self):
-        model = self.model
-        self.model = _Autocast(model)
-        try:
-            super().run_step()
-        finally:
-            self.model = model
-
-
-class _Autocast:
-    def __init__(self, model):
-        self._model = model
-        self.training = model.training
-
-    def __call__(self, batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            return self._model(batch)
+def check_iterations(start, end, key):
+    """Raise UserError where a training would begin after its end."""
+    if start > end:
+        raise UserError(f"{key} is {end}, but the checkpoint to resume from has {start} iterations already")
 
 
 def build_validation_loader(cfg):

@@ -53,7 +53,7 @@ class Detector(nn.Module):
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            image: (3, H, W) float32, of the channel order and range that the model was trained on, not
+            image: (C, H, W) float32, of the channel order and range that the model was trained on, not
                 normalised; below and right of the picture it is filled with the model's ``pixel_mean``.
             size: (2,) int64, height and width of the picture.
 

@@ -1,6 +1,7 @@
 """Writing a detector to a file, in three formats."""
 
 import copy
+import io
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..accel import fuse_poolers, restore
+from ..files import naming_full_disk
 from ..modeling import KeypointHead
 from .detector import Detector
 from .runtime import METADATA, SUFFIXES, ExportedModel, require
@@ -24,6 +26,7 @@ __all__ = ["WrongAnswersError", "export_model"]
 _OPSET = 16  # the first whose RoiAlign has half-pixel centres
 _PIXELS = 0.05  # by which boxes may differ: rounding in a deep network stays well below, a kept size does not
 _SHARE = 0.01  # of the largest value or of 1, by which scores, masks and heatmaps may
+_TIE = 1e-4  # of scores that may be ordered either way
 _MAPS = ("scores", "pred_masks", "pred_keypoint_heatmaps", "mask_scores", "keypoint_scores")
 
 
@@ -32,22 +35,28 @@ class WrongAnswersError(RuntimeError):
 
 
 def export_model(
-    model: GeneralizedRCNN, path: str | os.PathLike, image: Tensor | None = None
+    model: GeneralizedRCNN,
+    path: str | os.PathLike,
+    image: Tensor | None = None,
+    *,
+    write_anyway: bool = False,
 ) -> ExportedModel:
     """Writes the whole detector, with masks and keypoints, to one file for images of any size.
 
     The file holds the network, proposals and non-maximum suppression; what is left to `ExportedModel` is
     padding the image, decoding the keypoint heatmaps and bringing the results to output size. The file is
     written only after it gave the model's answers, boxes to 0.05 pixels, classes, scores, masks and heatmaps, for a
-    random picture of another size than it was made with, and for ``image``.
+    random picture of another size than it was made with, and for ``image``. Detections are compared with those of the
+    same class and, to rounding, the same score, wherever they stand.
 
     Args:
         model: a GeneralizedRCNN (Faster, Mask, Keypoint, Cascade R-CNN; FPN or C4), with its trained weights.
             Exported in float32, on its device; accelerated models as they were before.
         path: ends with ``.ts`` (TorchScript), ``.pt2`` (torch.export) or ``.onnx``. Files of the first two
             call the operators of this package, which ``import mrcnn_ext.layers`` loads; ONNX files stand alone.
-        image: (3, H, W), as in the model's inputs: one in which it finds something. Trained models mostly find
-            nothing in the random picture; a warning says so.
+        image: (C, H, W), as in the model's inputs, which may be grey or have more than three channels: one in which
+            it finds something. Trained models mostly find nothing in the random picture; a warning says so.
+        write_anyway: write the file although its answers differ, and warn.
 
     Returns:
         The file, loaded.
@@ -57,20 +66,21 @@ def export_model(
         NotImplementedError: a part of the model has no export, or not to this format; nothing is written.
         ImportError: onnx or onnxruntime is not installed.
         WrongAnswersError: (a RuntimeError) the file's answers differ from the model's; nothing is written.
+        mrcnn_ext.files.DiskFullError: there is no room for the file; nothing is left of it.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path must end with one of {', '.join(SUFFIXES)}, got {path}")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"path: there is no folder {path.absolute().parent}")
-    if image is not None and (image.dim() != 3 or image.shape[0] != 3):
-        raise ValueError(f"image must have shape (3, H, W), got {tuple(image.shape)}")
     format = SUFFIXES[path.suffix]
     if format == "onnx":
         require("onnx", "to write ONNX files")
         require("onnxruntime", "to check ONNX files")
     if not isinstance(model, GeneralizedRCNN):
         check_exportable(model, format)
+    if image is not None and (image.dim() != 3 or len(image) != len(model.pixel_mean)):
+        raise ValueError(f"image must have shape ({len(model.pixel_mean)}, H, W), got {tuple(image.shape)}")
     # As it was before acceleration, with no more than the poolers replaced.
     model = restore(copy.deepcopy(model)).eval().requires_grad_(False)
     fuse_poolers(model)
@@ -78,14 +88,17 @@ def export_model(
     detector = Detector(model).eval()
     metadata = _metadata(detector)
     write = {"torchscript": _write_torchscript, "torch_export": _write_torch_export, "onnx": _write_onnx}
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
-        draft = Path(folder) / path.name
+    folder = tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-")
+    with naming_full_disk(path), folder as name:
+        draft = Path(name) / path.name
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing, about sizes that this file is checked for
-            write[format](detector, draft, metadata)
+            # In memory: PyTorch's writers end the process where the disk is full.
+            content = write[format](detector, metadata)
+        draft.write_bytes(content)
         exported = ExportedModel(draft)
         pictures = [_example(detector, metadata, 5, 3)[0], *([] if image is None else [image])]
-        counts = [_check_answers(detector, exported, path, picture) for picture in pictures]
+        counts = [_check_answers(detector, exported, path, picture, write_anyway) for picture in pictures]
         os.replace(draft, path)
     exported.path = path
     if not any(counts):
@@ -127,18 +140,20 @@ def _example(detector: Detector, metadata: dict, height: int, width: int) -> tup
     """A smooth random picture as the graph takes it, its sides in cells of the coarsest level."""
     unit = max(metadata["size_divisibility"], *detector.model.proposal_generator.anchor_generator.strides)
     generator = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, 3, 2 * height, 2 * width, generator=generator) * 255
+    picture = torch.rand(1, len(metadata["pixel_mean"]), 2 * height, 2 * width, generator=generator) * 255
     picture = F.interpolate(picture, (height * unit, width * unit), mode="bilinear")[0]
     device = detector.model.device
     return picture.to(device), torch.tensor(picture.shape[1:], device=device)
 
 
-def _write_torchscript(detector, path, metadata) -> None:
+def _write_torchscript(detector, metadata) -> bytes:
     traced = torch.jit.trace(detector, _example(detector, metadata, 3, 4), check_trace=False)
-    torch.jit.save(traced, str(path), _extra_files={METADATA: json.dumps(metadata)})
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
+    return buffer.getvalue()
 
 
-def _write_torch_export(detector, path, metadata) -> None:
+def _write_torch_export(detector, metadata) -> bytes:
     multiple = max(metadata["size_divisibility"], 1)
     if multiple > 1:
         sides = [multiple * torch.export.Dim(name, max=2**16 // multiple) for name in ("height", "width")]
@@ -149,28 +164,33 @@ def _write_torch_export(detector, path, metadata) -> None:
         _example(detector, metadata, 3, 4),
         dynamic_shapes={"image": {1: sides[0], 2: sides[1]}, "size": None},
     )
-    torch.export.save(program, str(path), extra_files={METADATA: json.dumps(metadata)})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+    return buffer.getvalue()
 
 
-def _write_onnx(detector, path, metadata) -> None:
+def _write_onnx(detector, metadata) -> bytes:
     onnx = require("onnx", "to write ONNX files")
     outputs = {name: {0: "detections"} for name in metadata["outputs"]}
+    buffer = io.BytesIO()
     torch.onnx.export(
         detector,
         _example(detector, metadata, 3, 4),
-        str(path),
+        buffer,
         input_names=["image", "size"],
         output_names=metadata["outputs"],
         dynamic_axes={"image": {1: "height", 2: "width"}, **outputs},
         opset_version=_OPSET,
         dynamo=False,  # what torch.onnx makes of torch.export's program runs too, but takes twenty times as long
     )
-    file = onnx.load(str(path))
+    file = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(file, {METADATA: json.dumps(metadata)})
-    onnx.save(file, str(path))
+    return file.SerializeToString()
 
 
-def _check_answers(detector: Detector, exported: ExportedModel, path: Path, picture: Tensor) -> int:
+def _check_answers(
+    detector: Detector, exported: ExportedModel, path: Path, picture: Tensor, write_anyway: bool
+) -> int:
     """Returns how many detections were compared. A backbone may have kept sizes of what it was traced with."""
     try:
         found = exported.instances(picture)
@@ -180,9 +200,12 @@ def _check_answers(detector: Detector, exported: ExportedModel, path: Path, pict
         ) from error
     (expected,) = detector.model.inference([{"image": picture}], do_postprocess=False)
     wrong = _difference(found, expected.to(exported.device))
-    if wrong:
+    if wrong and write_anyway:
+        logging.getLogger(__name__).warning("%s is written although %s", path, wrong)
+    elif wrong:
         raise WrongAnswersError(
-            f"{path.name} was not written: {wrong}. A part of the model may not allow images of any size"
+            f"{path.name} was not written: {wrong}. A part of the model may not allow images of any size. To write the "
+            "file all the same: write_anyway=True, --write-anyway"
         )
     return len(found)
 
@@ -193,15 +216,47 @@ def _difference(found, expected) -> str:
         return f"it gives {len(found)} boxes where the model gives {len(expected)}"
     if len(found) == 0:
         return ""
-    moved = float((found.pred_boxes.tensor - expected.pred_boxes.tensor).abs().max())
+    rows, distances = _matches(found, expected)
+    alone = [i for i, row in enumerate(rows) if row < 0]
+    if alone:
+        lowest = float(expected.scores.min())
+        # A tie at the end of the list: either of two detections may be the one that is cut off.
+        alone = [i for i in alone if float(expected.scores[i]) > lowest + _TIE]
+    if alone:
+        i = alone[0]
+        box = ", ".join(f"{x:.1f}" for x in expected.pred_boxes.tensor[i].tolist())
+        return (
+            f"{len(alone)} of the model's {len(expected)} detections are not among its (the first: class "
+            f"{int(expected.pred_classes[i])}, score {float(expected.scores[i]):.4f}, box {box})"
+        )
+    pairs = [(i, row) for i, row in enumerate(rows) if row >= 0]
+    moved = max((distances[i] for i, _ in pairs), default=0.0)
     if not moved <= _PIXELS:
         return f"its boxes differ from the model's by up to {moved:.2g} pixels"
-    if not torch.equal(found.pred_classes, expected.pred_classes):
-        return "its classes are not the model's"
+    ours, theirs = (torch.tensor(index, dtype=torch.long) for index in zip(*pairs, strict=True))
     for field in _MAPS:
         if expected.has(field):
             value, stock = found.get(field), expected.get(field)
-            off = float((value - stock).abs().max()) if value.shape == stock.shape else float("inf")
+            if value.shape != stock.shape:
+                return f"its {field} have the shape {tuple(value.shape)}, the model's {tuple(stock.shape)}"
+            off = float((value[theirs] - stock[ours]).abs().max())
             if not off <= _SHARE * max(1.0, float(stock.abs().max())):
                 return f"its {field} differ from the model's by up to {off:.2g}"
     return ""
+
+
+def _matches(found, expected) -> tuple[list[int], list[float]]:
+    """For each expected detection the nearest one found, of its class and score, -1 for none, and how far it is."""
+    free = torch.ones(len(found), dtype=torch.bool, device=found.scores.device)
+    rows, distances = [], []
+    for box, score, label in zip(
+        expected.pred_boxes.tensor, expected.scores, expected.pred_classes, strict=True
+    ):
+        fits = free & (found.pred_classes == label) & ((found.scores - score).abs() <= _SHARE)
+        distance = (found.pred_boxes.tensor - box).abs().amax(dim=1)
+        distance = torch.where(fits, distance, torch.inf).nan_to_num(nan=torch.inf)
+        row = int(distance.argmin())
+        rows.append(row if bool(fits[row]) else -1)
+        distances.append(float(distance[row]))
+        free[row] &= rows[-1] < 0
+    return rows, distances

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files import verify_archive
 from ..layers import heatmaps_to_keypoints  # importing it also loads the operators that the files call
 from ..layers.boxes import scaled_boxes
+from .archive_check import check_export_archive
 
 __all__ = ["METADATA", "SUFFIXES", "ExportedModel", "require"]
 
@@ -31,6 +33,8 @@ class ExportedModel:
     Args:
         path: ``.ts`` (TorchScript), ``.pt2`` (torch.export) or ``.onnx``, which runs in onnxruntime.
         providers: of onnxruntime; None for its CPUExecutionProvider.
+        trust: open a ``.pt2`` file although it holds pickled objects, whose code then runs, and any file although it
+            does not match its checksums. A TorchScript file is a program of PyTorch's operators in any case.
 
     Attributes:
         path: of the file.
@@ -38,16 +42,19 @@ class ExportedModel:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another suffix, or a file that `export_model` did not write.
+        ValueError: another suffix, a file that is damaged, holds code, or was not written by `export_model`.
         ImportError: onnxruntime is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike, providers: list[str] | None = None):
+    def __init__(self, path: str | os.PathLike, providers: list[str] | None = None, *, trust: bool = False):
         path = Path(path)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise FileNotFoundError(f"there is no exported model {path}")
+        if not trust:
+            check = check_export_archive if path.suffix == ".pt2" else verify_archive
+            check(path)
         load = {".ts": _load_torchscript, ".pt2": _load_torch_export, ".onnx": _load_onnx}[path.suffix]
         self._run, metadata = load(path, providers) if path.suffix == ".onnx" else load(path)
         if not metadata:
@@ -61,7 +68,7 @@ class ExportedModel:
         """Tensors of the detections in one image.
 
         Args:
-            image: (3, H, W), of any dtype and of the channel order ``metadata["input_format"]``, 0 to 255.
+            image: (C, H, W), of any dtype and of the channel order ``metadata["input_format"]``, 0 to 255.
 
         Returns:
             ``boxes`` (R, 4), x0, y0, x1, y1 in pixels of the image; ``scores`` (R,), falling; ``classes`` (R,)
@@ -72,8 +79,9 @@ class ExportedModel:
         Raises:
             ValueError: the image has another shape.
         """
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"image must have shape (3, H, W), got {tuple(image.shape)}")
+        channels = len(self.metadata["pixel_mean"])
+        if image.dim() != 3 or len(image) != channels:
+            raise ValueError(f"image must have shape ({channels}, H, W), got {tuple(image.shape)}")
         size = tuple(image.shape[1:])
         image = _padded(image.to(self.device, torch.float32), self.metadata)
         outputs = self._run(image, torch.tensor(size, device=self.device))
@@ -108,7 +116,7 @@ class ExportedModel:
         return results
 
     def instances(self, image: Tensor):
-        """detectron2's Instances for (3, H, W), as ``model.inference(..., do_postprocess=False)`` gives them."""
+        """detectron2's Instances for (C, H, W), as ``model.inference(..., do_postprocess=False)`` gives them."""
         from detectron2.structures import Boxes, Instances
 
         found = self.detect(image)

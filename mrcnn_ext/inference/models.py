@@ -3,10 +3,11 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog, transforms
 from detectron2.data import detection_utils as utils
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
+from ..engine.description import config_of, instantiate_described, metadata_of, read_description
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
-from ..engine.setup import naming_unknown_objects, register_datasets
+from ..engine.settings import building, check_device
+from ..engine.setup import merge_options, naming_unknown_objects, register_datasets
 
 __all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
 
@@ -58,61 +61,96 @@ def resized(image: np.ndarray, mapper: DatasetMapper) -> Tensor:
 
 
 def load_predictor(
-    config: str | CfgNode | DictConfig, weights: str = "", device: str = "", opts: Sequence[str] = ()
+    config: str | CfgNode | DictConfig | None = None,
+    weights: str = "",
+    device: str = "",
+    opts: Sequence[str] = (),
+    *,
+    trust: bool = False,
 ) -> Predictor:
     """
     Args:
-        config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content.
+        config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content. None
+            for the config that ``weights``, a checkpoint of this package's trainers, holds.
         weights: a checkpoint; "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
         device: "" for the config's, or the CPU where that has none.
         opts: go over the config file: KEY VALUE pairs of yaml, key=value of a LazyConfig.
+        trust: run the code that a checkpoint or a yaml config may hold. A LazyConfig is code, and always runs.
 
     Raises:
         UserError: the config, the weights or the device are wrong, or the weights lack something of the model.
         ValueError: ``opts`` with a config that is read already.
     """
+    if not config and not isinstance(config, (CfgNode, DictConfig)):
+        return _from_weights(weights, device, opts, trust)
     if isinstance(config, (str, os.PathLike)):
-        config = _read(os.fspath(config), opts)
+        config = _read(os.fspath(config), opts, trust)
     elif opts:
         raise ValueError(f"opts go over a config file: merge {' '.join(opts)} into the config before")
     load = _from_yaml if isinstance(config, CfgNode) else _from_lazy
-    return load(config, weights, device)
+    return load(config, weights, device, trust)
 
 
-def _read(name, opts):
+def _read(name, opts, trust):
     if not os.path.isfile(name):
         try:
             name = get_config_file(name)
         except ValueError as error:
             raise UserError(f"config file not found: {name} ({error})") from None
-    return load_lazy_config(name, opts) if name.endswith(".py") else load_config(name, opts)
+    return load_lazy_config(name, opts) if name.endswith(".py") else load_config(name, opts, trust)
 
 
-def _from_yaml(cfg, weights, device):
+def _from_yaml(cfg, weights, device, trust):
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
     register_datasets(cfg.DATASETS.get("COCO_FORMAT", ()))
-    with naming_unknown_objects(cfg):
+    with naming_unknown_objects(cfg), building("the model"):
         model = build_model(cfg)
     partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
-    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial)
+    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial, trust)
     # Without what from_config adds for training, which asks for the training data.
     augmentations = utils.build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(False, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
     return Predictor(model, mapper, _metadata(cfg.DATASETS.TEST))
 
 
-def _from_lazy(cfg, weights, device):
-    model = instantiate(cfg.model).to(_device(device, cfg.train.device))
+def _from_lazy(cfg, weights, device, trust):
+    with building("model"):
+        model = instantiate(cfg.model)
+    model.to(_device(device, cfg.train.device))
     partial = cfg.train.get("allow_partial_weights", False)
-    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial)
+    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial, trust)
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
     names = [names] if isinstance(names, str) else list(names)
     return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names))
 
 
+def _from_weights(weights, device, opts, trust):
+    if not weights:
+        raise UserError(
+            "no model: give a config (--config-file), or a checkpoint that holds its own (--weights)"
+        )
+    about = read_description(weights, trust)
+    if about["kind"] == "yaml":
+        cfg = config_of(about, weights)
+        merge_options(cfg, opts)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
+        predictor = _from_yaml(cfg, weights, device, trust)
+    else:
+        if opts:
+            raise UserError(f"{weights} holds a LazyConfig, which takes no options: give --config-file")
+        parts = yaml.safe_load(about["config"])
+        with building("model"):
+            model = instantiate_described(parts["model"], weights, trust)
+        model.to(_device(device, parts["device"]))
+        _load_weights(model, weights, "", False, trust)
+        predictor = Predictor(model, instantiate_described(parts["mapper"], weights, trust), Metadata())
+    return replace(predictor, metadata=metadata_of(about))
+
+
 def _device(asked, configured):
+    check_device("device", asked or configured)
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {asked!r}: PyTorch finds no GPU here; the other is cpu")
     if asked or not configured.startswith("cuda") or torch.cuda.is_available():
@@ -121,10 +159,10 @@ def _device(asked, configured):
     return "cpu"
 
 
-def _load_weights(model, weights, key, partial):
+def _load_weights(model, weights, key, partial, trust):
     if not weights:
         raise UserError(f"no weights to predict with: give a checkpoint (--weights, or {key} in the config)")
-    _TrainedWeights(model, allow_partial=partial).load(weights)
+    _TrainedWeights(model, allow_partial=partial, trust=trust).load(weights)
 
 
 class _TrainedWeights(Checkpointer):

@@ -16,6 +16,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..engine.errors import UserError
+from ..files import DiskFullError
 from .models import resized
 from .sources import ImageFiles, Video, describe
 
@@ -210,7 +211,7 @@ def _naming(samples, function, *args):
     """Calls a function; an error names the images that it was about."""
     try:
         return function(*args)
-    except UserError:
+    except (UserError, DiskFullError):
         raise
     except Exception as error:
         files = ", ".join(describe(sample.record) for sample in samples)

@@ -1,13 +1,17 @@
 """COCO results on disk, image by image, so that a killed run loses nothing and writes nothing twice."""
 
-import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..engine.errors import UserError
+from ..files import naming_full_disk, replacing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes must not write one file
+    fcntl = None
 
 __all__ = ["ResultsFile"]
 
@@ -75,7 +79,7 @@ class ResultsFile:
             {"images", "results", "skipped": [{"file_name", "error"}]}: two counts, and a list.
         """
         images, stamps, skipped, count = [], {}, [], 0
-        with _replacing(self.path) as file:
+        with replacing(self.path, "w") as file:
             file.write("[")
             for line in self._in_order():
                 if "error" in line:
@@ -89,7 +93,7 @@ class ResultsFile:
             file.write("]\n")
             # Before the results are there: they are complete only with it.
             content = {"images": images, "annotations": [], "categories": categories}
-            with _replacing(self.images) as sidecar:
+            with replacing(self.images, "w") as sidecar:
                 about = {"skipped": skipped, "run": self._identity, "stamps": stamps, "results": count}
                 json.dump({**content, **about}, sidecar)
         self.part.unlink()
@@ -129,7 +133,8 @@ class ResultsFile:
     def _open(self, overwrite):
         file = open(self.part, "a+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
         except BlockingIOError:
             file.close()
             raise UserError(f"{self.part}: another process is writing it") from None
@@ -186,22 +191,11 @@ class ResultsFile:
         self._file.seek(0, os.SEEK_END)
         if index is not None:
             self._lines[index] = self._file.tell()
-        self._file.write(text)
-        self._file.flush()
+        with naming_full_disk(self.part):
+            self._file.write(text)
+            self._file.flush()
 
     def _in_order(self) -> Iterator[dict]:
         for index in sorted(self._lines):
             self._file.seek(self._lines[index])
             yield json.loads(self._file.readline())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path):
-    """A text file that takes the place of ``path`` when it is complete."""
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "w") as file:
-        yield file
-        # Its content must be on the disk before its name is, or a power cut leaves an empty file.
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

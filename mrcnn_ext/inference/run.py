@@ -241,14 +241,17 @@ def _metadata(given, source, predictor) -> Metadata:
     known = [m for m in (source.metadata, predictor.metadata) if m is not None and m.get("thing_classes")]
     if len(known) == 2 and list(known[0].thing_classes) != list(known[1].thing_classes):
         of_source, of_model = (
-            f"{len(m.thing_classes)} ({', '.join(m.thing_classes[:3])}, ...) of {m.get('name')}"
-            for m in known
+            f"{len(m.thing_classes)} ({', '.join(m.thing_classes[:3])}, ...) of {_name(m)}" for m in known
         )
         raise UserError(
             f"the source's classes, {of_source}, are not the model's, {of_model}: say whose the model predicts "
             "(metadata=, --classes)"
         )
     return known[0] if known else Metadata()
+
+
+def _name(metadata):
+    return "the checkpoint" if metadata.name == Metadata.name else metadata.name
 
 
 def _check_images(source, results):

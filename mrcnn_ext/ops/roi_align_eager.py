@@ -26,11 +26,14 @@ _BLOCK = 2**24
 
 
 class _Axis(NamedTuple):
-    """Weights of one RoI along one axis. Rows are bins (average modes) or all bins' samples (max modes)."""
+    """Weights of one RoI along one axis. Rows are bins (average modes) or samples (max modes): those S of a bin's that
+    lie on the map in any bin, of the B bins that have some there."""
 
     first: int  # the window's first cell
-    weights: Tensor  # (P or P * S, cells of the window), float64
-    inside: Tensor | None = None  # (P * S,) bool, max modes: False where the sample is worth 0
+    weights: Tensor  # (P or B * S, cells of the window), float64
+    inside: Tensor | None = None  # (B * S,) bool, max modes: False where the sample is worth 0
+    bins: Tensor | None = None  # (B,) of P, max modes
+    outside: Tensor | None = None  # (B,) bool, max modes: whether a bin has samples that are worth 0
 
 
 def assign_levels(
@@ -67,7 +70,9 @@ def empty_like_layout(x: Tensor, shape, dtype: torch.dtype) -> Tensor:
 
 
 def _round_half_away(x: Tensor) -> Tensor:
-    return torch.where(x < 0, torch.ceil(x - 0.5), torch.floor(x + 0.5))
+    # Not by adding 0.5, which rounds: 0.49999997 + 0.5 is 1, and odd numbers above 2^23 become even.
+    whole = x.trunc()
+    return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
 
 
 def _extent(low: Tensor, high: Tensor, aligned: bool, mode: str) -> tuple[Tensor, Tensor]:
@@ -160,7 +165,16 @@ def _axis(low: Tensor, high: Tensor, bins: int, size: int, sampling_ratio: int, 
     touched = [] if weights is None else weights.any(0).nonzero().flatten().tolist()
     if not touched:
         return None
-    return _Axis(touched[0], weights[:, touched[0] : touched[-1] + 1], inside)
+    weights = weights[:, touched[0] : touched[-1] + 1]
+    if inside is None:
+        return _Axis(touched[0], weights)
+    # Of a huge box most bins, and most samples of a bin, lie beside the map.
+    grid = inside.view(bins, -1)
+    some = grid.any(1).nonzero().flatten()
+    outside = ~grid[some].all(1)
+    samples = grid[some].any(0).nonzero().flatten()
+    weights = weights.unflatten(0, grid.shape)[some][:, samples].flatten(0, 1)
+    return _Axis(touched[0], weights, grid[some][:, samples].flatten(), some, outside)
 
 
 class _Visit(NamedTuple):
@@ -196,26 +210,47 @@ def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).contiguous()
 
 
-def _maximum(window: Tensor, y: Tensor, x: Tensor, visit: _Visit, bins: tuple[int, int]):
-    """Largest sample of each bin of a (C, h, w) window and its number: (C, P_h, P_w, 1); the samples' shape.
+def _product(y: Tensor, window: Tensor, x: Tensor) -> Tensor:
+    """``y @ window @ x`` with weights of 0 or more, in which a weight of 0 takes nothing of what is not finite."""
+    if bool(window.isfinite().all()):
+        return y @ window @ x
+    touched_y, touched_x = (y != 0).to(window), (x != 0).to(window)
+    product = y @ window.masked_fill(~window.isfinite(), 0) @ x
+
+    def touches(cells):
+        return touched_y @ cells.to(window) @ touched_x > 0
+
+    above, below = touches(window == math.inf), touches(window == -math.inf)
+    product = product.masked_fill(above, math.inf).masked_fill(below, -math.inf)
+    return product.masked_fill(touches(window.isnan()) | (above & below), math.nan)
+
+
+def _maximum(window: Tensor, y: Tensor, x: Tensor, visit: _Visit):
+    """Largest sample of each bin of a (C, h, w) window and its number: (C, B_h, B_w, 1); the samples' shape.
 
     A sample outside the map is worth 0 and has no gradient: its number is -1. It loses draws.
     """
     inside = (visit.y.inside[:, None] & visit.x.inside).to(window.device)
-    samples = (y @ window @ x.T).masked_fill(~inside, -math.inf)
-    best, where = _by_bin(samples, bins).max(3, keepdim=True)
-    from_outside = ~_by_bin(inside[None], bins).all(3, keepdim=True) & (best < 0)
+    samples = _product(y, window, x.T).masked_fill(~inside, -math.inf)
+    best, where = _by_bin(samples, _bins(visit)).max(3, keepdim=True)
+    outside = (visit.y.outside[:, None] | visit.x.outside).to(window.device)
+    from_outside = outside[None, :, :, None] & (best < 0)
     return best.masked_fill(from_outside, 0), where.masked_fill(from_outside, -1), samples.shape
 
 
+def _bins(visit: _Visit) -> tuple[int, int]:
+    """Numbers of bins that have samples on the map."""
+    return len(visit.y.bins), len(visit.x.bins)
+
+
 def _by_bin(samples: Tensor, bins: tuple[int, int]) -> Tensor:
-    """(C, P_h * S_h, P_w * S_w) to (C, P_h, P_w, S_h * S_w)."""
+    """(C, B_h * S_h, B_w * S_w) to (C, B_h, B_w, S_h * S_w)."""
     grid = samples.unflatten(2, (bins[1], -1)).unflatten(1, (bins[0], -1))
     return grid.transpose(2, 3).flatten(3)
 
 
 def _maximum_backward(grad: Tensor, where: Tensor, samples: torch.Size, bins: tuple[int, int]) -> Tensor:
-    """The gradient (C, P_h, P_w) of `_maximum`, spread over samples: (C, P_h * S_h, P_w * S_w)."""
+    """The gradient (C, B_h, B_w) of `_maximum`, spread over samples: (C, B_h * S_h, B_w * S_w)."""
     sides = samples[1] // bins[0], samples[2] // bins[1]
     spread = grad.new_zeros(*grad.shape, sides[0] * sides[1])
     spread.scatter_(3, where.clamp(min=0), (grad[..., None] * (where >= 0)))
@@ -249,10 +284,12 @@ def roi_align(
         window = _dense(features[visit.level][visit.window], wide)
         y, x = visit.y.weights.to(window), visit.x.weights.to(window)
         if mode in AVERAGE_MODES:
-            out[visit.roi] = y @ window @ x.T
+            out[visit.roi] = _product(y, window, x.T)
         else:
+            rows, columns = visit.y.bins[:, None], visit.x.bins
             for block in _channel_blocks(visit, len(window)):
-                out[visit.roi, block] = _maximum(window[block], y, x, visit, bins)[0].squeeze(3)
+                best = _maximum(window[block], y, x, visit)[0].squeeze(3)
+                out[visit.roi, block][:, rows, columns] = best.to(out.dtype)
     return out
 
 
@@ -279,13 +316,15 @@ def roi_align_backward(
         window_grad = feature_grads[visit.level][visit.window]
         y, x = visit.y.weights.to(window_grad), visit.x.weights.to(window_grad)
         if mode in AVERAGE_MODES:
-            window_grad += y.T @ _dense(grad[visit.roi], wide) @ x
+            window_grad += _product(y.T, _dense(grad[visit.roi], wide), x)
         else:
             window = _dense(features[visit.level][visit.window], wide)
+            rows, columns = visit.y.bins[:, None], visit.x.bins
             for block in _channel_blocks(visit, len(window)):
-                _, where, samples = _maximum(window[block], y, x, visit, bins)
-                spread = _maximum_backward(_dense(grad[visit.roi, block], wide), where, samples, bins)
-                window_grad[block] += y.T @ spread @ x
+                _, where, samples = _maximum(window[block], y, x, visit)
+                bin_grads = _dense(grad[visit.roi, block][:, rows, columns], wide)
+                spread = _maximum_backward(bin_grads, where, samples, _bins(visit))
+                window_grad[block] += _product(y.T, spread, x)
         if rois_need_grad:
             window = features[visit.level][visit.window]
             scale = spatial_scales[visit.level]
@@ -322,5 +361,5 @@ def _corner_grads(grad: Tensor, axis: _Axis, start: Tensor, extent: Tensor) -> t
     edge_grad[1:] += ((hat[1:] - axis.weights) * grad).sum(1)
     edge_grad[:-1] += ((axis.weights - hat[:-1]) * grad).sum(1)
     edge_grad /= extent.double() / bins
-    share = torch.arange(bins + 1) / bins
+    share = torch.arange(bins + 1, dtype=torch.float64) / bins
     return (edge_grad * (1 - share)).sum(), (edge_grad * share).sum()

@@ -163,7 +163,7 @@ def test_not_a_checkpoint(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(content)
     checkpointer = Checkpointer(Detector())
-    with pytest.raises(UserError, match=f"{name}: not a checkpoint, or damaged"):
+    with pytest.raises(UserError, match=f"{name}: (not a checkpoint, or|cut.pth is) damaged"):
         checkpointer.load(str(path))
     checkpointer.load(str(tmp_path / "weights.pth"))
 
@@ -175,7 +175,5 @@ class Extra:
 def test_python_objects_in_a_checkpoint(tmp_path):
     path = tmp_path / "objects.pth"
     torch.save({"model": Detector().state_dict(), "args": Extra()}, path)
-    with pytest.raises(
-        UserError, match=r"objects.pth: holds Python objects besides tensors.*weights_only=False"
-    ):
+    with pytest.raises(UserError, match=r"objects.pth holds code \(.*Extra\) besides weights"):
         Checkpointer(Detector()).load(str(path))

@@ -1,8 +1,13 @@
 """Exported detectors: the answers of the model they were made from."""
 
+import contextlib
+import io
+import json
+import os
 import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +18,11 @@ from PIL import Image
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext import accelerate, add_mrcnn_ext_config
 from mrcnn_ext.export import ExportedModel, export_model, runtime
+from mrcnn_ext.export.files import _difference
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -216,6 +223,7 @@ def test_torchscript_runs_without_detectron2(tmp_path):
     np.save(tmp_path / "image.npy", inputs[0]["image"].numpy())
     program = """
 import sys
+import zipfile
 sys.modules["detectron2"] = None
 import importlib.util
 find = importlib.util.find_spec
@@ -338,8 +346,8 @@ def test_it_says_when_nothing_was_compared_and_takes_an_image(tmp_path, caplog):
     "change, message",
     [
         (lambda i: i.pred_boxes.tensor.add_(1), "its boxes differ from the model's by up to 1 pixels"),
-        (lambda i: i.pred_classes.add_(1), "its classes are not the model's"),
-        (lambda i: i.scores.mul_(0.9), "its scores differ from the model's by up to 0.0"),
+        (lambda i: i.pred_classes.add_(1), r"\d+ of the model's \d+ detections are not among its"),
+        (lambda i: i.scores.mul_(0.9), r"\d+ of the model's \d+ detections are not among its"),
         (lambda i: i.pred_masks.add_(torch.nan), "its pred_masks differ from the model's by up to nan"),
         (lambda i: i.pred_keypoint_heatmaps.neg_(), "its pred_keypoint_heatmaps differ"),
     ],
@@ -417,3 +425,167 @@ def test_tool(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", args)
     with pytest.raises(SystemExit, match="error: .*image.png: the image cannot be read: "):
         runpy.run_path(str(tool), run_name="__main__")
+
+
+def planted_archive(path, change, target=None):
+    """A copy of an archive with members changed: ``change(name, content)`` gives the new content, None to leave out."""
+    copy = target or path.with_name(f"planted{path.suffix}")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as out:
+        for info in archive.infolist():
+            content = change(info.filename, archive.read(info))
+            if content is not None:
+                out.writestr(info.filename, content)
+    return copy
+
+
+class Payload:
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return os.mkdir, (self.file,)
+
+
+def pickled_weight(name, content, payload):
+    if name.endswith("model_weights_config.json"):
+        config = json.loads(content)
+        next(value for value in config["config"].values() if value["path_name"] == "weight_0")[
+            "use_pickle"
+        ] = True
+        return json.dumps(config).encode()
+    return torch_bytes(payload) if name.endswith("weights/weight_0") else content
+
+
+def torch_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def replaced_in_graph(old, new):
+    def change(name, content, payload):
+        if not name.endswith("models/model.json"):
+            return content
+        assert old in content
+        return content.replace(old, new.replace(b"FILE", payload.file.encode()), 1)
+
+    return change
+
+
+PLANTS = {
+    "weight": (pickled_weight, "a pickled object in its member .*model_weights_config.json"),
+    "sample inputs": (
+        lambda name, content, payload: torch_bytes(payload) if "sample_inputs" in name else content,
+        "pickled objects in its member .*sample_inputs",
+    ),
+    "formula": (
+        replaced_in_graph(
+            b'"expr_str": "Symbol(\'s', b"\"expr_str\": \"__import__('os').mkdir('FILE') or Symbol('s"
+        ),
+        "the expression .*__import__",
+    ),
+    "operator": (
+        replaced_in_graph(b'"torch.ops.aten.softmax.int"', b'"torch.hub.load"'),
+        "a call of torch.hub.load",
+    ),
+    "library": (
+        lambda name, content, payload: content,
+        "its member .*aotinductor/model/lib.so",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pt2_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pt2") / "model.pt2"
+    export_model(make_model(), path)
+    return path
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_archive_is_not_opened(pt2_file, tmp_path, plant):
+    change, message = PLANTS[plant]
+    payload = Payload(tmp_path / "PLANTED")
+    path = planted_archive(pt2_file, lambda name, content: change(name, content, payload), tmp_path / "x.pt2")
+    if plant == "library":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("model/data/aotinductor/model/lib.so", b"ELF")
+    with pytest.raises(ValueError, match=rf"x.pt2 holds code \({message}.*trust=True"):
+        ExportedModel(path)
+    assert not os.path.exists(payload.file)
+    if plant in ("weight", "sample inputs", "formula"):  # the danger is real
+        with contextlib.suppress(Exception):
+            ExportedModel(path, trust=True)
+        assert os.path.exists(payload.file)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".ts"])
+def test_a_damaged_file_is_not_opened(pt2_file, tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    content = bytearray(pt2_file.read_bytes())  # an archive whatever it is called
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        ExportedModel(path)
+
+
+def detections(scores, boxes, classes, masks=None):
+    result = Instances((100, 100))
+    result.scores, result.pred_classes = torch.tensor(scores), torch.tensor(classes)
+    result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+    result.pred_masks = torch.arange(len(scores)).float()[:, None, None, None] if masks is None else masks
+    return result
+
+
+FAR = [[0, 0, 10, 10], [85, 85, 95, 95], [30, 30, 40, 40]]
+
+
+def test_detections_of_tied_scores_may_swap():
+    expected = detections([0.9, 0.5, 0.4999999], FAR, [0, 1, 1])
+    order = [0, 2, 1]
+    assert _difference(expected[torch.tensor(order)], expected) == ""
+    swapped = expected[torch.tensor(order)]
+    swapped.pred_masks = expected.pred_masks * 1.0  # which did not swap with their boxes
+    assert "its pred_masks differ" in _difference(swapped, expected)
+
+
+def test_detections_of_other_scores_may_not_swap():
+    expected = detections([0.9, 0.6, 0.5], FAR, [0, 1, 1])
+    found = detections([0.9, 0.6, 0.5], [FAR[0], FAR[2], FAR[1]], [0, 1, 1])
+    assert "its boxes differ from the model's by up to 55 pixels" in _difference(found, expected)
+    found = detections([0.9, 0.6, 0.5], FAR, [0, 2, 1])
+    assert _difference(found, expected) == (
+        "1 of the model's 3 detections are not among its (the first: class 1, score 0.6000, box 85.0, 85.0, 95.0, 95.0)"
+    )
+
+
+def test_a_tie_at_the_end_of_the_list():
+    expected = detections([0.9, 0.6, 0.5], FAR, [0, 1, 1])
+    assert _difference(detections([0.9, 0.6, 0.5], FAR, [0, 1, 2]), expected) == ""
+
+
+def test_a_file_of_other_answers_is_written_where_asked_for(tmp_path, monkeypatch, caplog):
+    def instances(self, image, stock=ExportedModel.instances):
+        found = stock(self, image)
+        found.pred_boxes.tensor[:, 0] += 3
+        return found
+
+    monkeypatch.setattr(ExportedModel, "instances", instances)
+    image = make_inputs(SIZES[0])[0]["image"]
+    with torch.no_grad():
+        export_model(make_model(), tmp_path / "model.ts", image, write_anyway=True)
+    assert (tmp_path / "model.ts").exists()
+    assert "model.ts is written although its boxes differ from the model's by up to 3 pixels" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(tmp_path, channels, suffix):
+    mean, std = [110.0] * channels, [57.0] * channels
+    model = make_model("MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD", str(std), *LOW)
+    exported = export_model(model, tmp_path / f"model{suffix}")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (channels, *SIZES[0]), generator=generator, dtype=torch.uint8)
+    assert_same(exported([{"image": image}])[0]["instances"], infer(model, [{"image": image}]))
+    with pytest.raises(ValueError, match=rf"image must have shape \({channels}, H, W\), got \(3, 8, 8\)"):
+        exported.detect(torch.zeros(3, 8, 8))

@@ -82,7 +82,8 @@ def level_of(roi, spatial_scales, canonical_box_size, canonical_level):
 
 
 def round_half_away(value):
-    return np.copysign(np.floor(np.abs(value) + type(value)(0.5)), value)
+    whole = np.trunc(value)
+    return whole + (np.sign(value) if np.abs(value - whole) >= 0.5 else type(value)(0))
 
 
 def axis_bins(low, high, scale, bins, size, sampling_ratio, aligned, mode):

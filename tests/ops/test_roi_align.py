@@ -1,15 +1,18 @@
 """What RoI pooling computes, against the definitions and against torchvision and detectron2."""
 
+import math
+from decimal import ROUND_HALF_UP, Decimal
+
 import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from roi_align_reference import roi_align_reference
+from roi_align_reference import roi_align_reference, round_half_away
 
 from mrcnn_ext.layers import roi_align_pyramid
-from mrcnn_ext.ops import _extension, roi_align
+from mrcnn_ext.ops import _extension, roi_align, roi_align_eager
 from mrcnn_ext.ops.roi_align import MODES
 
 # Relative and absolute. Half-precision outputs are rounded once; sums run in float32.
@@ -393,3 +396,83 @@ def test_box_among_many_is_the_box_alone(dtype):
     alone = torch.cat([roi_align(x, box[None], (3, 5), 0.25, aligned=True) for box in boxes])
     assert together.is_contiguous() and alone.is_contiguous()
     torch.testing.assert_close(together, alone, rtol=1e-5 if dtype != torch.bfloat16 else 1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_exact_has_box_gradients_that_half_precision_cannot_hold(backend, device, layout, dtype):
+    generator = torch.Generator().manual_seed(0)
+    features = (torch.rand(1, 4, 18, 7, generator=generator) - 0.5) * 1.2e5
+    features = in_layout(features, layout).to(device, dtype)
+    boxes = torch.tensor([[0, 2.5, 3.2, 6.1, 12.9]], device=device)
+
+    def box_gradient(features):
+        b = boxes.clone().requires_grad_(True)
+        pooled = roi_align(features, b, (2, 5), aligned=True, mode="exact")
+        weights = torch.linspace(-1, 1, pooled.numel(), device=device).view(pooled.shape)
+        (pooled.float() * weights.to(dtype).float()).sum().backward()
+        return b.grad[0, 1:]
+
+    expected = box_gradient(features.float())
+    assert expected.abs().max() > 3e4  # times a cell, beyond float16
+    torch.testing.assert_close(
+        box_gradient(features), expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-4
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("mode", ["avg", "max", "pool", "exact"])
+def test_a_cell_that_is_not_finite_spoils_the_bins_that_touch_it_alone(device, mode, value):
+    """In the slower path; the compiled operators have their own sums."""
+    features = torch.rand(1, 2, 12, 12, device=device)
+    spoiled = features.clone()
+    spoiled[0, 0, 1, 1] = value
+    boxes = torch.tensor([[0, 0.0, 0.0, 12.0, 12.0]], device=device)
+    with _extension.use_backend("eager"):
+        options = dict(sampling_ratio=2, aligned=True, mode=mode)
+        pooled, expected = (roi_align(x, boxes, (4, 4), **options) for x in (spoiled, features))
+    same = pooled == expected
+    assert same[:, 1].all() and same[0, 0, 1:].all() and same[0, 0, :, 1:].all()
+    if value == -math.inf and mode == "pool":
+        assert pooled[0, 0, 0, 0] > 0  # of the cells around it
+    else:
+        assert pooled[0, 0, 0, 0].isnan() if math.isnan(value) else pooled[0, 0, 0, 0] == value
+
+
+@pytest.mark.parametrize("mode", ["max", "pool"])
+@pytest.mark.parametrize("extent", [50.0, 1e5, 1e9])
+def test_a_huge_box_takes_no_more_than_the_map(mode, extent):
+    """Of its samples the slower path keeps those that may lie on the map."""
+    box = torch.tensor([-extent, extent])
+    axis = roi_align_eager._axis(box[0], box[1], 7, 40, 0, True, mode)
+    assert len(axis.bins) <= 7 and len(axis.weights) <= 4 * 40 + 200
+    assert (
+        axis.inside.view(len(axis.bins), -1).any(0).all()
+        and axis.inside.view(len(axis.bins), -1).any(1).all()
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [0.49999997, 0.5, 1.5, 2.5, 8388607.0, 8388609.0, 16777215.0, 4194303.5, 1e30]
+)
+def test_coordinates_are_rounded_half_away_from_zero(value):
+    for sign in (1, -1):
+        x = torch.tensor(sign * value)
+        expected = int(Decimal(x.item()).to_integral_value(ROUND_HALF_UP))
+        assert roi_align_eager._round_half_away(x).item() == expected
+        assert round_half_away(np.float32(sign * value)) == expected
+
+
+def test_gradients_by_boxes_are_exact_in_double_precision():
+    """Each edge of a bin moves with the corners by shares such as 1/3, which float32 rounds."""
+    torch.manual_seed(0)
+    features = torch.rand(1, 1, 9, 9, dtype=torch.float64)
+    grads = []
+    for name in ("compiled", "eager") if _extension.is_available() else ("eager",):
+        boxes = torch.tensor([[0, 1.1, 1.3, 7.7, 6.9]], dtype=torch.float64, requires_grad=True)
+        with _extension.use_backend(name):
+            roi_align(features, boxes, (3, 7), aligned=True, mode="exact").square().sum().backward()
+        grads.append(boxes.grad)
+    if len(grads) == 1:
+        pytest.skip("nothing to compare with: the compiled operators are not built")
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-12)

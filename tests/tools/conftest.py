@@ -85,21 +85,25 @@ train.update(device="cpu", init_checkpoint="", max_iter=2, eval_period=0, seed=1
 """
 
 
-@pytest.fixture(scope="session")
-def datasets(tmp_path_factory):
-    """A folder for DETECTRON2_DATASETS: bright rectangles, "person", on dark noise."""
-    root = tmp_path_factory.mktemp("datasets")
+def write_datasets(root, upright=()):
+    """Bright rectangles, "person", on dark noise, as a folder for DETECTRON2_DATASETS.
+
+    Args:
+        root (Path): the folder.
+        upright: numbers of images that are higher than wide.
+    """
     images, annotations = root / "coco" / "val2017", root / "coco" / "annotations"
     images.mkdir(parents=True)
     annotations.mkdir()
     rng = np.random.default_rng(0)
     content = {"images": [], "annotations": [], "categories": []}
     for i in range(NUM_IMAGES):
-        image = rng.integers(0, 60, (64, 80, 3), dtype=np.uint8)
+        height, width = (80, 64) if i in upright else (64, 80)
+        image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
         x, y, w, h = (int(v) for v in (*rng.integers(2, 20, 2), *rng.integers(25, 40, 2)))
         image[y : y + h, x : x + w] = 220
         cv2.imwrite(str(images / f"{i}.png"), image)
-        content["images"].append(dict(id=i, file_name=f"{i}.png", height=64, width=80))
+        content["images"].append(dict(id=i, file_name=f"{i}.png", height=height, width=width))
         polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
         content["annotations"].append(
             dict(
@@ -117,6 +121,18 @@ def datasets(tmp_path_factory):
     content["categories"] = [dict(id=c["id"], name=c["name"]) for c in COCO_CATEGORIES if c["isthing"]]
     (annotations / "instances_val2017_100.json").write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    """A folder for DETECTRON2_DATASETS."""
+    return write_datasets(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="session")
+def mixed_datasets(tmp_path_factory):
+    """The same with images of both orientations, which do not share batches."""
+    return write_datasets(tmp_path_factory.mktemp("mixed_datasets"), upright=(1, 2, 4))
 
 
 @pytest.fixture(scope="session")

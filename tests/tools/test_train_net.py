@@ -229,7 +229,12 @@ def test_user_error_in_two_processes_is_told_once(run, configs):
 
 def test_bug_keeps_its_traceback(run, tmp_path, configs):
     config = tmp_path / "broken.py"
-    config.write_text(Path(configs.lazy).read_text() + "\nraise RuntimeError('a bug')\n")
+    text = (
+        Path(configs.lazy)
+        .read_text()
+        .replace("def build(yaml):", "def build(yaml):\n    raise RuntimeError('a bug')")
+    )
+    config.write_text(text)
     assert "Traceback" in run("lazyconfig_train_net", "--config-file", config, code=1)
 
 

@@ -452,7 +452,15 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
       scatter_average<scalar_t>(dense_grad, coordinates, options, nhwc, grad_features);
     }
     if (rois_need_grad && options.mode == RoIMode::kExact) {
-      box_gradient<scalar_t>(levels, dense_grad, coordinates, options, nhwc, grad_rois);
+      // What is pooled is multiplied with the gradient afterwards: half precision would round it, or
+      // overflow.
+      using acc = acc_t<scalar_t>;
+      std::vector<at::Tensor> wide;
+      for (const at::Tensor& level : levels) {
+        wide.push_back(level.to(c10::CppTypeToScalarType<acc>::value).contiguous(format));
+      }
+      const at::Tensor wide_grad = dense_grad.to(wide[0].scalar_type()).contiguous(format);
+      box_gradient<acc>(wide, wide_grad, coordinates, options, nhwc, grad_rois);
     }
   });
   return {grad_features, grad_rois.to(rois.scalar_type())};

@@ -16,6 +16,7 @@ from ...accel import KernelPolicy, fuse_traced
 from ...config import with_defaults
 from ...layers import heatmaps_to_keypoints
 from ...layers.keypoint_targets import heatmap_loss, keypoints_to_cells
+from ...layers.loss_normalizers import total_count
 
 __all__ = ["KeypointHead"]
 
@@ -146,7 +147,10 @@ class KeypointHead(BaseKeypointRCNNHead):
     def normalized(self, total, valid, num_images: int):
         """The summed loss of the valid keypoints, divided as `normalizer` says."""
         normalizer = self.normalizer(num_images)
-        return total / (valid.sum().clamp(min=1) if normalizer is None else normalizer)
+        if normalizer is None:
+            visible = total_count(valid.sum())
+            normalizer = torch.where(visible > 0, visible, 1.0)
+        return total / normalizer
 
     @torch.jit.unused
     def covered(self, roi_scale: float = 1.0) -> float:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from ...data import register_scenes
 from ...engine.launch import argument_parser
 from ...engine.setup import load_config, start
 from ...engine.trainer import Trainer
+from ...files import replacing
 from .study import Row
 
 __all__ = ["SCENES", "train_row", "train_start"]
@@ -37,9 +37,8 @@ def train_start(row: Row, output_dir: Path, scenes_dir: Path) -> None:
         for name, tensor in trainer.model.state_dict().items()
         if name.startswith(("backbone.", "proposal_generator."))
     }
-    unfinished = output_dir / "start.tmp"
-    torch.save({"model": weights}, unfinished)
-    os.replace(unfinished, output_dir / "start.pth")
+    with replacing(output_dir / "start.pth") as file:
+        torch.save({"model": weights}, file)
 
 
 def train_row(row: Row, seed: int, output_dir: Path, scenes_dir: Path, weights: Path, digest: str) -> None:
@@ -73,9 +72,8 @@ def train_row(row: Row, seed: int, output_dir: Path, scenes_dir: Path, weights: 
         "inference_ms": round(1e3 * timer.seconds / timer.count, 1),
     }
     shutil.rmtree(output_dir / "inference", ignore_errors=True)
-    unfinished = output_dir / "result.tmp"
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(unfinished, output_dir / "result.json")
+    with replacing(output_dir / "result.json", "w") as file:
+        file.write(json.dumps(result, indent=2) + "\n")
 
 
 def _train(row, seed, output_dir, scenes_dir, options):
