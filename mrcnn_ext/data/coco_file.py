@@ -55,7 +55,7 @@ class CocoFile:
         self.other: dict = {}
         self._ids: set = set()
         self._renumber = self._has_twins = False
-        self.num_annotations = 0
+        self._odd_ids = self.num_annotations = 0
         self.repeated_images: set = set()
         self._keypoint_counts: Counter[int] = Counter()
         self._read_head()
@@ -197,6 +197,12 @@ class CocoFile:
                 of id 0 for one that was not found.
         """
         seen, boxes, number = set(), 0, 0
+        if self._odd_ids:
+            text = (
+                f"{self._odd_ids} of its {self.num_annotations} annotations have an id that is missing, or no whole "
+                "number above 0: all get new ones, from 1, where they are evaluated"
+            )
+            self.problems.warn("id", "", text)
         for key, raw, is_element in self._sections():
             if key != "annotations" or not is_element:
                 continue
@@ -220,8 +226,9 @@ class CocoFile:
         if isinstance(number, (int, str)):
             self._has_twins |= number in self._ids
             self._ids.add(number)
-        if type(number) is not int or number <= 0 or self._has_twins:
-            self._renumber = True
+        if type(number) is not int or number <= 0:
+            self._odd_ids += 1
+        self._renumber = bool(self._odd_ids) or self._has_twins
         keypoints = annotation.get("keypoints")
         if isinstance(keypoints, list) and keypoints:
             nested = isinstance(keypoints[0], list)

@@ -9,6 +9,7 @@ __all__ = ["stream_sections"]
 
 _CHUNK = 1 << 20  # characters
 _SPACE = " \t\n\r"
+_AFTER = _SPACE + ",]}:"  # what may follow a number
 
 
 class _Text:
@@ -53,14 +54,18 @@ class _Text:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._place)
             except json.JSONDecodeError as error:
+                offset = error.pos - self._place
                 if self._more():
                     continue
-                cut = error.pos >= len(self._buffer.rstrip()) or error.msg.startswith("Unterminated")
-                self._place = error.pos
+                # The buffer begins with the value now.
+                cut = offset >= len(self._buffer.rstrip()) or error.msg.startswith("Unterminated")
+                self._place = offset
                 self.fail(error.msg + (", where the file ends: is it cut off?" if cut else ""))
             length = end - self._place
-            # A number may go on in what has not been read.
-            if end < len(self._buffer) or not self._more():
+            # A number may go on in what has not been read: "-2." is -2 to the decoder.
+            is_number = isinstance(value, (int, float))
+            ended = end < len(self._buffer) and (not is_number or self._buffer[end] in _AFTER)
+            if ended or not self._more():
                 self._place += length
                 return value
 

@@ -90,7 +90,7 @@ class Survey:
             return "Nothing is wrong with it."
         lines = []
         for title, findings in (
-            ("Errors: it cannot be used like this", self.problems.errors),
+            ("Errors, with which it cannot be used", self.problems.errors),
             ("Mended when it is read, or left out", self.problems.warnings),
         ):
             if findings:

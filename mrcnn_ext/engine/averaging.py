@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 __all__ = ["AveragingHook", "WeightAverage"]
@@ -53,10 +55,15 @@ class WeightAverage:
     @contextlib.contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """The model has the average as its weights, and afterwards its own, to the bit."""
+        """The model has the average as its weights, and afterwards its own, to the bit. In all processes at once."""
         if self._average is None:
             yield
             return
+        if comm.get_world_size() > 1:
+            # Buffers, which each process has its own of, are the main process's, as in its checkpoints.
+            for name, _ in self._model.named_buffers():
+                if name in self._average:
+                    dist.broadcast(self._average[name], 0)
         weights = self._model.state_dict()
         own = {name: value.clone() for name, value in weights.items()}
         try:

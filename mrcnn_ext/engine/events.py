@@ -37,8 +37,19 @@ class MetricsWriter(JSONWriter):
         self._path = json_file
 
     def write(self):
+        rows = {}
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last_write:
+                rows.setdefault(iteration, {"iteration": iteration})[name] = value
+        if not rows:
+            return
+        self._last_write = max(rows)
         with naming_full_disk(self._path):
-            super().write()
+            for iteration in sorted(rows):
+                self._file_handle.write(json.dumps(rows[iteration], sort_keys=True) + "\n")
+            self._file_handle.flush()
+            os.fsync(self._file_handle.fileno())
 
     def resume_at(self, iteration):
         """Leaves out lines from ``iteration`` on, which will be written again, and one that a kill cut short."""

@@ -12,6 +12,8 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from PIL import Image
 
+from ..data.loading import coco_loader
+from ..data.problems import Problems
 from ..engine.errors import UserError, did_you_mean
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Video", "describe", "open_source"]
@@ -239,10 +241,18 @@ def _sequence(source):
 
 
 def _dataset(name):
+    problems = Problems(name)
     try:
-        records = DatasetCatalog.get(name)
+        loader = coco_loader(name)
+        records = loader.load(problems) if loader is not None else DatasetCatalog.get(name)
     except FileNotFoundError as error:
         raise UserError(f"dataset {name!r} is not on disk: {error}") from error
+    except Exception as error:  # a registered function may raise anything
+        raise UserError(f"dataset {name!r} cannot be read: {type(error).__name__}: {error}") from error
+    # Of annotations nothing is needed.
+    wrong = [finding for finding in problems.errors if finding.kind.startswith("image-")]
+    if wrong:
+        raise UserError("\n".join(f"{problems.title}, {finding}" for finding in wrong))
     if not records:
         raise UserError(f"dataset {name!r} is empty: it has no images")
     records = [{"image_id": i, **record} for i, record in enumerate(records, 1)]

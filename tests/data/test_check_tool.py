@@ -71,6 +71,7 @@ def test_the_report_tells_all_at_once(odd_file, tmp_path, capsys):
     for expected in (
         "1 x image 77 (not in the file), annotation id 14: the file has no image of this id",
         "annotation id 15: its bbox [2.0, 2.0, 0.0, 0.0] is empty",
+        "1 of its 10 annotations have an id that is missing, or no whole number above 0: all get new ones",
         "annotation id 0: its bbox has numbers written as text",
         "annotation id 0: it has no area: that of its mask is taken",
         "annotation id 17: nothing of its segmentation can be drawn",

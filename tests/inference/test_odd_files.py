@@ -1,10 +1,15 @@
 """Files that are no pictures, and pictures that would be read wrongly: left alone, or named, and never read wrongly."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import load_predictor, predict, predictions
@@ -78,3 +83,32 @@ def test_text_is_no_video(tmp_path, text):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match="list.txt: it is text, neither an image .* nor a video"):
         open_source(str(tmp_path / "list.txt"))
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Registers images and annotations in COCO's format and gives the dataset's name."""
+    names = []
+
+    def make(images, annotations):
+        names.append(f"odd_files_{len(names)}")
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+        (tmp_path / f"{names[-1]}.json").write_text(json.dumps(content))
+        register_coco_instances(names[-1], {}, str(tmp_path / f"{names[-1]}.json"), str(tmp_path))
+        return names[-1]
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_a_datasets_annotations_do_not_matter_and_its_images_do(tmp_path, register):
+    picture(tmp_path / "1.png")
+    image = {"file_name": "1.png", "id": 1, "height": 64, "width": 80}
+    odd = [{"id": 1, "image_id": 1, "bbox": [1]}, {"id": 1, "image_id": 1, "ignore": 1}]
+    assert len(open_source(register([image], odd))) == 1
+    with pytest.raises(UserError, match=r"odd_files_1.*image 1 \(2.png\): 1.png has the same id"):
+        open_source(register([image, {**image, "file_name": "2.png"}], odd))
+    with pytest.raises(UserError, match="odd_files_2.*cannot be read: ValueError: .*'images' must be a list"):
+        open_source(register(None, odd))
