@@ -1,13 +1,12 @@
 """RoI pooling over a feature pyramid, for detectron2."""
 
-import math
-
 import torch
 from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..layers import roi_align_pyramid
+from ..ops.roi_options import check_pyramid
 
 __all__ = ["FusedROIPooler"]
 
@@ -62,7 +61,7 @@ class FusedROIPooler(nn.Module):
             raise ValueError(f"output_size must be one or two positive integers, got {output_size!r}")
         self.output_size = (size[0], size[1])
         self.scales = [float(scale) for scale in scales]
-        _check_pyramid(self.scales)
+        check_pyramid(self.scales, "scales")
         self.sampling_ratio = sampling_ratio
         self.pooler_type = pooler_type
         if canonical_box_size <= 0:
@@ -121,15 +120,4 @@ class FusedROIPooler(nn.Module):
         return (
             f"output_size={self.output_size}, scales={self.scales}, sampling_ratio={self.sampling_ratio}, "
             f"pooler_type={self.pooler_type!r}"
-        )
-
-
-def _check_pyramid(scales: list[float]) -> None:
-    levels = [-math.log2(scale) for scale in scales if scale > 0]
-    whole = all(math.isclose(level, round(level), abs_tol=1e-6) for level in levels)
-    steps = {round(levels[i + 1] - levels[i]) for i in range(len(levels) - 1)}
-    if not levels or len(levels) < len(scales) or (len(levels) > 1 and not (whole and steps == {1})):
-        raise ValueError(
-            "scales must be one positive number or consecutive powers of two, finest first (1/4, 1/8, ...), "
-            f"got {scales}"
         )

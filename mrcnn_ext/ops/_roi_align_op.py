@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import Library
 
 from . import _extension, roi_align_eager, roi_align_torchvision
+from .roi_options import RoIOptions
 
 _ARGUMENTS = (
     "Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, "
@@ -41,18 +42,23 @@ def _define(name: str) -> None:
     _library.define(f"{name}_backward(Tensor grad, {_ARGUMENTS}, bool rois_need_grad) -> (Tensor[], Tensor)")
 
 
-def _without_autocast(kernel):
+def _with_options(kernel):
+    """A kernel that takes `RoIOptions`, as the operator calls it, and without autocast."""
+    count = len(RoIOptions._fields)
+
     def run(*args):
+        first = 2 if isinstance(args[1], Tensor) else 3  # a backward's begin with the gradient
+        options = RoIOptions(*args[first : first + count])
         with torch.autocast(_rois(args).device.type, enabled=False):
-            return kernel(*args)
+            return kernel(*args[:first], options, *args[first + count :])
 
     return run
 
 
 def _implement(name: str, forward, backward) -> None:
     # For every device; a compiled kernel of a device goes before.
-    _library.impl(name, _without_autocast(forward), "CompositeExplicitAutograd")
-    _library.impl(f"{name}_backward", _without_autocast(backward), "CompositeExplicitAutograd")
+    _library.impl(name, _with_options(forward), "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", _with_options(backward), "CompositeExplicitAutograd")
 
 
 if not _extension.is_available():
@@ -64,9 +70,9 @@ for _backend, _kernels in _PYTHON_KERNELS.items():
     _implement(f"roi_align_{_backend}", _kernels.roi_align, _kernels.roi_align_backward)
 
 
-def _fake(features: list[Tensor], rois: Tensor, scales, pooled_height, pooled_width, *options) -> Tensor:
+def _fake(features: list[Tensor], rois: Tensor, *options) -> Tensor:
     x = features[0]
-    shape = (rois.shape[0], x.shape[1], pooled_height, pooled_width)
+    shape = (rois.shape[0], x.shape[1], *RoIOptions(*options).bins)
     return roi_align_eager.empty_like_layout(x, shape, x.dtype)
 
 
@@ -81,14 +87,14 @@ def _fake_backward(
 def _save(ctx, inputs, output) -> None:
     features, rois, *options = inputs
     ctx.save_for_backward(rois, *features)
-    ctx.options = options
+    ctx.options = RoIOptions(*options)
 
 
 def _save_backward(ctx, inputs, output) -> None:
     grad, features, rois, *options, rois_need_grad = inputs
     ctx.save_for_backward(rois)
     ctx.feature_likes = [(f.shape, f.dtype, f.device) for f in features]
-    ctx.options = options
+    ctx.options = RoIOptions(*options)
     ctx.rois_need_grad = rois_need_grad
 
 
@@ -101,13 +107,13 @@ def _register_autograd(name: str) -> None:
 
     def backward(ctx, grad):
         rois, *features = ctx.saved_tensors
-        mode = ctx.options[5]
+        mode = ctx.options.mode
         rois_need_grad = mode == "exact" and ctx.needs_input_grad[1]
         feature_grads, rois_grad = backward_op(grad, features, rois, *ctx.options, rois_need_grad)
         return feature_grads, rois_grad if rois_need_grad else None, *[None] * len(ctx.options)
 
     def double_backward(ctx, feature_grad_grads, rois_grad_grad):
-        mode = ctx.options[5]
+        mode = ctx.options.mode
         if mode not in _LINEAR_MODES or ctx.rois_need_grad:
             what = "with gradients of the boxes" if mode in _LINEAR_MODES else "of a max mode"
             raise NotImplementedError(

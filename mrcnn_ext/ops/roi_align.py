@@ -1,7 +1,5 @@
 """The RoI pooling layers of Mask R-CNN (He et al. 2017, section 3, table 2c), on one map or on a pyramid."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.jit.annotations import BroadcastingList2
@@ -10,6 +8,7 @@ from torch.nn.modules.utils import _pair
 from ._roi_align_op import operator
 from .roi_align_eager import AVERAGE_MODES, MAX_MODES
 from .roi_align_onnx import roi_align_for_onnx
+from .roi_options import RoIOptions, check_pyramid
 
 __all__ = ["MODES", "roi_align", "roi_align_pyramid"]
 
@@ -82,10 +81,7 @@ def roi_align_pyramid(
             canonical_box_size,
             canonical_level,
         )
-    pool = roi_align_for_onnx if torch.onnx.is_in_onnx_export() else operator()
-    return pool(
-        list(features),
-        rois,
+    options = RoIOptions(
         [float(scale) for scale in spatial_scales],
         height,
         width,
@@ -95,6 +91,9 @@ def roi_align_pyramid(
         float(canonical_box_size),
         canonical_level,
     )
+    if torch.onnx.is_in_onnx_export():
+        return roi_align_for_onnx(list(features), rois, options)
+    return operator()(list(features), rois, *options)
 
 
 def roi_align(
@@ -180,19 +179,6 @@ def _check(features, boxes, height, width, spatial_scales, sampling_ratio, mode)
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if not isinstance(sampling_ratio, int):
         raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
-    _check_scales(spatial_scales, len(features))
-
-
-def _check_scales(spatial_scales, levels: int) -> None:
-    if len(spatial_scales) != levels:
-        raise ValueError(f"spatial_scales: {len(spatial_scales)} scales for {levels} feature maps")
-    if not all(scale > 0 and math.isfinite(scale) for scale in spatial_scales):
-        raise ValueError(f"spatial_scales must be positive and finite, got {list(spatial_scales)}")
-    if levels > 1:
-        exponents = [-math.log2(scale) for scale in spatial_scales]
-        finest = round(exponents[0])
-        if any(abs(k - finest - i) > 1e-6 for i, k in enumerate(exponents)):
-            raise ValueError(
-                "spatial_scales of several levels must be powers of two, each half the one before, got "
-                f"{list(spatial_scales)}"
-            )
+    if len(spatial_scales) != len(features):
+        raise ValueError(f"spatial_scales: {len(spatial_scales)} scales for {len(features)} feature maps")
+    check_pyramid(spatial_scales, "spatial_scales")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from .roi_options import RoIOptions
+
 AVERAGE_MODES = ("avg", "warp_avg", "exact")
 MAX_MODES = ("max", "warp_max", "pool")
 
@@ -149,9 +151,10 @@ def _edges(start: Tensor, extent: Tensor, bins: int) -> Tensor:
     return start.double() + torch.arange(bins + 1, dtype=torch.float64) * (extent.double() / bins)
 
 
-def _axis(low: Tensor, high: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool, mode: str):
+def _axis(low: Tensor, high: Tensor, bins: int, size: int, options: RoIOptions):
     """The `_Axis` of one RoI from its two scaled corners; None where it takes nothing from the map."""
-    start, extent = _extent(low, high, aligned, mode)
+    mode = options.mode
+    start, extent = _extent(low, high, options.aligned, mode)
     if not torch.isfinite(start + extent):
         return None
     inside = None
@@ -161,7 +164,7 @@ def _axis(low: Tensor, high: Tensor, bins: int, size: int, sampling_ratio: int, 
         weights, inside = _whole_cells(start, extent, bins, size) or (None, None)
     else:
         average = mode in AVERAGE_MODES
-        weights, inside = _sampled(start, extent, bins, size, sampling_ratio, average) or (None, None)
+        weights, inside = _sampled(start, extent, bins, size, options.sampling_ratio, average) or (None, None)
     touched = [] if weights is None else weights.any(0).nonzero().flatten().tolist()
     if not touched:
         return None
@@ -187,18 +190,20 @@ class _Visit(NamedTuple):
     x: _Axis
 
 
-def _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
+def _visits(features, rois, options):
     """Yields a `_Visit` per RoI, in order. RoIs with a non-finite edge or without a level are left out."""
     check_batch_indices(features, rois)
     rois = rois.detach().cpu().to(torch.promote_types(features[0].dtype, torch.float32))
-    levels = assign_levels(rois, spatial_scales, *canonical).tolist()
+    levels = assign_levels(
+        rois, options.spatial_scales, options.canonical_box_size, options.canonical_level
+    ).tolist()
     for index, (roi, level) in enumerate(zip(rois, levels, strict=True)):
         feature = features[level]
         if level < 0 or 0 in feature.shape:
             continue
-        corners = roi[1:] * spatial_scales[level]
-        y = _axis(corners[1], corners[3], bins[0], feature.shape[2], sampling_ratio, aligned, mode)
-        x = _axis(corners[0], corners[2], bins[1], feature.shape[3], sampling_ratio, aligned, mode)
+        corners = roi[1:] * options.spatial_scales[level]
+        y = _axis(corners[1], corners[3], options.pooled_height, feature.shape[2], options)
+        x = _axis(corners[0], corners[2], options.pooled_width, feature.shape[3], options)
         if y is not None and x is not None:
             rows = slice(y.first, y.first + y.weights.shape[1])
             columns = slice(x.first, x.first + x.weights.shape[1])
@@ -262,28 +267,16 @@ def _channel_blocks(visit: _Visit, channels: int):
     return (slice(c, min(c + block, channels)) for c in range(0, channels, block))
 
 
-def roi_align(
-    features: list[Tensor],
-    rois: Tensor,
-    spatial_scales: list[float],
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    canonical_box_size: float,
-    canonical_level: int,
-) -> Tensor:
+def roi_align(features: list[Tensor], rois: Tensor, options: RoIOptions) -> Tensor:
     """The operator ``mrcnn_ext::roi_align``, forward."""
-    bins, wide = (pooled_height, pooled_width), torch.promote_types(features[0].dtype, torch.float32)
+    wide = torch.promote_types(features[0].dtype, torch.float32)
     out = empty_like_layout(
-        features[0], (rois.shape[0], features[0].shape[1], *bins), features[0].dtype
+        features[0], (rois.shape[0], features[0].shape[1], *options.bins), features[0].dtype
     ).zero_()
-    canonical = (canonical_box_size, canonical_level)
-    for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
+    for visit in _visits(features, rois, options):
         window = _dense(features[visit.level][visit.window], wide)
         y, x = visit.y.weights.to(window), visit.x.weights.to(window)
-        if mode in AVERAGE_MODES:
+        if options.mode in AVERAGE_MODES:
             out[visit.roi] = _product(y, window, x.T)
         else:
             rows, columns = visit.y.bins[:, None], visit.x.bins
@@ -297,25 +290,17 @@ def roi_align_backward(
     grad: Tensor,
     features: list[Tensor],
     rois: Tensor,
-    spatial_scales: list[float],
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    canonical_box_size: float,
-    canonical_level: int,
+    options: RoIOptions,
     rois_need_grad: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """The operator ``mrcnn_ext::roi_align_backward``: gradients of features and, in mode "exact", RoIs."""
-    bins, wide = (pooled_height, pooled_width), torch.promote_types(features[0].dtype, torch.float32)
+    wide = torch.promote_types(features[0].dtype, torch.float32)
     feature_grads = [empty_like_layout(features[0], f.shape, wide).zero_() for f in features]
     rois_grad = torch.zeros((rois.shape[0] if rois_need_grad else 0, 5), dtype=rois.dtype)
-    canonical = (canonical_box_size, canonical_level)
-    for visit in _visits(features, rois, spatial_scales, bins, sampling_ratio, aligned, mode, canonical):
+    for visit in _visits(features, rois, options):
         window_grad = feature_grads[visit.level][visit.window]
         y, x = visit.y.weights.to(window_grad), visit.x.weights.to(window_grad)
-        if mode in AVERAGE_MODES:
+        if options.mode in AVERAGE_MODES:
             window_grad += _product(y.T, _dense(grad[visit.roi], wide), x)
         else:
             window = _dense(features[visit.level][visit.window], wide)
@@ -327,8 +312,10 @@ def roi_align_backward(
                 window_grad[block] += _product(y.T, spread, x)
         if rois_need_grad:
             window = features[visit.level][visit.window]
-            scale = spatial_scales[visit.level]
-            rois_grad[visit.roi] = _roi_grad(grad[visit.roi], window, visit, rois[visit.roi], scale, aligned)
+            scale = options.spatial_scales[visit.level]
+            rois_grad[visit.roi] = _roi_grad(
+                grad[visit.roi], window, visit, rois[visit.roi], scale, options.aligned
+            )
     feature_grads = [g.to(f.dtype) for g, f in zip(feature_grads, features, strict=True)]
     return feature_grads, rois_grad.to(rois.device)
 

@@ -9,16 +9,16 @@ import torchvision  # noqa: F401  (defines the operators)
 from torch import Tensor
 
 from . import roi_align_eager as eager
+from .roi_options import RoIOptions
 
 
-def _split(
-    features: list[Tensor], rois: Tensor, scales: list[float], mode: str, canonical: tuple[float, int]
-) -> tuple[list[Tensor], Tensor]:
+def _split(features: list[Tensor], rois: Tensor, options: RoIOptions) -> tuple[list[Tensor], Tensor]:
     """Indices of the RoIs torchvision can pool, per level, and of the rest."""
     eager.check_batch_indices(features, rois)
+    scales, canonical = options.spatial_scales, (options.canonical_box_size, options.canonical_level)
     levels = eager.assign_levels(rois, scales, *canonical)
     common = torch.zeros_like(levels, dtype=torch.bool)
-    if mode in ("avg", "pool"):
+    if options.mode in ("avg", "pool"):
         for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
             # torchvision visits every sample of a bin, and casts edges to int.
             limit = 4 * max(feature.shape[2:]) + 64
@@ -28,38 +28,25 @@ def _split(
     return per_level, torch.nonzero(~common).flatten()
 
 
-def roi_align(
-    features: list[Tensor],
-    rois: Tensor,
-    spatial_scales: list[float],
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    canonical_box_size: float,
-    canonical_level: int,
-) -> Tensor:
+def roi_align(features: list[Tensor], rois: Tensor, options: RoIOptions) -> Tensor:
     """The operator ``mrcnn_ext::roi_align``, forward."""
     wide = torch.promote_types(features[0].dtype, torch.float32)
     rois = rois.detach().to(wide)
-    canonical = (canonical_box_size, canonical_level)
-    per_level, rest = _split(features, rois, spatial_scales, mode, canonical)
-    size = (pooled_height, pooled_width)
+    per_level, rest = _split(features, rois, options)
+    size, scales = options.bins, options.spatial_scales
     shape = (rois.shape[0], features[0].shape[1], *size)
     out = eager.empty_like_layout(features[0], shape, features[0].dtype)
-    for feature, index, scale in zip(features, per_level, spatial_scales, strict=True):
+    for feature, index, scale in zip(features, per_level, scales, strict=True):
         if len(index):
-            if mode == "avg":
+            if options.mode == "avg":
                 pooled = torch.ops.torchvision.roi_align(
-                    feature.to(wide), rois[index], scale, *size, sampling_ratio, aligned
+                    feature.to(wide), rois[index], scale, *size, options.sampling_ratio, options.aligned
                 )
             else:
                 pooled = torch.ops.torchvision.roi_pool(feature.to(wide), rois[index], scale, *size)[0]
             out[index] = pooled.to(out.dtype)
     if len(rest):
-        options = (sampling_ratio, aligned, mode, *canonical)
-        out[rest] = eager.roi_align(features, rois[rest], spatial_scales, *size, *options)
+        out[rest] = eager.roi_align(features, rois[rest], options)
     return out
 
 
@@ -67,33 +54,24 @@ def roi_align_backward(
     grad: Tensor,
     features: list[Tensor],
     rois: Tensor,
-    spatial_scales: list[float],
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    canonical_box_size: float,
-    canonical_level: int,
+    options: RoIOptions,
     rois_need_grad: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """The operator ``mrcnn_ext::roi_align_backward``."""
     wide = torch.promote_types(features[0].dtype, torch.float32)
     wide_rois = rois.detach().to(wide)
-    canonical = (canonical_box_size, canonical_level)
-    per_level, rest = _split(features, wide_rois, spatial_scales, mode, canonical)
-    size = (pooled_height, pooled_width)
-    options = (sampling_ratio, aligned, mode, *canonical)
+    per_level, rest = _split(features, wide_rois, options)
+    size, scales = options.bins, options.spatial_scales
     # Also for no RoI at all: gradients in the right layout.
     feature_grads, rest_grad = eager.roi_align_backward(
-        grad[rest], features, rois[rest], spatial_scales, *size, *options, rois_need_grad
+        grad[rest], features, rois[rest], options, rois_need_grad
     )
-    for i, (feature, index, scale) in enumerate(zip(features, per_level, spatial_scales, strict=True)):
+    for i, (feature, index, scale) in enumerate(zip(features, per_level, scales, strict=True)):
         if len(index):
             args = (grad[index].to(wide), wide_rois[index])
-            if mode == "avg":
+            if options.mode == "avg":
                 added = torch.ops.torchvision._roi_align_backward(
-                    *args, scale, *size, *feature.shape, sampling_ratio, aligned
+                    *args, scale, *size, *feature.shape, options.sampling_ratio, options.aligned
                 )
             else:
                 best = torch.ops.torchvision.roi_pool(feature.to(wide), args[1], scale, *size)[1]

@@ -14,6 +14,7 @@ from roi_align_reference import roi_align_reference, round_half_away
 from mrcnn_ext.layers import roi_align_pyramid
 from mrcnn_ext.ops import _extension, roi_align, roi_align_eager
 from mrcnn_ext.ops.roi_align import MODES
+from mrcnn_ext.ops.roi_options import RoIOptions
 
 # Relative and absolute. Half-precision outputs are rounded once; sums run in float32.
 TOLERANCES = {
@@ -444,7 +445,8 @@ def test_a_cell_that_is_not_finite_spoils_the_bins_that_touch_it_alone(device, m
 def test_a_huge_box_takes_no_more_than_the_map(mode, extent):
     """Of its samples the slower path keeps those that may lie on the map."""
     box = torch.tensor([-extent, extent])
-    axis = roi_align_eager._axis(box[0], box[1], 7, 40, 0, True, mode)
+    options = RoIOptions([1.0], 7, 7, 0, True, mode, 224.0, 4)
+    axis = roi_align_eager._axis(box[0], box[1], 7, 40, options)
     assert len(axis.bins) <= 7 and len(axis.weights) <= 4 * 40 + 200
     assert (
         axis.inside.view(len(axis.bins), -1).any(0).all()

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
 from ...layers import roi_align_pyramid
+from ...ops.roi_options import check_pyramid
 
 __all__ = ["FusedMultiScaleRoIAlign"]
 
@@ -67,13 +68,7 @@ class FusedMultiScaleRoIAlign(MultiScaleRoIAlign):
             raise ValueError(f"none of featmap_names {self.featmap_names} is among the features {list(x)}")
         if self.scales is None:
             self.scales = _scales(features, image_shapes)
-            if any(coarse > fine for fine, coarse in zip(self.scales, self.scales[1:], strict=False)) or any(
-                coarse != fine / 2 for fine, coarse in zip(self._levels(), self._levels()[1:], strict=False)
-            ):
-                raise ValueError(
-                    f"featmap_names {self.featmap_names} have scales {self.scales}: "
-                    "each level of a pyramid must be half as large as the one before"
-                )
+            check_pyramid(self._levels(), f"the scales of featmap_names {self.featmap_names}")
         scales = self._levels()
         return roi_align_pyramid(
             features[: len(scales)],
