@@ -6,13 +6,13 @@ import logging
 import tempfile
 from collections.abc import Sequence
 
-import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from torch import nn
 
+from ...evaluation.bitmap_rle import encode_masks
 from ...evaluation.cityscapes_metrics import check_labels, instance_precisions, store_predictions
 from ...evaluation.coco_metrics import evaluate_task, oks_sigmas
+from ...layers import LazyMasks
 from .data import CocoInstances
 
 __all__ = ["evaluate_cityscapes", "evaluate_coco", "predict"]
@@ -44,7 +44,7 @@ def predict(model: nn.Module, dataset: CocoInstances) -> list[dict]:
     for image, target in dataset:
         with torch.inference_mode():
             output = model([image.to(device)])[0]
-        output = {key: value.cpu() for key, value in output.items()}
+        output = {key: value.to("cpu") for key, value in output.items()}
         results += _results(int(target["image_id"]), output, dataset.category_ids)
     return results
 
@@ -59,8 +59,10 @@ def _results(image_id: int, output: dict, category_ids: list[int]) -> list[dict]
         )
     ]
     if "masks" in output:
-        for result, mask in zip(results, output["masks"][:, 0] > 0.5, strict=True):
-            rle = mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
+        masks = output["masks"]
+        for result, rle in zip(
+            results, encode_masks(masks if isinstance(masks, LazyMasks) else masks[:, 0] > 0.5), strict=True
+        ):
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
     if "keypoints" in output:
         points = output["keypoints"].clone()
