@@ -235,7 +235,7 @@ def _prepare_training(framework, model, steps, convolutions, arithmetic, how, ta
 def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
     """Fuses each network or, in bf16, runs it under autocast; returns which could not be fused."""
     bf16 = policy.dtype == torch.bfloat16
-    fused, autocast, float32 = [], [], []
+    fused, autocast, float32, left = [], [], [], []
     for name, network, is_head in framework.networks(model):
         replacement = fuse(network, policy) if convolutions else None
         if replacement is not None:
@@ -252,6 +252,8 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
                 autocast.append(f"{name} ({layers} layers fused)" if layers else name)
             elif layers:
                 fused.append(f"{layers} layers of {name}")
+            else:
+                left.append(name)
         if replacement is not None and replacement is not network:
             parent, _, leaf = name.rpartition(".")
             replace_child(model.get_submodule(parent), leaf, replacement)
@@ -261,6 +263,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""
     how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels else ""
-    steps["convolutions"] = f"fused{how}: {', '.join(fused) or 'none'}" if convolutions else "off"
+    how = f"fused{how}: {', '.join(fused) or 'none'}" + (f"; left alone: {', '.join(left)}" if left else "")
+    steps["convolutions"] = how if convolutions else "off"
     not_fused = f"; by autocast: {', '.join(autocast)}" if autocast else ""
     return not_fused + (f"; in float32: {', '.join(float32)}" if float32 else "")

@@ -1,9 +1,14 @@
 """detectron2's data loaders over datasets as `load_dataset` reads them."""
 
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper as _DatasetMapper
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
 from detectron2.utils.registry import _convert_target_to_string
+from omegaconf import DictConfig
+from torch.utils.data import Sampler
 
 from .loading import get_detection_dataset_dicts, load_dataset
 from .mapper import DatasetMapper
@@ -11,13 +16,13 @@ from .mapper import DatasetMapper
 __all__ = ["build_test_loader", "build_train_loader", "read_lazily"]
 
 
-def build_train_loader(cfg, mapper=None, sampler=None):
+def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sampler | None = None):
     """As ``build_detection_train_loader(cfg)``.
 
     Args:
-        cfg (CfgNode): DATASETS.TRAIN, DATALOADER, INPUT and SOLVER.IMS_PER_BATCH.
-        mapper (callable): default :class:`DatasetMapper`.
-        sampler (Sampler): default that of ``DATALOADER.SAMPLER_TRAIN``.
+        cfg: DATASETS.TRAIN, DATALOADER, INPUT and SOLVER.IMS_PER_BATCH.
+        mapper: default :class:`DatasetMapper`.
+        sampler: default that of ``DATALOADER.SAMPLER_TRAIN``.
     """
     if mapper is None:
         mapper = DatasetMapper(cfg, True)
@@ -40,11 +45,11 @@ def build_test_loader(cfg, dataset_name):
     )
 
 
-def read_lazily(cfg):
+def read_lazily(cfg: DictConfig):
     """Puts our reading and our mapper into the loaders of a LazyConfig that have detectron2's; others stay.
 
     Args:
-        cfg (DictConfig): with ``dataloader``; it is changed.
+        cfg: with ``dataloader``; it is changed.
     """
     ours = {
         _convert_target_to_string(_get_detection_dataset_dicts): get_detection_dataset_dicts,

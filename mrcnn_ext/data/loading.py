@@ -390,16 +390,20 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
 
 
 def get_detection_dataset_dicts(
-    names, filter_empty=True, min_keypoints=0, proposal_files=None, check_consistency=True
+    names: str | list[str],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: list[str] | None = None,
+    check_consistency: bool = True,
 ):
     """detectron2's function of this name, for datasets read by `load_dataset`.
 
     Args:
-        names (str or list[str]): registered datasets.
-        filter_empty (bool): leave out images without annotations but crowds.
-        min_keypoints (int): leave out images with fewer visible keypoints.
-        proposal_files (list[str]): of precomputed proposals; must be None: detectron2's function reads them.
-        check_consistency (bool): the datasets must have the same classes.
+        names: registered datasets.
+        filter_empty: leave out images without annotations but crowds.
+        min_keypoints: leave out images with fewer visible keypoints.
+        proposal_files: of precomputed proposals; must be None: detectron2's function reads them.
+        check_consistency: the datasets must have the same classes.
 
     Returns:
         list[dict]:

@@ -28,11 +28,11 @@ class Checkpointer(DetectionCheckpointer):
 
     Args:
         model, save_dir, checkpointables: as :class:`detectron2.checkpoint.DetectionCheckpointer`.
-        allow_partial (bool): load whatever fits. By default a file of another architecture is an error.
-        about (callable): returns what checkpoints say of themselves, as plain values, stored under "about".
-        averaged (WeightAverage): saved beside the weights; such an average in a file is loaded instead of its weights
+        allow_partial: load whatever fits. By default a file of another architecture is an error.
+        about: returns what checkpoints say of themselves, as plain values, stored under "about".
+        averaged: saved beside the weights; such an average in a file is loaded instead of its weights
             wherever training is not resumed.
-        trust (bool): run whatever code a file holds.
+        trust: run whatever code a file holds.
     """
 
     # Tensors of the file that may be without a place in the model: a mask head, predictors of other classes.
@@ -45,10 +45,10 @@ class Checkpointer(DetectionCheckpointer):
         model,
         save_dir="",
         *,
-        allow_partial=False,
+        allow_partial: bool = False,
         about: Callable[[], dict] | None = None,
         averaged: WeightAverage | None = None,
-        trust=False,
+        trust: bool = False,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
@@ -59,12 +59,12 @@ class Checkpointer(DetectionCheckpointer):
         self._file = None
         self._resuming = False
 
-    def save(self, name, *, tag=True, **kwargs):
+    def save(self, name: str, *, tag: bool = True, **kwargs):
         """Writes ``<name>.pth`` in the main process.
 
         Args:
-            name (str): without folder and suffix.
-            tag (bool): whether training is to be resumed from it.
+            name: without folder and suffix.
+            tag: whether training is to be resumed from it.
             **kwargs: more to store.
 
         Raises:

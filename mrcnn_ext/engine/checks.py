@@ -2,7 +2,7 @@
 
 import logging
 
-from detectron2.config import instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from omegaconf import OmegaConf
@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 
-def check_config(cfg, eval_only=False):
+def check_config(cfg: CfgNode, eval_only: bool = False):
     """Check the datasets of a yaml config against its model, and that they can be evaluated.
 
     Args:
-        cfg (CfgNode): ``DATASETS.CHECK`` False leaves the files alone.
-        eval_only (bool): whether ``DATASETS.TEST`` alone is needed.
+        cfg: ``DATASETS.CHECK`` False leaves the files alone.
+        eval_only: whether ``DATASETS.TEST`` alone is needed.
 
     Raises:
         UserError: a dataset is not registered, missing or damaged, or its classes or keypoints are not the
@@ -91,14 +91,14 @@ def learnt_from_lazily(cfg):
     }
 
 
-def names_for_losses(names, *, num_keypoints, needs_masks, mask_format):
+def names_for_losses(names: list[str], *, num_keypoints: int, needs_masks: bool, mask_format: str):
     """Those of some test sets on which training losses can be computed, by their annotations; warns of the others.
 
     Args:
-        names (list[str]): registered datasets.
-        num_keypoints (int): of the model's keypoint head; None without one.
-        needs_masks (bool): whether the model has a mask head.
-        mask_format (str): "polygon" or "bitmask".
+        names: registered datasets.
+        num_keypoints: of the model's keypoint head; None without one.
+        needs_masks: whether the model has a mask head.
+        mask_format: "polygon" or "bitmask".
     """
     usable = []
     for name in names:

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from detectron2.data import MapDataset
@@ -80,17 +80,25 @@ class ResumableLoader(IterableDataset):
     nothing but that place has to be saved.
 
     Args:
-        dataset (Dataset): map-style; a ``MapDataset`` whose mapper gives None goes to another image at random.
-        sampler (Sampler): of this process's indices, the same each time it is iterated.
-        batch_size (int): of this process.
-        grouped (bool): batches of images that are all wider than high, or all not, by ``width`` and ``height``.
-        drop_last (bool): leave out an incomplete batch after a sampler that ends.
-        collate (callable): makes what is given of a list of samples; None for the list.
+        dataset: map-style; a ``MapDataset`` whose mapper gives None goes to another image at random.
+        sampler: of this process's indices, the same each time it is iterated.
+        batch_size: of this process.
+        grouped: batches of images that are all wider than high, or all not, by ``width`` and ``height``.
+        drop_last: leave out an incomplete batch after a sampler that ends.
+        collate: makes what is given of a list of samples; None for the list.
         **options: of ``torch.utils.data.DataLoader``.
     """
 
     def __init__(
-        self, dataset, sampler, batch_size, *, grouped=False, drop_last=True, collate=None, **options
+        self,
+        dataset: Dataset,
+        sampler: Sampler,
+        batch_size: int,
+        *,
+        grouped: bool = False,
+        drop_last: bool = True,
+        collate: Callable | None = None,
+        **options,
     ):
         self.dataset = dataset
         self.sampler = sampler

@@ -83,11 +83,11 @@ class ProgressPrinter(EventWriter):
     Memory is the peak allocated on the GPU, or the peak resident size of this process where there is none.
 
     Args:
-        max_iter (int): iterations of the whole training.
-        window_size (int): iterations that a loss is smoothed over.
+        max_iter: iterations of the whole training.
+        window_size: iterations that a loss is smoothed over.
     """
 
-    def __init__(self, max_iter, window_size=20):
+    def __init__(self, max_iter: int, window_size: int = 20):
         self._logger = logging.getLogger("detectron2.engine.progress")
         self._max_iter = max_iter
         self._window_size = window_size

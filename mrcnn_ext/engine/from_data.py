@@ -2,6 +2,7 @@
 
 import logging
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
@@ -15,11 +16,11 @@ _KEYS = {
 }
 
 
-def mark_unsaid(cfg):
+def mark_unsaid(cfg: CfgNode):
     """Marks the keys above, so that `follow_data` sees which of them have been set in between.
 
     Args:
-        cfg (CfgNode): with its defaults; changed.
+        cfg: with its defaults; changed.
 
     Returns:
         dict: the defaults of the keys, for `follow_data`.
@@ -30,13 +31,13 @@ def mark_unsaid(cfg):
     return defaults
 
 
-def follow_data(cfg, defaults):
+def follow_data(cfg: CfgNode, defaults: dict):
     """Sets the numbers of classes and of keypoints by the first dataset of ``DATASETS.TRAIN``, or of TEST, whose names
     are known; says so where they are not the defaults. What has been set since `mark_unsaid` stays.
 
     Args:
-        cfg (CfgNode): changed.
-        defaults (dict): of `mark_unsaid`.
+        cfg: changed.
+        defaults: of `mark_unsaid`.
     """
     registered = MetadataCatalog.list()
     for key, default in defaults.items():

@@ -5,13 +5,16 @@ import functools
 import logging
 import zlib
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch import nn
 
+from .averaging import WeightAverage
 from .random_state import kept_random_state
 from .steps import loss_normalizers
 
@@ -28,14 +31,16 @@ class ValidationLossHook(HookBase):
     registered in every process; each takes its share of the data.
 
     Args:
-        period (int): iterations between two runs; 0: only after training.
-        model (nn.Module): as trained, DistributedDataParallel or not.
-        build_loader (callable): returns a loader of this process's share of the data, mapped as for training.
+        period: iterations between two runs; 0: only after training.
+        model: as trained, DistributedDataParallel or not.
+        build_loader: returns a loader of this process's share of the data, mapped as for training.
             Called once, when first needed; None if there are none to compute losses on.
-        average (WeightAverage): whose weights the losses are of; None for the model's own.
+        average: whose weights the losses are of; None for the model's own.
     """
 
-    def __init__(self, period, model, build_loader, average=None):
+    def __init__(
+        self, period: int, model: nn.Module, build_loader: Callable, average: WeightAverage | None = None
+    ):
         self._period = period
         self._model = model
         self._average = average
@@ -68,7 +73,7 @@ class ValidationLossHook(HookBase):
         comm.synchronize()
 
 
-def compute_losses(model, loader):
+def compute_losses(model: nn.Module, loader: Iterable[list[dict]]):
     """Average a model's training losses over a loader, leaving the model and all random states as they were.
 
     The losses are those of training, except that layers which behave differently in training (batch norm,
@@ -76,8 +81,8 @@ def compute_losses(model, loader):
     depend only on the image: the result is the same however the data are shared among processes.
 
     Args:
-        model (nn.Module): returns a dict of scalar losses in training mode.
-        loader (iterable[list[dict]]): batches with ground truth; this process's share of the data.
+        model: returns a dict of scalar losses in training mode.
+        loader: batches with ground truth; this process's share of the data.
 
     Returns:
         dict[str, float]: losses averaged over the images of all processes; empty but in the main process.

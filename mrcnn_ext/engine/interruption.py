@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 __all__ = ["Interruption", "forwarding_signals"]
 
@@ -25,8 +25,8 @@ class Interruption:
     have without us.
 
     Attributes:
-        number (int): of the signal that was caught; 0: none.
-        immediate (bool): raise `Interrupted` where the first one arrives.
+        number: of the signal that was caught; 0: none.
+        immediate: raise `Interrupted` where the first one arrives.
     """
 
     def __init__(self):
@@ -81,11 +81,11 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def forwarding_signals(pids) -> Iterator[None]:
+def forwarding_signals(pids: Callable) -> Iterator[None]:
     """Passes signals on to child processes, instead of ending before they do.
 
     Args:
-        pids (callable): gives the processes' ids.
+        pids: gives the processes' ids.
     """
 
     def forward(number, frame):

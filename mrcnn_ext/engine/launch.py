@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -72,15 +73,15 @@ examples:
 """
 
 
-def launch(main, args):
+def launch(main: Callable, args: argparse.Namespace):
     """Call ``main(args)`` in as many processes as ``args`` asks for, with detectron2's process groups made.
 
     Where torchrun (or another launcher that sets ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and
     ``LOCAL_WORLD_SIZE``) has started the processes, this one only joins the others.
 
     Args:
-        main (callable): importable by name, since processes are spawned.
-        args (argparse.Namespace): ``num_gpus``, ``num_processes``, ``num_machines``, ``machine_rank``,
+        main: importable by name, since processes are spawned.
+        args: ``num_gpus``, ``num_processes``, ``num_machines``, ``machine_rank``,
             ``dist_url``, as :func:`argument_parser` makes them. ``num_gpus`` None is replaced by 0 or 1.
 
     Returns:

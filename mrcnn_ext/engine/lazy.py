@@ -1,5 +1,6 @@
 """Train and evaluate the model of a LazyConfig: what ``tools/lazyconfig_train_net.py`` runs."""
 
+import argparse
 import copy
 import functools
 import logging
@@ -14,7 +15,7 @@ from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config_files import CONFIGS
@@ -39,11 +40,11 @@ __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config",
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
-def main(args):
+def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -75,12 +76,12 @@ def main(args):
     return do_test(cfg, model)
 
 
-def load_lazy_config(config_file, overrides=()):
+def load_lazy_config(config_file: str, overrides: list[str] = ()):
     """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
-        config_file (str): path of a ``.py`` file.
-        overrides (list[str]): ``a.b=value`` replaces a value or gives a call one more argument;
+        config_file: path of a ``.py`` file.
+        overrides: ``a.b=value`` replaces a value or gives a call one more argument;
             ``+a.b=value`` adds any key.
 
     Returns:
@@ -183,17 +184,17 @@ def do_test(cfg, model):
     return results
 
 
-def do_train(args, cfg, interruption=None):
+def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interruption | None = None):
     """Train as :class:`mrcnn_ext.engine.Trainer` does.
 
     Args:
-        args (argparse.Namespace): ``resume``, ``trust_files``.
-        cfg (DictConfig): ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
+        args: ``resume``, ``trust_files``.
+        cfg: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
-        interruption (Interruption): signals that end the training after the iteration, with a checkpoint.
+        interruption: signals that end the training after the iteration, with a checkpoint.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
@@ -290,11 +291,11 @@ def _precision(train):
     return torch.float16, torch.amp.GradScaler(train.device)
 
 
-def build_validation_loader(cfg):
+def build_validation_loader(cfg: DictConfig):
     """The images of ``dataloader.test``, resized as in testing, with ground truth as in ``dataloader.train``.
 
     Args:
-        cfg (DictConfig): ``train.val_loss.max_images`` limits the images.
+        cfg: ``train.val_loss.max_images`` limits the images.
 
     Returns:
         DataLoader: batches of one image, this process's share. None if no dataset is left.

@@ -1,22 +1,23 @@
 """Optimisers that detectron2 does not build: AdamW from yaml, clipped SGD in a LazyConfig."""
 
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
 
 from .errors import UserError
 
 __all__ = ["build_optimizer", "clipped_sgd"]
 
 
-def build_optimizer(cfg, model):
+def build_optimizer(cfg: CfgNode, model: nn.Module):
     """The optimiser of a yaml config.
 
     Args:
-        cfg (CfgNode): ``SOLVER.OPTIMIZER``, "SGD" (detectron2's own) or "AdamW", with the rates, decays and clipping
+        cfg: ``SOLVER.OPTIMIZER``, "SGD" (detectron2's own) or "AdamW", with the rates, decays and clipping
             of ``SOLVER``.
-        model (nn.Module): whose parameters it steps.
+        model: whose parameters it steps.
 
     Returns:
         torch.optim.Optimizer:

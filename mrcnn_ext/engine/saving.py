@@ -6,6 +6,7 @@ import math
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from ..files import DiskFullError
+from .averaging import WeightAverage
+from .checkpoint import Checkpointer
 from .data_order import ResumableLoader
 from .errors import NonFiniteError, UserError, did_you_mean
-from .interruption import Interrupted
+from .interruption import Interrupted, Interruption
 from .random_state import kept_random_state, random_state, set_random_state
 from .steps import loss_normalizers
 from .stopping import StopTraining
@@ -30,10 +33,10 @@ class TrainingState:
     states, and buffers that processes do not share; and the scalars that are yet to be written.
 
     Args:
-        step_trainer (callable): gives the `StepTrainer`.
+        step_trainer: gives the `StepTrainer`.
     """
 
-    def __init__(self, step_trainer):
+    def __init__(self, step_trainer: Callable):
         self._step_trainer = step_trainer
         self._saved = None
         self._loaded = None
@@ -108,14 +111,21 @@ class CheckpointHook(HookBase):
     signal asks the training to end, a checkpoint at once. In all processes.
 
     Args:
-        checkpointer (Checkpointer): with ``state`` among its checkpointables.
-        state (TrainingState): of the training.
-        step_trainer (callable): gives the `StepTrainer`, which knows of signals.
-        period (int): 0 for the last alone.
-        keep (int): newest ones of ``model_<iteration>.pth`` that stay; 0 for all.
+        checkpointer: with ``state`` among its checkpointables.
+        state: of the training.
+        step_trainer: gives the `StepTrainer`, which knows of signals.
+        period: 0 for the last alone.
+        keep: newest ones of ``model_<iteration>.pth`` that stay; 0 for all.
     """
 
-    def __init__(self, checkpointer, state, step_trainer, period, keep=0):
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        state: TrainingState,
+        step_trainer: Callable,
+        period: int,
+        keep: int = 0,
+    ):
         self._checkpointer = checkpointer
         self._state = state
         self._step_trainer = step_trainer
@@ -193,13 +203,13 @@ class BestHook(HookBase):
     After the hooks that evaluate, in all processes.
 
     Args:
-        metric (str): as in ``metrics.json``, "segm/AP" say; of names with "loss" the lowest is the best.
-        checkpoint_hook (CheckpointHook): saves.
-        period (int): of evaluation.
-        patience (int): evaluations without improvement that end the training; 0: none.
+        metric: as in ``metrics.json``, "segm/AP" say; of names with "loss" the lowest is the best.
+        checkpoint_hook: saves.
+        period: of evaluation.
+        patience: evaluations without improvement that end the training; 0: none.
     """
 
-    def __init__(self, metric, checkpoint_hook, period, patience=0):
+    def __init__(self, metric: str, checkpoint_hook: CheckpointHook, period: int, patience: int = 0):
         self._metric = metric
         self._checkpoint_hook = checkpoint_hook
         self._period = period
@@ -261,15 +271,21 @@ class BestHook(HookBase):
         self._state = dict(state)
 
 
-def evaluation_hook(period, evaluate, average, checkpoint_hook, interruption):
+def evaluation_hook(
+    period: int,
+    evaluate: Callable,
+    average: WeightAverage,
+    checkpoint_hook: CheckpointHook,
+    interruption: Interruption,
+):
     """detectron2's EvalHook, which leaves the training as it was.
 
     Args:
-        period (int): iterations between two evaluations; 0: after training alone.
-        evaluate (callable): gives the metrics.
-        average (WeightAverage): whose weights are evaluated; None for the model's own.
-        checkpoint_hook (CheckpointHook): saves when a signal arrives meanwhile; the resumed training evaluates again.
-        interruption (Interruption): None where no signals are caught.
+        period: iterations between two evaluations; 0: after training alone.
+        evaluate: gives the metrics.
+        average: whose weights are evaluated; None for the model's own.
+        checkpoint_hook: saves when a signal arrives meanwhile; the resumed training evaluates again.
+        interruption: None where no signals are caught.
     """
 
     def evaluate_apart():
@@ -296,12 +312,12 @@ class ResumeHook(HookBase):
     processes.
 
     Args:
-        state (TrainingState): as loaded.
-        trainer_hooks (callable): gives the trainer's hooks.
-        writers (list): those that can leave out what they had written beyond the checkpoint.
+        state: as loaded.
+        trainer_hooks: gives the trainer's hooks.
+        writers: those that can leave out what they had written beyond the checkpoint.
     """
 
-    def __init__(self, state, trainer_hooks, writers=()):
+    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: list = ()):
         self._state = state
         self._trainer_hooks = trainer_hooks
         self._writers = writers

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 
@@ -53,13 +54,13 @@ _LAZY_AT_LEAST = {
 }
 
 
-def check_settings(cfg, eval_only=False, resume=False):
+def check_settings(cfg: CfgNode, eval_only: bool = False, resume: bool = False):
     """Check the values of a yaml config.
 
     Args:
-        cfg (CfgNode): with our keys.
-        eval_only (bool): nothing is trained.
-        resume (bool): weights come from ``OUTPUT_DIR``.
+        cfg: with our keys.
+        eval_only: nothing is trained.
+        resume: weights come from ``OUTPUT_DIR``.
 
     Raises:
         UserError: a value is out of range or unknown; the message names the key, the value and what would be right.

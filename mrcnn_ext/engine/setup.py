@@ -1,5 +1,6 @@
 """What a training program does first: read the config, start logging."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -24,13 +25,13 @@ from .yaml_files import merge_from_file
 __all__ = ["load_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
 
 
-def setup(args):
+def setup(args: argparse.Namespace):
     """Config of a yaml file and command line, with logging, output directory and seeds set up.
 
     To evaluate, ``MODEL.WEIGHTS`` is enough without a file: checkpoints hold their config.
 
     Args:
-        args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`.
 
     Returns:
         CfgNode: frozen.
@@ -88,16 +89,16 @@ def start(cfg, args, output_dir):
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 
 
-def load_config(config_file, opts=(), trust=False):
+def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
     or ``opts`` have others.
 
     Args:
-        config_file (str): path; "" for the defaults alone.
-        opts (list[str]): KEY VALUE pairs that go over the file.
-        trust (bool): run the code that Python tags in the file, or in its ``_BASE_``, hold.
+        config_file: path; "" for the defaults alone.
+        opts: KEY VALUE pairs that go over the file.
+        trust: run the code that Python tags in the file, or in its ``_BASE_``, hold.
 
     Returns:
         CfgNode: not frozen.

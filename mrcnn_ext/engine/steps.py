@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..layers.loss_normalizers import shared_normalizers
 from .errors import NonFiniteError
+from .interruption import Interruption
 from .stopping import Stoppable
 
 __all__ = ["StepTrainer"]
@@ -27,15 +28,15 @@ class _Steps(SimpleTrainer):
 
     Args:
         model, data_loader, optimizer: as of SimpleTrainer.
-        autocast (torch.dtype): precision of the forward pass; None for the parameters' own.
-        grad_scaler (torch.amp.GradScaler): scales the loss, which float16 needs.
-        accumulate (int): parts that a batch is cut into, run one after the other; the optimiser steps once by the
+        autocast: precision of the forward pass; None for the parameters' own.
+        grad_scaler: scales the loss, which float16 needs.
+        accumulate: parts that a batch is cut into, run one after the other; the optimiser steps once by the
             mean of their gradients.
-        skip_nonfinite (int): steps that may be skipped in all.
-        interruption (Interruption): signals to look at.
+        skip_nonfinite: steps that may be skipped in all.
+        interruption: signals to look at.
 
     Attributes:
-        interrupted_by (int): number of the signal that some process caught; 0: none. The same in all processes.
+        interrupted_by: number of the signal that some process caught; 0: none. The same in all processes.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class _Steps(SimpleTrainer):
         data_loader,
         optimizer,
         *,
-        autocast=None,
-        grad_scaler=None,
-        accumulate=1,
-        skip_nonfinite=0,
-        interruption=None,
+        autocast: torch.dtype | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        accumulate: int = 1,
+        skip_nonfinite: int = 0,
+        interruption: Interruption | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
         self.interrupted_by = 0

@@ -12,7 +12,7 @@ class StopTraining(BaseException):
     """Ends the loop of a `Stoppable` trainer; hooks' ``after_train`` are called.
 
     Args:
-        error (Exception): what ``train`` is to raise; None for an end in order.
+        error: what ``train`` is to raise; None for an end in order.
     """
 
     def __init__(self, error=None):

@@ -1,5 +1,7 @@
 """Train and evaluate the model of a yaml config: what ``tools/train_net.py`` runs."""
 
+import argparse
+
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -12,11 +14,11 @@ from .trainer import Trainer
 __all__ = ["main"]
 
 
-def main(args):
+def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args (argparse.Namespace): of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`.
 
     Returns:
         dict: metrics of the evaluation, in the main process.

@@ -6,6 +6,7 @@ import os
 import weakref
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, hooks
@@ -25,6 +26,7 @@ from .description import describe
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
+from .interruption import Interruption
 from .optim import build_optimizer
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building
@@ -48,12 +50,12 @@ class Trainer(Stoppable, DefaultTrainer):
 
     Args:
         cfg (CfgNode):
-        interruption (Interruption): signals that end the training after the iteration, with a checkpoint; None: the
+        interruption: signals that end the training after the iteration, with a checkpoint; None: the
             caller's business.
-        trust (bool): run the code that checkpoints may hold.
+        trust: run the code that checkpoints may hold.
     """
 
-    def __init__(self, cfg, interruption=None, trust=False):
+    def __init__(self, cfg, interruption: Interruption | None = None, trust: bool = False):
         self._interruption, self._trust = interruption, trust
         if "VAL_LOSS" not in cfg:
             raise UserError(
@@ -255,14 +257,14 @@ def check_iterations(start, end, key):
         raise UserError(f"{key} is {end}, but the checkpoint to resume from has {start} iterations already")
 
 
-def build_validation_loader(cfg):
+def build_validation_loader(cfg: CfgNode):
     """This process's share of the test images, resized as in testing, with ground truth as in training.
 
     Datasets on which the losses cannot be computed are left out with a warning, and so are the images that training
     would leave out.
 
     Args:
-        cfg (CfgNode): ``DATASETS.TEST``, ``VAL_LOSS.MAX_IMAGES``.
+        cfg: ``DATASETS.TEST``, ``VAL_LOSS.MAX_IMAGES``.
 
     Returns:
         DataLoader: batches of one image. None if no dataset is left.

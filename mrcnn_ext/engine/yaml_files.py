@@ -28,16 +28,16 @@ _OPERATORS = {
 _LARGEST = 1e9  # of numbers in a formula, lest a power takes for ever
 
 
-def merge_from_file(cfg, filename, trust=False):
+def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
     """``cfg.merge_from_file`` with a safe loader.
 
     Of yaml's Python tags it knows two: ``!!python/tuple``, and ``!!python/object/apply:eval`` with formulas of
     numbers and lists, by which detectron2's RetinaNet configs write their anchors.
 
     Args:
-        cfg (CfgNode): what the file goes over.
-        filename (str): path.
-        trust (bool): run the code that other tags hold.
+        cfg: what the file goes over.
+        filename: path.
+        trust: run the code that other tags hold.
 
     Raises:
         UserError: a tag that would run code, a ``_BASE_`` that is not there or leads back to itself, or a file that is

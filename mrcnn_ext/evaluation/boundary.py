@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 __all__ = ["BoundaryCOCOeval", "boundary_of"]
@@ -16,13 +17,15 @@ class BoundaryCOCOeval(COCOeval):
     objects are all boundary, whence the minimum. A prediction in a crowd region is matched by mask IoU.
 
     Args:
-        ground_truth (COCO): with segmentations.
-        results (COCO): the predictions, from ``ground_truth.loadRes``.
-        iouType (str): "segm".
-        dilation_ratio (float): width of the boundary, relative to the diagonal of the image; the paper's is 0.02.
+        ground_truth: with segmentations.
+        results: the predictions, from ``ground_truth.loadRes``.
+        iouType: "segm".
+        dilation_ratio: width of the boundary, relative to the diagonal of the image; the paper's is 0.02.
     """
 
-    def __init__(self, ground_truth, results, iouType="segm", dilation_ratio=0.02):
+    def __init__(
+        self, ground_truth: COCO, results: COCO, iouType: str = "segm", dilation_ratio: float = 0.02
+    ):
         super().__init__(ground_truth, results, iouType)
         self._dilation_ratio = dilation_ratio
 

@@ -2,6 +2,7 @@
 
 import os
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, LVISEvaluator, PascalVOCDetectionEvaluator
 
@@ -11,14 +12,14 @@ from .coco_evaluation import COCOEvaluator
 __all__ = ["build_evaluator", "takes_lazy_masks"]
 
 
-def build_evaluator(cfg, dataset_name, output_dir=None):
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None):
     """Build the evaluator that the ``evaluator_type`` in the dataset's metadata names.
 
     Args:
-        cfg (CfgNode): ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts; ``TEST.BOUNDARY_AP``
+        cfg: ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts; ``TEST.BOUNDARY_AP``
             adds the task "boundary" to COCO's.
-        dataset_name (str): a registered dataset.
-        output_dir (str): where predictions are written; default ``<OUTPUT_DIR>/inference/<dataset_name>``.
+        dataset_name: a registered dataset.
+        output_dir: where predictions are written; default ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
     Returns:
         DatasetEvaluator:

@@ -28,15 +28,15 @@ def check_labels(names):
         )
 
 
-def store_predictions(folder, file_name, names, scores, rles):
+def store_predictions(folder: str, file_name: str, names: list[str], scores: list, rles: list[dict]):
     """Writes what was found in an image to where `instance_precisions` reads it.
 
     Args:
-        folder (str): of all predictions; `instance_precisions` takes it.
-        file_name (str): of the image, "..._leftImg8bit.png".
-        names (list[str]): Cityscapes' name of the class of each object.
-        scores (list): of each.
-        rles (list[dict]): mask of each, compressed RLE of the image's size.
+        folder: of all predictions; `instance_precisions` takes it.
+        file_name: of the image, "..._leftImg8bit.png".
+        names: Cityscapes' name of the class of each object.
+        scores: of each.
+        rles: mask of each, compressed RLE of the image's size.
     """
     from cityscapesscripts.helpers.labels import name2label
 
@@ -53,15 +53,15 @@ def _text(counts):
     return counts.decode() if isinstance(counts, bytes) else counts
 
 
-def instance_precisions(folder, gt_dir):
+def instance_precisions(folder: str, gt_dir: str):
     """Average precision over the classes and the IoU thresholds 0.5 to 0.95, by cityscapesscripts.
 
     Masks are matched as RLE instead of a PNG each, and the pixels that a mask shares with the ground truth are counted
     within its box, once for all objects; the result is the same.
 
     Args:
-        folder (str): of the predictions of every image, by `store_predictions`.
-        gt_dir (str): ``gtFine/<split>``: a folder per city with ``*_gtFine_instanceIds.png``.
+        folder: of the predictions of every image, by `store_predictions`.
+        gt_dir: ``gtFine/<split>``: a folder per city with ``*_gtFine_instanceIds.png``.
 
     Returns:
         (dict, str): {"AP", "AP50"} in points, and the table of the classes.

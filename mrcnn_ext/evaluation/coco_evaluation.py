@@ -47,13 +47,13 @@ class COCOEvaluator(_COCOEvaluator):
     * Where nothing at all was predicted, each of ``tasks`` scores 0, instead of vanishing or NaN.
 
     Args:
-        dataset_name (str): a registered dataset.
-        tasks (tuple[str]): any of "bbox", "segm", "keypoints", "boundary". Default: what the first predictions have.
-        distributed (bool): collect the predictions of all processes.
-        output_dir (str): where predictions are written; None for nowhere.
-        max_dets_per_image (int): how many boxes and masks of an image count; None as above.
-        use_fast_impl (bool): detectron2's compiled evaluation where it is built.
-        kpt_oks_sigmas (list[float]): (K,) standard deviation of each keypoint, relative to object scale.
+        dataset_name: a registered dataset.
+        tasks: any of "bbox", "segm", "keypoints", "boundary". Default: what the first predictions have.
+        distributed: collect the predictions of all processes.
+        output_dir: where predictions are written; None for nowhere.
+        max_dets_per_image: how many boxes and masks of an image count; None as above.
+        use_fast_impl: detectron2's compiled evaluation where it is built.
+        kpt_oks_sigmas: (K,) standard deviation of each keypoint, relative to object scale.
         allow_cached_coco: taken for detectron2's configs; nothing is cached.
 
     Raises:
@@ -63,14 +63,14 @@ class COCOEvaluator(_COCOEvaluator):
 
     def __init__(
         self,
-        dataset_name,
-        tasks=None,
-        distributed=True,
-        output_dir=None,
+        dataset_name: str,
+        tasks: tuple[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
         *,
-        max_dets_per_image=None,
-        use_fast_impl=True,
-        kpt_oks_sigmas=(),
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        kpt_oks_sigmas: list[float] = (),
         allow_cached_coco=None,
     ):
         # Not super().__init__, which reads the file as it is, writes a cached one for data registered in Python, moves
