@@ -159,7 +159,7 @@ class PreparedWeights:
     """What was made of some tensors for a kernel, as long as they have not changed. Copies and pickles are empty."""
 
     def __init__(self):
-        self._sources, self._stamp, self._value = (), None, None
+        self._made = ((), None, None)  # sources, stamp, value: at once, for the sake of other threads
 
     def get(self, sources: tuple[Tensor | None, ...], setting, make: Callable):
         """``make()``, or what it returned last if neither a source nor ``setting`` has changed since.
@@ -171,14 +171,15 @@ class PreparedWeights:
         """
         sources = tuple(source for source in sources if source is not None)
         stamp = (setting, [(source.data_ptr(), _version(source)) for source in sources])
-        same = len(sources) == len(self._sources) and all(map(operator.is_, sources, self._sources))
-        if not same or stamp != self._stamp:
+        made_of, made_at, value = self._made
+        same = len(sources) == len(made_of) and all(map(operator.is_, sources, made_of))
+        if not same or stamp != made_at:
             # Not as tensors of inference mode: calls outside of it are to have them too.
             outside = torch.inference_mode(False), torch.no_grad()
             with outside[0], outside[1], torch.autocast(sources[0].device.type, enabled=False):
                 value = make()
-            self._sources, self._stamp, self._value = sources, stamp, value
-        return self._value
+            self._made = (sources, stamp, value)
+        return value
 
     def __reduce__(self):
         return PreparedWeights, ()
