@@ -11,11 +11,14 @@ one function per defect, each where the defect is found and nowhere else. Set th
 import os
 from importlib.util import find_spec
 
-from .accel import accelerate, fuse_poolers
-from .integrations import timm, torchvision  # noqa: F401  (registration)
-
 __version__ = "0.2.0"
-__all__ = ["__version__", "accelerate", "fuse_poolers"]
+__all__ = ["__version__"]
+
+if find_spec("torch") is not None:  # mrcnn_ext.scenes works without
+    from .accel import accelerate, fuse_poolers  # noqa: F401
+    from .integrations import timm, torchvision  # noqa: F401  (registration)
+
+    __all__ += ["accelerate", "fuse_poolers"]
 
 if find_spec("detectron2") is not None:
     from . import compat

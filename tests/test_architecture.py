@@ -14,9 +14,10 @@ FLOORS = (
     ("engine", "model_zoo"),
     ("integrations", "data", "evaluation", "modeling"),
     ("accel",),
+    ("compat",),
     ("layers",),
     ("ops",),
-    ("scenes", "compat", "config", "config_files"),
+    ("scenes", "config", "config_files"),
 )
 # Rooms of one row that may import each other's: the others stand side by side.
 BESIDE = {

@@ -50,7 +50,7 @@ def select_detections(
         topk: at most so many; negative for all.
         min_size: boxes of a smaller width or height are left out; None for none.
     """
-    boxes = boxes.view(len(boxes), -1, 4)
+    boxes = boxes.view(len(boxes), boxes.shape[1:].numel() // 4, 4)
     passing = scores > score_thresh
     count = int(passing.sum())
     class_by_class = boxes.device.type == "cpu" and 4 * count > _CLASS_BY_CLASS

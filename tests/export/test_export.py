@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -419,12 +420,14 @@ def test_tool(tmp_path, monkeypatch, capsys):
     inputs = make_inputs(SIZES[1])
     assert_same(infer(ExportedModel(tmp_path / "m.ts"), inputs), infer(model, inputs))
     monkeypatch.setattr(sys, "argv", [*args, "MODEL.META_ARCHITECTURE", "PanopticFPN"])
-    with pytest.raises(SystemExit, match="error: "):
+    with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(tool), run_name="__main__")
+    assert "error: " in capsys.readouterr().err
     (tmp_path / "image.png").write_text("no image")
     monkeypatch.setattr(sys, "argv", args)
-    with pytest.raises(SystemExit, match="error: .*image.png: the image cannot be read: "):
+    with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(tool), run_name="__main__")
+    assert re.search("error: .*image.png: the image cannot be read: ", capsys.readouterr().err)
 
 
 def planted_archive(path, change, target=None):

@@ -93,5 +93,5 @@ def test_names_that_are_not_there(pyramid):
 
 
 def test_levels_that_are_no_pyramid(pyramid):
-    with pytest.raises(ValueError, match="half as large"):
+    with pytest.raises(ValueError, match="consecutive powers of two"):
         FusedMultiScaleRoIAlign(["0", "2"], 7, 2)(pyramid, [random_boxes(1)], SHAPES[:1])

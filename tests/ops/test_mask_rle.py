@@ -187,7 +187,7 @@ def run(program, **environment):
 
 COMPARE = """
 import torch
-from mrcnn_ext.layers import _extension, masks_to_rle
+from mrcnn_ext.ops import _extension, masks_to_rle
 generator = torch.Generator().manual_seed(0)
 masks = torch.rand(300, 28, 28, generator=generator)
 corner = torch.rand(300, 2, generator=generator) * 150

@@ -324,7 +324,8 @@ POOL_TWICE = """
 import torch, warnings
 warnings.simplefilter("always")
 with warnings.catch_warnings(record=True) as caught:
-    from mrcnn_ext.layers import roi_align, _extension
+    from mrcnn_ext.layers import roi_align
+    from mrcnn_ext.ops import _extension
     assert not [w for w in caught if "mrcnn_ext" in str(w.message)], "warned at import"
     for _ in range(2):
         out = roi_align(torch.ones(1, 2, 8, 8), torch.tensor([[0, 1.0, 1, 5, 5]]), 2)
@@ -397,7 +398,8 @@ def test_compiled_operator_uses_atens_threads(tmp_path):
     # In a process of its own, where nothing has started threads before, and of the package as it is installed.
     code = """
 import os, sys, torch
-from mrcnn_ext.layers import _extension, roi_align
+from mrcnn_ext.layers import roi_align
+from mrcnn_ext.ops import _extension
 if _extension.backend() != "compiled":
     sys.exit("compiled operator missing")
 torch.set_num_threads(4)

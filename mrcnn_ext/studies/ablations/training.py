@@ -12,6 +12,7 @@ from detectron2.engine import hooks
 
 from ...data import register_scenes
 from ...engine.launch import argument_parser
+from ...engine.saving import CheckpointHook
 from ...engine.setup import load_config, start
 from ...engine.trainer import Trainer
 from ...files import replacing
@@ -97,7 +98,7 @@ class _Trainer(Trainer):
     """Leaves evaluation to who calls it, and no checkpoints behind."""
 
     def build_hooks(self):
-        left_out = (hooks.EvalHook, hooks.PeriodicCheckpointer)
+        left_out = (hooks.EvalHook, hooks.PeriodicCheckpointer, CheckpointHook)
         return [hook for hook in super().build_hooks() if not isinstance(hook, left_out)]
 
 
