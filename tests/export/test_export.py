@@ -516,7 +516,7 @@ def test_a_planted_archive_is_not_opened(pt2_file, tmp_path, plant):
     with pytest.raises(ValueError, match=rf"x.pt2 holds code \({message}.*trust=True"):
         ExportedModel(path)
     assert not os.path.exists(payload.file)
-    if plant in ("weight", "sample inputs", "formula"):  # the danger is real
+    if plant in ("weight", "sample inputs"):  # the danger is real
         with contextlib.suppress(Exception):
             ExportedModel(path, trust=True)
         assert os.path.exists(payload.file)

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+
+pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from multiprocessing import forkserver
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +41,8 @@ def start_here(mixed_datasets, environment, tmp_path_factory):
     context.set_forkserver_preload(
         ["mrcnn_ext.engine", "mrcnn_ext.engine.lazy", "mrcnn_ext.engine.train_net"]
     )
-    # The server takes it over when it starts, with the first process.
+    # The server takes it over when it starts, with the first process; another test's has its own.
+    forkserver._forkserver._stop()
     patch = pytest.MonkeyPatch()
     for key, value in {**environment, "DETECTRON2_DATASETS": str(mixed_datasets)}.items():
         patch.setenv(key, value)
@@ -52,6 +54,7 @@ def start_here(mixed_datasets, environment, tmp_path_factory):
         return SimpleNamespace(process=process, log=log)
 
     yield start_tool
+    forkserver._forkserver._stop()
     patch.undo()
 
 
