@@ -129,6 +129,7 @@ class FusedStem(FusedModule):
         super().__init__(original)
         self.stem_conv = conv
         conv.fuse(original, policy)
+        original.get_submodule(conv.conv).fuses += ("relu", "max_pool")
 
     def runs_in_one_pass(self, x: Tensor) -> bool:
         """Whether convolution and pooling are `stem_conv_pool`."""

@@ -193,8 +193,10 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
         return reorder(weight), _to(bias, torch.float32)
 
     def extra_repr(self) -> str:
-        kernel = self.policy.conv_kernel(self, foldable(self.own_norm), self.weight.device)
-        return self._describe(kernel.value)
+        device = self.weight.device
+        if "max_pool" in self.fuses and self.policy.runs_stem(self, device):
+            return self._describe("stem_conv_pool")
+        return self._describe(self.policy.conv_kernel(self, foldable(self.own_norm), device).value)
 
 
 class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
