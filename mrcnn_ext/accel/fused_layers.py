@@ -59,9 +59,6 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
     def own_norm(self) -> nn.Module | None:
         return self._modules.get("norm")
 
-    def infer(self, x: Tensor) -> Tensor:
-        return self.run(x)
-
     def run(
         self,
         x: Tensor,
@@ -147,7 +144,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                     return winograd_conv3x3(x, weight, bias, add, relu)
                 x = _from_grids(winograd_conv3x3(_to_grids(x, dilation), weight, bias), dilation, x.shape)
                 return _finish(x, relu, add)
-            kernel = ConvKernel.ONEDNN if self.policy.onednn and self.padding != "same" else ConvKernel.ATEN
+            kernel = self.policy.direct_kernel(self)
         weight, bias = self.prepared.get(self._sources(norm), None, partial(self._make, norm))
         if kernel is ConvKernel.ATEN or x.numel() == 0:  # oneDNN's fused convolutions take no empty batch
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)

@@ -59,6 +59,10 @@ class KernelPolicy:
             return ConvKernel.POINTWISE
         if self.winograd and supports_dilated_winograd(conv):
             return ConvKernel.WINOGRAD_INT16 if self.winograd == "int16" else ConvKernel.WINOGRAD_FLOAT32
+        return self.direct_kernel(conv)
+
+    def direct_kernel(self, conv: nn.Conv2d) -> ConvKernel:
+        """Of those, the kernel on the CPU that serves any convolution."""
         # oneDNN's fused convolutions take no padding by name.
         return ConvKernel.ATEN if not self.onednn or isinstance(conv.padding, str) else ConvKernel.ONEDNN
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .conv_classes import is_relu
 from .fused_blocks import FusedBlock
 from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
 from .fused_module import FusedModule, MethodStep, replace_child, replace_method
@@ -21,7 +22,6 @@ from .rules import fuse, fuse_children, has_rule
 
 __all__ = ["FusedConvStack", "FusedNetwork", "UntraceableError", "fuse_traced"]
 
-_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _NOTHING_AT_INFERENCE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _FOLLOWING = threading.RLock()  # fx changes what all modules have in common while it follows one
@@ -502,8 +502,8 @@ class _Matcher:
         if node is None:
             return False
         if node.op == "call_module":
-            return type(self._modules[node]) is nn.ReLU
-        return (node.op == "call_function" and node.target in _RELUS) or (
+            return is_relu(self._modules[node])
+        return (node.op == "call_function" and is_relu(node.target)) or (
             node.op == "call_method" and node.target in ("relu", "relu_")
         )
 
