@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.pointwise import pointwise_conv, pointwise_weight
-from .fused_layers import FusedConv2d
+from ..ops.pointwise import pointwise_conv
+from .fused_layers import FusedConv2d, matrix_for
 from .fused_module import FusedModule, PreparedWeights, replace_child
 from .kernel_support import doubling_as_linear
 from .mixed_precision import to_float32
@@ -231,9 +231,7 @@ class JointConvs:
                 torch.cat([getattr(conv, name).detach() for conv in self.convs])
                 for name in ("weight", "bias")
             )
-            if pointwise:
-                return pointwise_weight(weight), bias.float()
-            return weight.to(x.dtype), bias.to(x.dtype)
+            return matrix_for(weight, bias, x.dtype, pointwise)
 
         sources = tuple(getattr(conv, name) for conv in self.convs for name in ("weight", "bias"))
         weight, bias = self.prepared.get(sources, (x.dtype, pointwise), make)
@@ -296,12 +294,10 @@ class PredictedClassMasks:
             return logits + predictor.bias.detach()[classes, None, None, None]
 
     def _weights(self, pointwise):
-        deconv, dtype = self.deconv, self.policy.dtype
+        deconv = self.deconv
 
         def make():
             weight, bias = doubling_as_linear(deconv.weight.detach(), deconv.bias)
-            if pointwise:
-                return pointwise_weight(weight), None if bias is None else bias.detach().float()
-            return weight.to(dtype).contiguous(), None if bias is None else bias.detach().to(dtype)
+            return matrix_for(weight, bias, self.policy.dtype, pointwise)
 
         return self.prepared.get((deconv.weight, deconv.bias), pointwise, make)

@@ -228,7 +228,7 @@ class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
     def _double(self, x, relu):
         def make():
             weight, bias = doubling_as_linear(self.weight.detach(), self.bias)
-            return pointwise_weight(weight), _to(bias, torch.float32)
+            return matrix_for(weight, bias, self.policy.dtype, pointwise=True)
 
         weight, bias = self.prepared.get((self.weight, self.bias), "doubling", make)
         with torch.autocast(x.device.type, enabled=False):
@@ -262,10 +262,7 @@ class FusedLinear(_FusedLayer, nn.Linear):
         pointwise = policy.runs_pointwise(self.in_features, x.device)
 
         def make():
-            weight = order(self.weight.detach())
-            if pointwise:
-                return pointwise_weight(weight), _to(self.bias, torch.float32)
-            return weight.to(policy.dtype).contiguous(), _to(self.bias, policy.dtype)
+            return matrix_for(order(self.weight.detach()), self.bias, policy.dtype, pointwise)
 
         weight, bias = self.prepared.get((self.weight, self.bias), (setting, pointwise), make)
         with torch.autocast(x.device.type, enabled=False):
@@ -297,6 +294,18 @@ def _from_grids(x: Tensor, step: int, shape: torch.Size) -> Tensor:
     x = x.permute(0, 2, 3, 1).view(step, step, count, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
     x = x.reshape(count, rows * step, columns * step, -1)[:, :height, :width]
     return x.contiguous().permute(0, 3, 1, 2)
+
+
+def matrix_for(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, pointwise: bool):
+    """The weight (O, C) or (O, C, 1, 1) and the bias (O,) of a linear layer as its kernel takes them.
+
+    Args:
+        dtype: that PyTorch's layers compute in.
+        pointwise: for `pointwise_conv` rather than for PyTorch.
+    """
+    if pointwise:
+        return pointwise_weight(weight), _to(bias, torch.float32)
+    return weight.to(dtype).contiguous(), _to(bias, dtype)
 
 
 def _finish(x, relu, add=None):
