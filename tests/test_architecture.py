@@ -8,6 +8,8 @@ import mrcnn_ext
 PACKAGE = Path(mrcnn_ext.__file__).parent
 # Each room may import those in lower rows, and itself. The package's own __init__ imports what registers itself.
 FLOORS = (
+    ("cli",),
+    ("app",),
     ("benchmark",),
     ("studies",),
     ("inference", "export"),
