@@ -16,6 +16,8 @@ from mrcnn_ext.engine.checks import check_config
 from mrcnn_ext.engine.errors import UserError
 from mrcnn_ext.engine.setup import load_config
 
+pytestmark = pytest.mark.detectron2
+
 NAME = "from_data_test"
 
 

@@ -21,6 +21,8 @@ from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.evaluation import COCOEvaluator, build_evaluator
 from mrcnn_ext.evaluation.boundary import BoundaryCOCOeval, boundary_of
 
+pytestmark = pytest.mark.detectron2
+
 HEIGHT, WIDTH = 30, 40  # of diagonal 50: boundaries of one pixel
 
 

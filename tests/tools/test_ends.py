@@ -12,6 +12,8 @@ pytest.importorskip("detectron2")
 
 import torch
 
+pytestmark = pytest.mark.detectron2
+
 OPTIONS = ("VAL_LOSS.ENABLED", False, "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 100000)
 ENDLESS = ("SOLVER.MAX_ITER", 100000)
 

@@ -13,6 +13,8 @@ pytest.importorskip("detectron2")
 
 import torch
 
+pytestmark = pytest.mark.detectron2
+
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
 
 
