@@ -61,7 +61,7 @@ def read_description(
                 raise ValueError(f"{where}: {source} is neither yaml nor JSON: {error}") from error
     if not hasattr(description, "items"):
         raise ValueError(f"{where}: {source} must have keys among {', '.join(_KEYS)}, got {description!r}")
-    described = dict(description)
+    described: dict = dict(description)  # type: ignore[arg-type]  # it has items
     for key in described:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, 1)

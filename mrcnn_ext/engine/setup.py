@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -89,7 +90,7 @@ def start(cfg, args, output_dir):
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 
 
-def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
+def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file

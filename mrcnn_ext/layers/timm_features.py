@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +146,7 @@ def _batch_norms(net: nn.Module, model_name: str) -> list[str]:
     return names
 
 
-def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> nn.Module:
+def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> Any:
     import timm  # takes a second, which a user of the others need not wait
 
     if not timm.is_model(model_name):

@@ -42,8 +42,7 @@ def read_labelme(source: str, split: str | None = None) -> Found:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder")
     files = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
-    read = [(path, _load(path)) for path in files]
-    read = [(path, content) for path, content in read if content is not None]
+    read = [(path, content) for path in files if (content := _load(path)) is not None]
     if not read:
         raise FileNotFoundError(f"{root}: there are no LabelMe files in it")
     points = (shape for _, content in read for shape in content["shapes"] if _kind(shape) == "point")
@@ -159,6 +158,7 @@ def _holds(one: FoundObject, x: float, y: float) -> bool:
     elif isinstance(one.segmentation, dict):
         x0, y0, w, h = mask_util.toBbox(one.segmentation)
     else:
+        assert one.segmentation is not None  # _image gives every object a box, a mask or polygons
         xs = [v for polygon in one.segmentation for v in polygon[0::2]]
         ys = [v for polygon in one.segmentation for v in polygon[1::2]]
         x0, y0, w, h = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
