@@ -195,6 +195,7 @@ def kills_and_resumes(
             if kill(run, folder, rng, max_iter, while_writing):
                 killed.append((last_saved(folder), "writing" if while_writing else ""))
                 continue
+            wait(run)  # it had ended before
         assert_same_training(folder, expected, read_metrics)
         finished += 1
     print(

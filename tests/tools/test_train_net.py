@@ -285,11 +285,11 @@ def test_a_lazy_checkpoint_is_evaluated_and_exported_alone(run, tmp_path, read_s
     model = instantiate(cfg.model)
     weights = tmp_path / "model.pth"
     torch.save({"model": model.state_dict(), "about": describe_lazily(cfg, ["coco_2017_val_100"])}, weights)
-    args = ["lazyconfig_train_net", "--eval-only", f"train.init_checkpoint={weights}"]
-    args += ["dataloader.test.num_workers=0"]
-    expected = run(*args, "--config-file", config, f"train.output_dir={tmp_path}/with")
+    command = ["lazyconfig_train_net", "--eval-only"]
+    options = [f"train.init_checkpoint={weights}", "dataloader.test.num_workers=0"]
+    expected = run(*command, "--config-file", config, *options, f"train.output_dir={tmp_path}/with")
     config.unlink()
-    alone = run(*args, f"train.output_dir={tmp_path}/without")
+    alone = run(*command, *options, f"train.output_dir={tmp_path}/without")
     assert read_scores(alone).keys() == {"bbox", "segm"}
     for task, scores in read_scores(expected).items():
         assert read_scores(alone)[task] == pytest.approx(scores, nan_ok=True)
