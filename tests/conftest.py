@@ -1,6 +1,7 @@
 """What every test shares: a small model's config and a batch for it, and one line that says what was skipped for want
 of detectron2."""
 
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -13,11 +14,22 @@ if find_spec("detectron2") is not None:
     from mrcnn_ext import add_mrcnn_ext_config
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    if find_spec("detectron2") is None:
-        for item in items:
-            if item.get_closest_marker("detectron2"):
-                item.add_marker(pytest.mark.skip(reason="could not import 'detectron2'"))
+    for item in items:
+        if _imports_detectron2(item.module):
+            item.add_marker("detectron2")
+        if find_spec("detectron2") is None and item.get_closest_marker("detectron2"):
+            item.add_marker(pytest.mark.skip(reason="could not import 'detectron2'"))
+
+
+@cache
+def _imports_detectron2(module):
+    """Such a module needs it, whether it says so or not."""
+    return any(
+        str(getattr(value, "__module__", None) or getattr(value, "__name__", "")).startswith("detectron2.")
+        for value in vars(module).values()
+    )
 
 
 def pytest_terminal_summary(terminalreporter):
