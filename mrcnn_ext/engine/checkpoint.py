@@ -12,6 +12,7 @@ from ..files import DamagedFileError, replacing, verify_archive
 from ..integrations.torchvision.parameter_names import is_torchvision_detector
 from ..integrations.torchvision.weights import detectron2_weights
 from .averaging import WeightAverage
+from .class_mapping import ClassMapping
 from .description import ABOUT
 from .errors import NonFiniteError, UserError
 from .weight_files import read_weights
@@ -36,6 +37,7 @@ class Checkpointer(DetectionCheckpointer):
         averaged: saved beside the weights; such an average in a file is loaded instead of its weights
             wherever training is not resumed.
         trust: run whatever code a file holds.
+        classes: maps the class-specific weights of a file with other classes, wherever training is not resumed.
     """
 
     # Tensors of the file that may be without a place in the model: a mask head, predictors of other classes.
@@ -52,9 +54,11 @@ class Checkpointer(DetectionCheckpointer):
         about: Callable[[], dict] | None = None,
         averaged: WeightAverage | None = None,
         trust: bool = False,
+        classes: ClassMapping | None = None,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
+        self._classes = classes
         self.trust = trust
         self.about = about
         self.averaged = averaged
@@ -216,6 +220,9 @@ class Checkpointer(DetectionCheckpointer):
                 f"{self._file}: {len(wrong)} of its {len(checkpoint['model'])} tensors are not finite ({wrong[0]}, "
                 "...): it was saved by a training that had diverged. Take an older checkpoint"
             )
+        if self._classes is not None and not self._resuming:
+            checkpoint["model"], report = self._classes.apply(checkpoint, self.model.state_dict(), self._file)
+            self.logger.info(report)
         incompatible = super()._load_model(checkpoint)
         if not self._allow_partial:
             self._check(incompatible)

@@ -122,6 +122,8 @@ def test_same_training(name):
     assert lazy.train.amp.enabled == yaml.SOLVER.AMP.ENABLED
     for key in ("channels_last", "accelerate", "accelerate_training"):
         assert lazy.train.get(key, False) == yaml.MODEL[key.upper()]
+    assert lazy.train.map_classes.enabled == yaml.MODEL.MAP_CLASSES.ENABLED
+    assert lazy.train.map_classes.pairs == yaml.MODEL.MAP_CLASSES.PAIRS
     assert lazy.train.get("seed", -1) == yaml.SEED
     assert os.path.normpath(lazy.train.output_dir) == os.path.normpath(yaml.OUTPUT_DIR)
     assert train.total_batch_size == yaml.SOLVER.IMS_PER_BATCH
