@@ -29,6 +29,7 @@ from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .interruption import Interruption
+from .recipe_lazy import apply_lazy_recipe
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
 from .setup import start
@@ -53,12 +54,17 @@ def main(args: argparse.Namespace):
         UserError: the config, a dataset or the weights are wrong.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
+    recipe = None
+    if getattr(args, "recipe", None):
+        recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
     check_lazy_settings(cfg, args.eval_only, args.resume)
     check_output_dir("train.output_dir", cfg.train.output_dir)
     start(cfg, args, cfg.train.output_dir)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.train.output_dir)
     if cfg.train.device != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
