@@ -27,6 +27,7 @@ from .data_order import resumable
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
+from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .interruption import Interruption
 from .recipe_lazy import apply_lazy_recipe
@@ -91,7 +92,7 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
             ``+a.b=value`` adds any key.
 
     Returns:
-        DictConfig:
+        DictConfig: with the numbers of classes and keypoints of its data; see `follow_data_lazily`.
 
     Raises:
         UserError: no such file, not a config for training, or an unknown key.
@@ -117,10 +118,12 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
     for override in overrides:
         _check_override(cfg, override)
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+    follow_data_lazily(cfg, overrides)
+    return cfg
 
 
 @functools.cache
