@@ -47,9 +47,9 @@ DATASETS = {
     "tiny": StudyDataset(
         "tiny objects in large images",
         {
-            "height": 480,
-            "width": 800,
-            "size": (8, 0.05),
+            "height": 400,
+            "width": 640,
+            "size": (8, 0.06),
             "weights": {"person": 1.0},
             "actors": (10, 20),
             "min_area": 8,
