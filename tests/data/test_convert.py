@@ -11,10 +11,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import yaml
+from coco_examples import check_main
 from PIL import Image
 
-from mrcnn_ext.data.cli import FINE, check_main
 from mrcnn_ext.data.convert import convert_dataset
+from mrcnn_ext.data.report import FINE
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_dataset.py"
 HEIGHT, WIDTH = 64, 80
