@@ -5,8 +5,11 @@ import logging
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 
-__all__ = ["follow_data", "mark_unsaid"]
+from .checks import names_of
+
+__all__ = ["follow_data", "follow_data_lazily", "mark_unsaid"]
 
 _UNSAID = -1  # no value that a config could have
 _KEYS = {
@@ -51,6 +54,35 @@ def follow_data(cfg: CfgNode, defaults: dict):
             if names and len(names) != default:
                 _tell(key, names, name)
                 _set(cfg, key, len(names))
+            if names:
+                break
+
+
+_LAZY_KEYS = {
+    "model.roi_heads.num_classes": "thing_classes",
+    "model.num_classes": "thing_classes",  # of RetinaNet
+    "model.roi_heads.keypoint_head.num_keypoints": "keypoint_names",
+}
+
+
+def follow_data_lazily(cfg, overrides):
+    """As `follow_data`, for the datasets of a LazyConfig.
+
+    Args:
+        cfg: changed.
+        overrides: key=value; what these set stays.
+    """
+    datasets = [*names_of(cfg.dataloader.get("train")), *names_of(cfg.dataloader.get("test"))]
+    said = {override.partition("=")[0] for override in overrides}
+    for key, kind in _LAZY_KEYS.items():
+        number = OmegaConf.select(cfg, key)
+        if number is None or key in said:
+            continue
+        for name in datasets:
+            names = MetadataCatalog.get(name).get(kind) if name in MetadataCatalog.list() else None
+            if names and len(names) != number:
+                _tell(key, names, name)
+                OmegaConf.update(cfg, key, len(names))
             if names:
                 break
 

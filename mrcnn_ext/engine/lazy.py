@@ -27,11 +27,12 @@ from .data_order import resumable
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
+from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .interruption import Interruption
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import start
+from .setup import register_datasets, start
 from .steps import StepTrainer
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
@@ -44,7 +45,8 @@ def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
+            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -52,7 +54,10 @@ def main(args: argparse.Namespace):
     Raises:
         UserError: the config, a dataset or the weights are wrong.
     """
+    register_datasets(getattr(args, "coco_format", ()))
     cfg = load_lazy_config(args.config_file, args.opts)
+    if getattr(args, "follow_data", False):
+        follow_data_lazily(cfg, args.opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import warnings
 
 import yaml
@@ -22,7 +23,13 @@ from .from_data import follow_data, mark_unsaid
 from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
-__all__ = ["load_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
+__all__ = ["load_config", "merge_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
+
+# What detectron2 logs before anything happens.
+_FOR_THE_LOG_FILE = (
+    *("Rank of current process", "Environment info", "Command line arguments", "Contents of args.config_file"),
+    *("Running with full config", "Model:\n"),
+)
 
 
 def setup(args: argparse.Namespace):
@@ -31,7 +38,9 @@ def setup(args: argparse.Namespace):
     To evaluate, ``MODEL.WEIGHTS`` is enough without a file: checkpoints hold their config.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. ``described_by``, if it has that, is a checkpoint whose
+            config is taken, to train with too; ``brief`` keeps what fills screens, config and model, out of the
+            terminal: it is in the log file.
 
     Returns:
         CfgNode: frozen.
@@ -43,8 +52,11 @@ def setup(args: argparse.Namespace):
     weights = _weights_alone(args)
     if weights:
         cfg = config_of(read_description(weights, trust), weights)
+        # Of the data that it was trained on; other data have other numbers.
+        described = mark_unsaid(cfg)
         merge_options(cfg, args.opts)
         register_datasets(cfg.DATASETS.COCO_FORMAT)
+        follow_data(cfg, described)
     else:
         cfg = load_config(args.config_file, args.opts, trust)
     device = cfg.MODEL.DEVICE
@@ -85,8 +97,17 @@ def start(cfg, args, output_dir):
     """detectron2's ``default_setup``, and the same logging for this package."""
     # detectron2's anchors cause it; who trains can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    if getattr(args, "brief", False):
+        _keep_off_terminal(output_dir)
     default_setup(cfg, args)
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
+
+
+def _keep_off_terminal(output_dir):
+    logger = setup_logger(output_dir, distributed_rank=comm.get_rank())
+    for handler in logger.handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(lambda record: not record.getMessage().startswith(_FOR_THE_LOG_FILE))
 
 
 def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
@@ -109,6 +130,14 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
     defaults = mark_unsaid(cfg)
+    merge_config(cfg, config_file, opts, trust)
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    follow_data(cfg, defaults)
+    return cfg
+
+
+def merge_config(cfg, config_file, opts=(), trust=False):
+    """Merge a yaml file, "" for none, and KEY VALUE pairs into a config; `load_config` says what is raised."""
     if config_file:
         if not os.path.isfile(config_file):
             raise UserError(f"config file not found: {config_file}")
@@ -117,9 +146,6 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
         with _one_line_errors(cfg, config_file):
             merge_from_file(cfg, config_file, trust)
     merge_options(cfg, opts)
-    register_datasets(cfg.DATASETS.COCO_FORMAT)
-    follow_data(cfg, defaults)
-    return cfg
 
 
 def merge_options(cfg, opts):
@@ -131,7 +157,9 @@ def merge_options(cfg, opts):
 
 
 def _weights_alone(args):
-    """The checkpoint that is to be evaluated without a config file, "" if there is one."""
+    """The checkpoint whose config is to be used, "" if there is a config file."""
+    if getattr(args, "described_by", ""):
+        return args.described_by
     if args.config_file or not getattr(args, "eval_only", False):
         return ""
     return dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS", "")
