@@ -13,9 +13,9 @@ from .annotations import plain_number
 from .keypoint_names import skeleton_lines, suggested_sigmas
 from .problems import Unusable
 
-__all__ = ["read_description"]
+__all__ = ["DESCRIPTION_KEYS", "read_description"]
 
-_KEYS = ("names", "keypoints", "flip_pairs", "skeleton", "sigmas", "colors")
+DESCRIPTION_KEYS = ("names", "keypoints", "flip_pairs", "skeleton", "sigmas", "colors")
 _UNIFORM_SIGMA = 0.05
 
 
@@ -60,12 +60,14 @@ def read_description(
             except yaml.YAMLError as error:
                 raise ValueError(f"{where}: {source} is neither yaml nor JSON: {error}") from error
     if not hasattr(description, "items"):
-        raise ValueError(f"{where}: {source} must have keys among {', '.join(_KEYS)}, got {description!r}")
+        raise ValueError(
+            f"{where}: {source} must have keys among {', '.join(DESCRIPTION_KEYS)}, got {description!r}"
+        )
     described = dict(description)
     for key in described:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_KEYS)}"
+        if key not in DESCRIPTION_KEYS:
+            close = difflib.get_close_matches(str(key), DESCRIPTION_KEYS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(DESCRIPTION_KEYS)}"
             raise ValueError(f"{where}: {source} has an unknown key {key!r}{hint}")
     try:
         return _checked(described, classes, keypoints, where)
