@@ -33,9 +33,15 @@ def find_name(wanted: str, names: list[str]) -> str | None:
     meant = []
     for name in names:
         stem = name.lower().rpartition(".")[0]
-        if wanted in (name.lower(), stem) or name.lower().endswith(f"/{wanted}") or stem.endswith(f"/{wanted}"):
+        if (
+            wanted in (name.lower(), stem)
+            or name.lower().endswith(f"/{wanted}")
+            or stem.endswith(f"/{wanted}")
+        ):
             meant.append(name)
-    return min(meant, key=lambda name: (not name.startswith("COCO"), name.endswith(".py"), name), default=None)
+    return min(
+        meant, key=lambda name: (not name.startswith("COCO"), name.endswith(".py"), name), default=None
+    )
 
 
 def get_config_file(config_path: str) -> str:

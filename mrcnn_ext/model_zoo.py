@@ -114,7 +114,11 @@ def find_config(name: str) -> str:
         stem = known.rpartition(".")[0]
         spellings.update({stem.lower(): stem, stem.rpartition("/")[2].lower(): stem.rpartition("/")[2]})
     near = difflib.get_close_matches(name.lower().removesuffix(".yaml").removesuffix(".py"), spellings, n=3)
-    hint = f"did you mean {' or '.join(spellings[n] for n in near)}?" if near else "`mrcnn-ext zoo list` has the names"
+    hint = (
+        f"did you mean {' or '.join(spellings[n] for n in near)}?"
+        if near
+        else "`mrcnn-ext zoo list` has the names"
+    )
     raise ValueError(f"there is no file and no model {name!r} in the zoo; {hint}")
 
 
@@ -150,8 +154,8 @@ def fetch_weights(url: str, file: str | os.PathLike) -> None:
     except Exception as error:  # of whatever fetches it
         reason = str(error) or type(error).__name__
         raise OSError(
-            f"{url} could not be fetched ({reason}). On a machine without a network put the file there by hand and give "
-            "its path as MODEL.WEIGHTS"
+            f"{url} could not be fetched ({reason}). On a machine without a network put the file there by hand and "
+            "give its path as MODEL.WEIGHTS"
         ) from error
     with open(cached, "rb") as source, replacing(os.fspath(file)) as target:
         shutil.copyfileobj(source, target)

@@ -40,7 +40,11 @@ def launch_options(command):
         ),
         click.option("--num-machines", type=click.IntRange(1), default=1, metavar="N", help="Machines."),
         click.option(
-            "--machine-rank", type=click.IntRange(0), default=0, metavar="N", help="Number of this one, from 0."
+            "--machine-rank",
+            type=click.IntRange(0),
+            default=0,
+            metavar="N",
+            help="Number of this one, from 0.",
         ),
         click.option(
             "--dist-url",
@@ -114,12 +118,15 @@ def yaml_options(words) -> list[str]:
             name = word.partition("=")[0]
             hint = did_you_mean(name, ("data", "model", "weights"))
             raise UserError(
-                f"{word!r} is neither data=, model= or weights= nor a key of a yaml config, SOLVER.MAX_ITER=1000 say{hint}"
+                f"{word!r} is neither data=, model= or weights= nor a key of a yaml config, such as "
+                f"SOLVER.MAX_ITER=1000{hint}"
             )
         else:
             key = word
     if key is not None:
-        raise UserError(f"{key!r} at the end of the line has no value: config keys are given as KEY VALUE or KEY=VALUE")
+        raise UserError(
+            f"{key!r} at the end of the line has no value: config keys are given as KEY VALUE or KEY=VALUE"
+        )
     return options
 
 
@@ -172,4 +179,6 @@ def namespace(ctx: click.Context, **values) -> argparse.Namespace:
     """What `engine.launch` and the mains of the engine take."""
     options = ("num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url", "trust_files")
     known = {name: ctx.params[name] for name in options}
-    return argparse.Namespace(**{**known, "config_file": "", "resume": False, "eval_only": False, "opts": [], **values})
+    return argparse.Namespace(
+        **{**known, "config_file": "", "resume": False, "eval_only": False, "opts": [], **values}
+    )

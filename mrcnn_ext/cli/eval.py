@@ -10,7 +10,9 @@ from .jobs import engine_job, is_weights_file, weights_of
 @click.command(context_settings=CONTEXT)
 @click.argument("weights", metavar="CHECKPOINT")
 @words_argument
-@click.option("--config-file", metavar="FILE", help="A yaml or LazyConfig, for checkpoints that do not hold theirs.")
+@click.option(
+    "--config-file", metavar="FILE", help="A yaml or LazyConfig, for checkpoints that do not hold theirs."
+)
 @click.option("--output", metavar="DIR", help="Folder of the results. Default: the config's.")
 @launch_options
 @click.pass_context

@@ -87,7 +87,8 @@ def engine_job(
         before += ["OUTPUT_DIR", output]
         cfg.OUTPUT_DIR = output
     values = {"config_file": config, "described_by": checkpoint, "opts": [*before, *options]}
-    return train_net.main, {**values, "eval_only": evaluate}, cfg.OUTPUT_DIR
+    values |= {"follow_data": bool(data) and not evaluate, "eval_only": evaluate}
+    return train_net.main, values, cfg.OUTPUT_DIR
 
 
 def _lazy_job(config, data, weights, output, words, evaluate):
@@ -97,9 +98,13 @@ def _lazy_job(config, data, weights, output, words, evaluate):
     cfg = lazy.load_lazy_config(config, words)
     before, coco_format = [], []
     if data:
-        coco_format, train, test = read_data(data, "keypoint_head" in cfg.model.get("roi_heads", {}), evaluate)
+        coco_format, train, test = read_data(
+            data, "keypoint_head" in cfg.model.get("roi_heads", {}), evaluate
+        )
         if len(test) > 1:
-            raise UserError(f"data={data}: a LazyConfig evaluates one dataset, and this has {len(test)} for it")
+            raise UserError(
+                f"data={data}: a LazyConfig evaluates one dataset, and this has {len(test)} for it"
+            )
         if train:
             before.append(f"dataloader.train.dataset.names=[{','.join(map(repr, train))}]")
         if test:

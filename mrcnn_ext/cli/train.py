@@ -10,7 +10,9 @@ from .jobs import engine_job, weights_of
 @click.command(context_settings=CONTEXT)
 @words_argument
 @click.option("--config-file", metavar="FILE", help="A yaml or LazyConfig (.py) instead of model=.")
-@click.option("--output", metavar="DIR", help="Folder of the results. Default: the config's, ./output as a rule.")
+@click.option(
+    "--output", metavar="DIR", help="Folder of the results. Default: the config's, ./output as a rule."
+)
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 @launch_options
 @click.pass_context
@@ -41,7 +43,9 @@ def command(ctx, words, config_file, output, resume, **_):
     own, others = split_words(ctx, words, ("data", "model", "weights"))
     if bool(config_file) == ("model" in own):
         message = "give one of them" if config_file else "there is no model"
-        raise click.UsageError(f"model=NAME or --config-file FILE: {message}. `mrcnn-ext zoo list` has the names", ctx)
+        raise click.UsageError(
+            f"model=NAME or --config-file FILE: {message}. `mrcnn-ext zoo list` has the names", ctx
+        )
     model = config_file or own["model"]
     checkpoint = model if model.endswith((".pth", ".safetensors", ".pkl")) else ""  # a config is a file too
     config = "" if checkpoint else find_config(model)

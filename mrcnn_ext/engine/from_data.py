@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from .checks import names_of
 
-__all__ = ["follow_data", "follow_data_lazily", "mark_unsaid"]
+__all__ = ["UNSAID", "follow_data", "follow_data_lazily", "mark_unsaid"]
 
-_UNSAID = -1  # no value that a config could have
+UNSAID = -1  # no value that a config could have
 _KEYS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "thing_classes",
     "MODEL.RETINANET.NUM_CLASSES": "thing_classes",
@@ -30,7 +30,7 @@ def mark_unsaid(cfg: CfgNode):
     """
     defaults = {key: _get(cfg, key) for key in _KEYS}
     for key in defaults:
-        _set(cfg, key, _UNSAID)
+        _set(cfg, key, UNSAID)
     return defaults
 
 
@@ -44,10 +44,10 @@ def follow_data(cfg: CfgNode, defaults: dict):
     """
     registered = MetadataCatalog.list()
     for key, default in defaults.items():
-        if _get(cfg, key) != _UNSAID:
+        if _get(cfg, key) != UNSAID:
             continue
         _set(cfg, key, default)
-        if key.endswith("NUM_KEYPOINTS") and not cfg.MODEL.KEYPOINT_ON:
+        if not _is_in_use(cfg, key):
             continue
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             names = MetadataCatalog.get(name).get(_KEYS[key]) if name in registered else None
@@ -56,6 +56,12 @@ def follow_data(cfg: CfgNode, defaults: dict):
                 _set(cfg, key, len(names))
             if names:
                 break
+
+
+def _is_in_use(cfg, key):
+    if key.endswith("NUM_KEYPOINTS"):
+        return cfg.MODEL.KEYPOINT_ON
+    return ("RETINANET" in key) == (cfg.MODEL.META_ARCHITECTURE == "RetinaNet")
 
 
 _LAZY_KEYS = {

@@ -19,15 +19,28 @@ from ..config import add_mrcnn_ext_config
 from ..data import register_coco_format
 from .description import config_of, read_description
 from .errors import UserError, did_you_mean
-from .from_data import follow_data, mark_unsaid
+from .from_data import UNSAID, follow_data, mark_unsaid
 from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
-__all__ = ["load_config", "merge_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
+__all__ = [
+    "load_config",
+    "merge_config",
+    "merge_options",
+    "naming_unknown_objects",
+    "register_datasets",
+    "setup",
+    "start",
+]
 
 # What detectron2 logs before anything happens.
 _FOR_THE_LOG_FILE = (
-    *("Rank of current process", "Environment info", "Command line arguments", "Contents of args.config_file"),
+    *(
+        "Rank of current process",
+        "Environment info",
+        "Command line arguments",
+        "Contents of args.config_file",
+    ),
     *("Running with full config", "Model:\n"),
 )
 
@@ -39,7 +52,8 @@ def setup(args: argparse.Namespace):
 
     Args:
         args: of :func:`mrcnn_ext.engine.argument_parser`. ``described_by``, if it has that, is a checkpoint whose
-            config is taken, to train with too; ``brief`` keeps what fills screens, config and model, out of the
+            config is taken, to train with too; with ``follow_data`` the numbers of classes and keypoints in a config
+            file give way to those of the data; ``brief`` keeps what fills screens, config and model, out of the
             terminal: it is in the log file.
 
     Returns:
@@ -58,7 +72,7 @@ def setup(args: argparse.Namespace):
         register_datasets(cfg.DATASETS.COCO_FORMAT)
         follow_data(cfg, described)
     else:
-        cfg = load_config(args.config_file, args.opts, trust)
+        cfg = load_config(args.config_file, args.opts, trust, getattr(args, "follow_data", False))
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -110,7 +124,7 @@ def _keep_off_terminal(output_dir):
             handler.addFilter(lambda record: not record.getMessage().startswith(_FOR_THE_LOG_FILE))
 
 
-def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
+def load_config(config_file: str, opts: list[str] = (), trust: bool = False, follow: bool = False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
@@ -120,6 +134,7 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
         config_file: path; "" for the defaults alone.
         opts: KEY VALUE pairs that go over the file.
         trust: run the code that Python tags in the file, or in its ``_BASE_``, hold.
+        follow: the numbers in the file give way to those of its data.
 
     Returns:
         CfgNode: not frozen.
@@ -130,7 +145,11 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
     defaults = mark_unsaid(cfg)
-    merge_config(cfg, config_file, opts, trust)
+    merge_config(cfg, config_file, trust=trust)
+    if follow:
+        said = {key: value for key, value in mark_unsaid(cfg).items() if value != UNSAID}
+        defaults = {**defaults, **said}
+    merge_options(cfg, opts)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     follow_data(cfg, defaults)
     return cfg
