@@ -47,21 +47,16 @@ def follow_data(cfg: CfgNode, defaults: dict):
         if _get(cfg, key) != UNSAID:
             continue
         _set(cfg, key, default)
-        if not _is_in_use(cfg, key):
+        if key.endswith("NUM_KEYPOINTS") and not cfg.MODEL.KEYPOINT_ON:
             continue
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             names = MetadataCatalog.get(name).get(_KEYS[key]) if name in registered else None
             if names and len(names) != default:
-                _tell(key, names, name)
+                if "RETINANET" not in key or cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+                    _tell(key, names, name)
                 _set(cfg, key, len(names))
             if names:
                 break
-
-
-def _is_in_use(cfg, key):
-    if key.endswith("NUM_KEYPOINTS"):
-        return cfg.MODEL.KEYPOINT_ON
-    return ("RETINANET" in key) == (cfg.MODEL.META_ARCHITECTURE == "RetinaNet")
 
 
 _LAZY_KEYS = {

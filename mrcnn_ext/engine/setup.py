@@ -15,8 +15,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.registry import Registry
 
-from ..config import add_mrcnn_ext_config
+from ..config import add_mrcnn_ext_config, with_defaults
 from ..data import register_coco_format
+from ..modeling.backbone import follow_timm
 from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .from_data import UNSAID, follow_data, mark_unsaid
@@ -24,6 +25,7 @@ from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
 __all__ = [
+    "complete",
     "load_config",
     "merge_config",
     "merge_options",
@@ -128,7 +130,7 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False, fol
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
-    or ``opts`` have others.
+    or ``opts`` have others; with a timm backbone its input and weights are timm's (`follow_timm`).
 
     Args:
         config_file: path; "" for the defaults alone.
@@ -152,7 +154,25 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False, fol
     merge_options(cfg, opts)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     follow_data(cfg, defaults)
+    _tell_of_timm(cfg)
     return cfg
+
+
+def complete(cfg: CfgNode) -> CfgNode:
+    """A config of anybody's script as our classes use it: a copy with every key of ours, its ``DATASETS.COCO_FORMAT``
+    registered, and with what follows from a timm backbone (`follow_timm`). Frozen; complete already, it stays."""
+    cfg = with_defaults(cfg)
+    cfg.defrost()
+    _tell_of_timm(cfg)
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    cfg.freeze()
+    return cfg
+
+
+def _tell_of_timm(cfg):
+    for message in follow_timm(cfg):
+        if comm.is_main_process():
+            logging.getLogger(__name__).warning("%s", message)
 
 
 def merge_config(cfg, config_file, opts=(), trust=False):

@@ -81,10 +81,9 @@ def test_a_lazy_config_takes_the_data_too(run, data_file):
         *"dataloader.train.mapper.instance_mask_format=polygon".split(),
     ]
     printed = run(*words, *keys)
-    assert "model.roi_heads.num_classes is 2, by dataset 'skiers_train' (skier, sledge)" in printed
     weights = torch.load("out/model_final.pth")["model"]
-    assert weights["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3
-    assert "copypaste: Task: bbox" in printed
+    assert weights["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3, "it does not follow the data"
+    assert "Average Precision" in printed
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_show(run):
     assert "# backbone: build_timm_fpn_backbone (convnext_tiny)" in printed
     assert "# heads: FusedROIHeads, FCNMaskHead" in printed
     assert "# training: 160000 iterations of 16 images, SGD" in printed
-    assert "CLIP_TYPE" not in printed and "MASK_ON: true" in printed, "what is as by default is shown"
+    assert "WARMUP_METHOD" not in printed and "MASK_ON: true" in printed, "what is as by default is shown"
     assert "WARMUP_METHOD" in run("zoo", "show", "mask_rcnn_timm_convnext_tiny_FPN", "--all")
     printed = run("zoo", "show", "keypoint_rcnn_R_50_FPN.py")
     assert "# data: keypoints_coco_2017_train" in printed and "KRCNN" not in printed
