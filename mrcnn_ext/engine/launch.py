@@ -19,7 +19,7 @@ from ..files import DiskFullError
 from .errors import NonFiniteError, UserError
 from .interruption import forwarding_signals
 
-__all__ = ["add_trust_option", "argument_parser", "launch", "run_tool"]
+__all__ = ["add_trust_option", "argument_parser", "launch", "run", "run_tool"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -171,14 +171,18 @@ def _run_process(local_rank, main, args, rank, world_size, num_local, url):
 
 
 def run_tool(main, parser):
-    """A tool's body: parse the command line and launch ``main``.
+    """A tool's body: parse the command line and `run` ``main``."""
+    run(main, parser.parse_args())
+
+
+def run(main, args):
+    """Launch ``main`` from a command line, and return what it returns.
 
     Errors whose message says all are one line: UserError with exit code 2, losses or weights that are not finite and
     full disks with 1. Ctrl-C gives 130; a training that a signal has ended, 128 + its number.
     """
-    args = parser.parse_args()
     try:
-        _exit_on_user_error(int(os.environ.get("RANK", 0)), launch, main, args)
+        return _exit_on_user_error(int(os.environ.get("RANK", 0)), launch, main, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

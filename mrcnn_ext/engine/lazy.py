@@ -34,7 +34,7 @@ from .interruption import Interruption
 from .recipe_lazy import apply_lazy_recipe
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import start
+from .setup import register_datasets, start
 from .steps import StepTrainer
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
@@ -47,7 +47,8 @@ def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
+            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -55,7 +56,10 @@ def main(args: argparse.Namespace):
     Raises:
         UserError: the config, a dataset or the weights are wrong.
     """
+    register_datasets(getattr(args, "coco_format", ()))
     cfg = load_lazy_config(args.config_file, args.opts)
+    if getattr(args, "follow_data", False):
+        follow_data_lazily(cfg, args.opts, any_number=True)
     recipe = None
     if getattr(args, "recipe", None):
         recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
