@@ -204,7 +204,7 @@ def accelerate(
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
-    model.acceleration = report
+    model.acceleration = report  # type: ignore[assignment]  # any attribute may be set
     return model
 
 
@@ -241,7 +241,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
         if replacement is not None:
             fused.append(name)
             if is_head and hasattr(replacement, "float32"):
-                replacement.float32 = True
+                replacement.float32 = True  # type: ignore[assignment]
         elif bf16 and is_float32_only(network):
             replacement = Float32Network(network)
             float32.append(name)

@@ -120,7 +120,7 @@ def choose_bf16(bf16: bool | str, device: torch.device, dtype: torch.dtype) -> t
         device, dtype: of the model's parameters.
     """
     if bf16 != "auto":
-        return bf16, "asked for"
+        return bool(bf16), "asked for"
     if dtype != torch.float32:
         return False, f"the model is {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
@@ -166,5 +166,5 @@ def choose_winograd(
         return "float32 alone", how
     if automatic and bf16 is None:
         return "auto", "3x3 convolutions multiply int16 under bf16 autocast, float32 without"
-    arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
+    arithmetic = ("int16" if bf16 else "float32") if automatic else str(winograd)
     return arithmetic, f"3x3 convolutions multiply {arithmetic}"

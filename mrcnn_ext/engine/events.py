@@ -14,7 +14,7 @@ from ..files import naming_full_disk, replacing
 try:
     import resource
 except ImportError:  # not on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["MetricsWriter", "ProgressPrinter", "build_writers"]
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -135,7 +136,7 @@ def _keep_off_terminal(output_dir):
             handler.addFilter(lambda record: not record.getMessage().startswith(_FOR_THE_LOG_FILE))
 
 
-def load_config(config_file: str, opts: list[str] = (), trust: bool = False, follow: bool = False):
+def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False, follow: bool = False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file

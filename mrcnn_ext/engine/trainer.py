@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import weakref
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -60,6 +61,7 @@ class Trainer(Stoppable, DefaultTrainer):
     """
 
     heeds_our_keys = True  # of which detectron2's own warn (mrcnn_ext.compat)
+    _trainer: Any  # detectron2's own first, then a `StepTrainer` of what that has built
 
     def __init__(self, cfg, interruption: Interruption | None = None, trust: bool = False):
         self._interruption, self._trust = interruption, trust

@@ -137,9 +137,11 @@ def _place(node):
     return f"{node.start_mark.name}, line {node.start_mark.line + 1}"
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-)
+def _construct_tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_formula)
 _Loader.add_multi_constructor(
     "tag:yaml.org,2002:python/", lambda loader, suffix, node: _refuse(loader, f"python/{suffix}", node)

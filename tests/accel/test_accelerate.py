@@ -24,6 +24,8 @@ from mrcnn_ext.modeling.fuse_rules import detections
 from mrcnn_ext.ops import winograd
 from mrcnn_ext.ops.winograd import winograd_is_available, winograd_weight
 
+pytestmark = pytest.mark.detectron2
+
 C4 = (
     *("MODEL.KEYPOINT_ON", "False", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
     *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "50"),

@@ -8,6 +8,8 @@ pytest.importorskip("detectron2")
 
 from mrcnn_ext.evaluation.bitmap_rle import bitmap_to_rle
 
+pytestmark = pytest.mark.detectron2
+
 
 def encode(bitmap):
     return mask_utils.encode(np.asfortranarray(bitmap.astype(np.uint8)))

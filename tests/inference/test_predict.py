@@ -29,6 +29,8 @@ from mrcnn_ext.evaluation import COCOEvaluator
 from mrcnn_ext.inference import load_predictor, pipeline, predict, predictions, run
 from mrcnn_ext.modeling import LazyMasks
 
+pytestmark = pytest.mark.detectron2
+
 
 @pytest.fixture
 def folder(tmp_path, scenes):
