@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CXX_SOURCES = $(shell find csrc tests/ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: quickstart test setup lint format sanitize benchmark
+.PHONY: quickstart test setup lint format sanitize benchmark docs
 
 quickstart: setup
 	$(PY) tools/quickstart.py $(ARGS)
@@ -29,3 +29,7 @@ sanitize: setup
 
 benchmark: setup
 	$(PY) tools/benchmark_roi_align.py $(ARGS)
+
+# The documentation as a site in output/site, without warnings and without the network.
+docs: setup
+	$(PY) -m mkdocs build --strict $(ARGS)

@@ -42,7 +42,7 @@ def terminal(monkeypatch):
     console = Console(file=screen, force_terminal=True, width=110, height=30)
     trainer.register_hooks([TerminalView(console, interval=0)])
     trainer.train(0, 3)
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()), handlers, file.getvalue()
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()), handlers, file.getvalue(), screen
 
 
 def test_losses_bars_and_time_left(terminal):
@@ -57,14 +57,14 @@ def test_losses_bars_and_time_left(terminal):
 
 
 def test_the_log_stands_above_and_what_the_view_shows_is_left_out_there_alone(terminal):
-    shown, _, file = terminal
+    shown, _, file, _ = terminal
     assert "a line of the log" in shown and "Inference done" not in shown and "iter 2/3" not in shown
     assert "a line of the log" in file and "Inference done 5/8" in file and "iter 2/3" in file
 
 
 def test_handlers_are_as_before_afterwards(terminal):
     on_screen, elsewhere = terminal[1][:2]
-    assert on_screen.stream is sys.stdout and not on_screen.filters and not elsewhere.filters
+    assert on_screen.stream is terminal[3] and not on_screen.filters and not elsewhere.filters
 
 
 def test_a_training_that_fails_gives_the_terminal_back(monkeypatch):
