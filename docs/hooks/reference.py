@@ -95,7 +95,7 @@ def pages() -> dict[str, str]:
 
 
 def _without_docstring(module):
-    """{name: what to say} of names of a module that griffe does not know: those that a tuple is unpacked into, and those
+    """{name: what to say} of the names that griffe does not know: those that a tuple is unpacked into, and those
     of other packages."""
     path = ROOT / Path(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
