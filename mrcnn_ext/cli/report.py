@@ -27,7 +27,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--sigmas", default="", help="Sigmas of the keypoints with commas, where they are not COCO's 17."
 )
 @click.option("--title", default="", help="Over the page.")
-def command(annotations, results, images, metrics, output, score, pictures, sigmas, title):
+def command(annotations, results, images, metrics, dataset, output, score, pictures, sigmas, title):
     """Write one HTML file about predictions: AP by class, precision and recall, confusion, calibration, the worst
     misses and false alarms as pictures, the error of each keypoint.
 
@@ -48,6 +48,7 @@ def command(annotations, results, images, metrics, output, score, pictures, sigm
         output,
         image_root=images or "",
         metrics=metrics or "",
+        dataset=dataset,
         sigmas=sigmas,
         score_threshold=score,
         num_pictures=pictures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import os
 from collections.abc import Sequence
 
 import matplotlib
@@ -75,7 +76,7 @@ def _draw_loss(axes, history, name):
 
 def precision_figure(history: TrainingHistory, dataset: str = "") -> Figure:
     """AP and AP50 of each task over the iterations."""
-    figure = Figure(figsize=(4.7, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.2, 3.0), layout="constrained")
     axes = figure.subplots()
     _draw_precision(axes, history, dataset)
     return figure
@@ -111,7 +112,7 @@ def class_precision_figure(history: TrainingHistory, dataset: str = "") -> Figur
     classes = {task: lines for task, lines in classes.items() if 1 < len(lines) <= _MOST_LINES}
     if not classes:
         return None
-    figure = Figure(figsize=(1.0 + 2.6 * len(classes), 3.2), layout="constrained")
+    figure = Figure(figsize=(1.0 + 1.85 * len(classes), 3.0), layout="constrained")
     names = list(dict.fromkeys(name for lines in classes.values() for name in lines))
     colors = dict(zip(names, _colors(len(names)), strict=True))
     grid = figure.subplots(1, len(classes), squeeze=False)[0]
@@ -140,8 +141,10 @@ def training_figure(history: TrainingHistory, title: str = "") -> Figure:
     parts.set_title("losses (points: validation)", fontsize=10)
     parts.set_yscale("log")
     parts.set_xlabel("iteration", fontsize=8)
-    datasets = list(dict.fromkeys(name.rsplit("/", 2)[0] for name in history.names if name.count("/") == 2))
-    for dataset, marker in zip(datasets or [""], itertools.cycle("os^v")):
+    datasets = history.datasets or [""]
+    # Names that begin alike would fill the picture.
+    alike = os.path.commonprefix(datasets).rpartition("_")[0] if len(datasets) > 1 else ""
+    for dataset, marker in zip(datasets, itertools.cycle("os^v")):
         for short, name in history.precisions(dataset).items():
             task, metric = short.split("/")
             if metric not in ("AP", "AP50"):
@@ -152,9 +155,12 @@ def training_figure(history: TrainingHistory, title: str = "") -> Figure:
                 linestyle="-" if metric == "AP" else ":",
                 marker=marker,
                 markersize=5,
-                label=" ".join(filter(None, (dataset, TASK_NAMES.get(task, task), metric))),
+                label=" ".join(
+                    filter(None, (dataset.removeprefix(f"{alike}_"), TASK_NAMES.get(task, task), metric))
+                ),
             )
-    precision.set(xlabel="iteration", ylim=(0, 100))
+    precision.set_ylim(0, 100)
+    precision.set_xlabel("iteration", fontsize=8)
     precision.set_title("AP on unseen images (points)", fontsize=10)
     for axes in (total, parts, precision):
         _plain(axes)
@@ -278,7 +284,7 @@ def reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
 
 def keypoint_figure(errors: Sequence[KeypointError]) -> Figure:
     """The error of each keypoint relative to the object's scale: median, and the middle half as a line."""
-    figure = Figure(figsize=(6.6, 0.9 + 0.24 * len(errors)), layout="constrained")
+    figure = Figure(figsize=(5.3, 0.9 + 0.24 * len(errors)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(errors))
     low, median, high = 100 * np.stack([error.relative for error in errors], axis=1)

@@ -77,6 +77,14 @@ class TrainingHistory:
         names = {name.removeprefix("val/") for name in self._values}
         return [name for name in sorted(names, key=lambda n: (n != "total_loss", n)) if _is_loss(name)]
 
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the data sets whose average precisions were written, where there were several."""
+        names = (name.split("/") for name in self._values)
+        return list(
+            dict.fromkeys(parts[0] for parts in names if len(parts) == 3 and parts[2].startswith("AP"))
+        )
+
     def precisions(self, dataset: str = "") -> dict[str, str]:
         """Names of average precisions by what comes behind the data set's name: {"bbox/AP": "scenes_val/bbox/AP"}.
 

@@ -192,7 +192,7 @@ class _Gallery:
             "truth": self._names[truth["category_id"]] if truth else None,
             "found": self._names[detection["category_id"]] if detection else None,
             "score": detection["score"] if detection else None,
-            "iou": iou if truth and detection else None,
+            "iou": math.floor(100 * iou) / 100 if truth and detection else None,  # 0.499 is not 0.5
             "reason": reason,
             "text": texts[reason],
             "file_name": image["file_name"],

@@ -109,6 +109,7 @@ def report_of_files(
     *,
     image_root: str | os.PathLike = "",
     metrics: str | os.PathLike = "",
+    dataset: str = "",
     sigmas: Sequence[float] = (),
     **options,
 ) -> None:
@@ -120,6 +121,7 @@ def report_of_files(
         output: the HTML file to write.
         image_root: folder that the file names of the images start from; "" for no pictures.
         metrics: a ``metrics.json`` of the training; "" for none.
+        dataset: what ``metrics`` calls the data, where it has several data sets.
         sigmas: of the keypoints; COCO's 17 keypoints need none. Other keypoints without sigmas are left out of the
             average precisions.
         options: of `write_report`.
@@ -142,10 +144,22 @@ def report_of_files(
     records = _read_results(results, truth)
     if names and (len(sigmas) or are_coco_keypoints(names)):
         sigmas = oks_sigmas(sigmas, names, set(), name)
-    if metrics and not os.path.isfile(metrics):
-        raise FileNotFoundError(f"there is no file {metrics}")
-    evaluated = Evaluated(name, truth, records, os.fspath(image_root), names, sigmas)
-    write_report(evaluated, output, history=TrainingHistory.read(metrics) if metrics else None, **options)
+    history = _read_history(metrics, dataset) if metrics else None
+    evaluated = Evaluated(dataset or name, truth, records, os.fspath(image_root), names, sigmas)
+    write_report(evaluated, output, history=history, **options)
+
+
+def _read_history(path, dataset):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    history = TrainingHistory.read(path)
+    if history.datasets and dataset not in history.datasets:
+        names = ", ".join(history.datasets)
+        given = f"there is no {dataset!r} in it" if dataset else "say which one the results are of"
+        raise ValueError(
+            f"{path} has average precisions of several data sets ({names}): {given} (dataset, --dataset)"
+        )
+    return history
 
 
 def _read_results(path, truth):

@@ -18,7 +18,7 @@ def test_values_by_name():
     assert history.points("nothing") == ([], [])
     assert history.losses == ["total_loss", "loss_cls"] and history.last_iteration == 39
     assert history.precisions("a") == {"bbox/AP": "a/bbox/AP", "bbox/AP-cat": "a/bbox/AP-cat"}
-    assert history.precisions("c") == {}
+    assert history.precisions("c") == {} and history.datasets == ["a", "b"]
     assert TrainingHistory([{"iteration": 1, "segm/AP50": 3.0}]).precisions("c") == {"segm/AP50": "segm/AP50"}
     assert history and not TrainingHistory()
 

@@ -152,6 +152,14 @@ def test_wrong_files(data):
     (data / "results.json").write_text("[]")
     with pytest.raises(FileNotFoundError, match="no file nowhere.json"):
         write(data, metrics="nowhere.json")
+    (data / "metrics.json").write_text('{"iteration": 1, "easy/bbox/AP": 5, "hard/bbox/AP": 4}')
+    with pytest.raises(
+        ValueError, match=r"several data sets \(easy, hard\): say which one the results are of"
+    ):
+        write(data, metrics=data / "metrics.json")
+    with pytest.raises(ValueError, match="there is no 'eazy' in it"):
+        write(data, metrics=data / "metrics.json", dataset="eazy")
+    assert "of easy" in write(data, metrics=data / "metrics.json", dataset="easy")
     file = json.loads((data / "truth.json").read_text())
     del file["annotations"]
     (data / "truth.json").write_text(json.dumps(file))
