@@ -284,7 +284,7 @@ def reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
 
 def keypoint_figure(errors: Sequence[KeypointError]) -> Figure:
     """The error of each keypoint relative to the object's scale: median, and the middle half as a line."""
-    figure = Figure(figsize=(5.3, 0.9 + 0.24 * len(errors)), layout="constrained")
+    figure = Figure(figsize=(4.8, 0.9 + 0.24 * len(errors)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(errors))
     low, median, high = 100 * np.stack([error.relative for error in errors], axis=1)

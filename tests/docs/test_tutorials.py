@@ -28,6 +28,19 @@ _BLOCK = re.compile(
     r"```(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^```",
     re.DOTALL | re.MULTILINE,
 )
+# What a page promises to be there afterwards.
+MADE = {
+    "own-data": [
+        "drawn",
+        "output/street/report_street_val.html",
+        "output/street/model_final.pth",
+        "found.json",
+        "found",
+    ],
+    "custom-keypoints": ["output/arrows/report_arrows_val.html"],
+    "deploy": ["model.ts"],
+    "watching": ["report.html"],
+}
 _RUN = ("python", "sh", "yaml", "json")
 
 
@@ -98,6 +111,8 @@ def test_a_page_works_as_it_is_written(page, checkout, monkeypatch):
             for line in text.replace("\\\n", " ").splitlines():
                 run_command(line, monkeypatch)
     assert count, f"{page.name} has no block that is run"
+    for path in MADE.get(page.stem, ()):
+        assert (checkout / path).exists(), path
 
 
 def test_the_notebook_runs_and_holds_no_outputs(checkout, monkeypatch):
