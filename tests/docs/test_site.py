@@ -93,6 +93,28 @@ def test_names_are_those_that_importing_gives():
         assert set(names[module]) == set(imported.__all__), module
 
 
+def test_every_yaml_key_is_on_its_page(site):
+    pytest.importorskip("detectron2")
+    from detectron2.config import CfgNode, get_cfg
+
+    from mrcnn_ext import add_mrcnn_ext_config
+
+    def names(cfg, prefix=""):
+        for key, value in cfg.items():
+            if isinstance(value, CfgNode) and value:
+                yield from names(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    cfg = get_cfg()
+    stock = set(names(cfg))
+    add_mrcnn_ext_config(cfg)
+    ours = set(names(cfg)) - stock
+    keys = hook("config_keys").keys()
+    assert {key for key, _, _ in keys} == ours and all(comment for _, _, comment in keys)
+    assert ours <= Page(site / "config-keys.html").ids
+
+
 def test_roles_of_docstrings_become_code():
     pytest.importorskip("griffe")
     plain = hook("roles").plain
