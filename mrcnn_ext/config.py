@@ -111,6 +111,16 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Boundary AP beside mask AP, where the evaluator is COCO's.
     cfg.TEST.setdefault("BOUNDARY_AP", False)
 
+    # After each evaluation of data in COCO's format, write OUTPUT_DIR/report_<dataset>.html: losses, average
+    # precisions, confusions, calibration, the worst errors as pictures. Takes about as long as the evaluator.
+    cfg.TEST.setdefault("REPORT", False)
+
+    # Experiment trackers that a training writes to besides TensorBoard: "wandb", "mlflow".
+    cfg.setdefault("LOGGERS", [])
+
+    # Show the training as bars and a table of losses where the standard output is a terminal; log files do not change.
+    cfg.setdefault("TERMINAL_VIEW", True)
+
     # Data in COCO's format to register: [name, annotation file, image folder] each, and if need be a description of
     # what the file does not say, {names, keypoints, flip_pairs, skeleton, sigmas, colors} or the path of such a file;
     # see mrcnn_ext.data.description.

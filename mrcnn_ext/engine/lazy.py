@@ -33,11 +33,14 @@ from .events import build_writers
 from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .interruption import Interruption
+from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
+from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
 from .setup import register_datasets, start
 from .steps import StepTrainer
+from .terminal import build_terminal_view
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
@@ -197,7 +200,8 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated.
+    With ``train.accelerate`` an accelerated copy of it is evaluated; with ``train.report`` a report is written of data
+    in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -210,6 +214,8 @@ def do_test(cfg, model):
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+    if cfg.train.get("report", False):
+        write_reports([evaluator], cfg.train.output_dir, results)
     return results
 
 
@@ -222,7 +228,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
-            ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
+            ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
+            ``train.terminal_view``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
 
     Returns:
@@ -280,7 +287,10 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
     )
     best = options.get("best", "")
     val_loss = train.get("val_loss", {})
-    writers = build_writers(train.output_dir, train.max_iter) if comm.is_main_process() else []
+    writers = []
+    if comm.is_main_process():
+        plain = OmegaConf.to_container(OmegaConf.create({"train": train}), resolve=True)
+        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -293,6 +303,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
             BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
             hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+            LoggersHook(writers),
+            *build_terminal_view(train.get("terminal_view", True)),
             ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
         ]
     )

@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
@@ -29,12 +30,15 @@ from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .interruption import Interruption
+from .loggers import LoggersHook
 from .optim import build_optimizer
+from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building
 from .setup import complete, naming_unknown_objects
 from .steps import StepTrainer
 from .stopping import Stoppable
+from .terminal import build_terminal_view
 
 __all__ = ["Trainer", "build_validation_loader", "check_iterations", "thin_out"]
 
@@ -185,7 +189,8 @@ class Trainer(Stoppable, DefaultTrainer):
                 writers = hook._writers
             elif not isinstance(hook, hooks.PeriodicCheckpointer):
                 result.append(hook)
-        return [*result, ResumingWriter(state, lambda: self._hooks, writers)]
+        watching = [LoggersHook(writers), *build_terminal_view(cfg.TERMINAL_VIEW)]
+        return [*result, *watching, ResumingWriter(state, lambda: self._hooks, writers)]
 
     def resume_or_load(self, resume=True):
         """As detectron2's.
@@ -199,16 +204,21 @@ class Trainer(Stoppable, DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
-        become COCO's encoding directly where the evaluators are ours."""
+        become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
+        data set in COCO's format."""
         cfg = complete(cfg)
-        if cfg.MODEL.ACCELERATE and not isinstance(model, GeneralizedRCNNWithTTA):
-            if evaluators is None:
-                # detectron2 says what is missing where a subclass has none.
-                with contextlib.suppress(NotImplementedError):
-                    evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+        augmented = isinstance(model, GeneralizedRCNNWithTTA)
+        if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
+            # detectron2 says what is missing where a subclass has none.
+            with contextlib.suppress(NotImplementedError):
+                evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+        if cfg.MODEL.ACCELERATE and not augmented:
             model = accelerated(model, some)
-        return super().test(cfg, model, evaluators)
+        results = super().test(cfg, model, evaluators)
+        if cfg.TEST.REPORT:
+            write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
+        return results
 
     @classmethod
     def test_with_augmentation(cls, cfg, model):
@@ -227,7 +237,9 @@ class Trainer(Stoppable, DefaultTrainer):
         return {f"{key}_TTA": value for key, value in results.items()}
 
     def build_writers(self):
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return build_writers(
+            self.cfg.OUTPUT_DIR, self.max_iter, self.cfg.LOGGERS, yaml.safe_load(self.cfg.dump())
+        )
 
 
 def accelerated(model, evaluators=()):
