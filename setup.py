@@ -81,6 +81,6 @@ setup(
     packages=[*find_packages(include=["mrcnn_ext", "mrcnn_ext.*"]), "mrcnn_ext.configs"],
     py_modules=["mrcnn_ext_command"],
     package_dir={"mrcnn_ext.configs": "configs"},
-    package_data={"mrcnn_ext": ["py.typed"], "mrcnn_ext.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={"mrcnn_ext": ["py.typed", "app/*.css", "app/*.js"], "mrcnn_ext.configs": ["**/*.yaml", "**/*.py"]},
     **extension(),
 )
