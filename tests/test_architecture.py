@@ -27,6 +27,7 @@ BESIDE = {
     ("integrations", "data"),
     ("integrations", "evaluation"),
     ("modeling", "data"),
+    ("inference", "export"),
 }
 WITHOUT_DETECTRON2 = ("ops", "layers", "accel", "scenes", "integrations")
 
