@@ -1,6 +1,7 @@
 """What the app draws: detections as shapes for the browser and as pictures, what the heads gave, and RoI layers."""
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def shapes(
                     round(score, 3),
                     keypoint_names[k] if k < len(keypoint_names) else f"keypoint {k}",
                 ]
-                if score >= shown.keypoint_score
+                if score >= shown.keypoint_score and math.isfinite(x + y + score)
                 else None
                 for k, (x, y, score) in enumerate(points)
             ]

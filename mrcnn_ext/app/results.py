@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -41,11 +42,18 @@ def coco_file(found: Iterable[tuple[Picture, Instances]], kinds: dict[int, dict]
             record |= {"id": len(annotations) + 1, "category_id": kind["id"], "iscrowd": 0}
             record["area"] = _area(record)
             if "keypoints" in record:
+                record["keypoints"] = _finite(record["keypoints"])
                 record["num_keypoints"] = len(record["keypoints"]) // 3
             annotations.append(record)
     categories = {kind["id"]: {**kind, **skeleton} for kind in kinds.values()} | used
     content = {"images": images, "annotations": annotations, "categories": list(categories.values())}
-    return json.dumps(content)
+    return json.dumps(content, allow_nan=False)
+
+
+def _finite(keypoints: list[float]) -> list[float]:
+    """Keypoints whose place or score is no number, which JSON cannot hold, at 0 with the score 0."""
+    triples = [keypoints[k : k + 3] for k in range(0, len(keypoints), 3)]
+    return [value for point in triples for value in (point if math.isfinite(sum(point)) else [0.0] * 3)]
 
 
 def _area(record: dict) -> float:

@@ -32,7 +32,7 @@ def command(checkpoint, compare, port, host, device):
     from ..engine.errors import UserError
 
     for package, how in (
-        ("streamlit", "pip install 'mrcnn_ext[app]'"),
+        ("streamlit", "pip install 'mrcnn_ext[app]' (Streamlit is for Python 3.11 and later)"),
         ("detectron2", "see the README's Installation"),
     ):
         if find_spec(package) is None:

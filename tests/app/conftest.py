@@ -20,9 +20,12 @@ OPTIONS = (
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
     *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
-    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "6"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "12"),
     *("DATASETS.TRAIN", "()", "DATASETS.TEST", "()"),
 )
+
+
+CERTAINTY = 100  # of the classes: scores between 0.05 and 1
 
 
 def save_checkpoint(path, seed):
@@ -31,7 +34,11 @@ def save_checkpoint(path, seed):
     torch.manual_seed(seed)
     model = build_model(cfg)
     for key, value in model.state_dict().items():
-        if key.endswith(("cls_score.weight", "bbox_pred.weight", "rpn_head.conv.weight")):
+        if key.endswith("cls_score.weight"):
+            value.mul_(CERTAINTY)
+        if key.endswith("score_lowres.weight"):
+            value.mul_(2000)  # heatmaps with peaks
+        if key.endswith(("bbox_pred.weight", "rpn_head.conv.weight")):
             value.mul_(20)
     about = describe(cfg)
     about["metadata"] = {

@@ -64,6 +64,11 @@ def test_shapes_hold_what_the_instances_do(noise, instances):
     assert image.size == (64, 48)
 
 
+def test_keypoints_that_are_not_finite_are_left_out(noise, instances):
+    instances.pred_keypoints[0, 0, 2] = float("inf")
+    assert shapes(noise, instances, ["cat", "dog"])["objects"][0]["points"] == [None, None]
+
+
 def test_outlines_follow_the_mask_and_its_hole(noise, instances):
     path = shapes(noise, instances, ["cat", "dog"])["objects"][0]["mask"]
     outer, hole = [np.array(re.findall(r"([\d.]+) ([\d.]+)", part), float) for part in path.split("Z")[:2]]

@@ -48,6 +48,16 @@ def test_classes_without_names_have_the_models_numbers(models):
     assert all(kind["name"] == f"class {kind['id']}" for kind in content["categories"])
 
 
+def test_what_is_not_finite_is_not_written(models):
+    picture = sample_scene(0)
+    instances = models[0].predict(picture).instances
+    instances.pred_keypoints[0, 3, 2] = float("inf")
+    instances.pred_keypoints[0, 4, 0] = float("nan")
+    content = json.loads(coco_file([(picture, instances)], models[0].kinds, {}), parse_constant=pytest.fail)
+    keypoints = content["annotations"][0]["keypoints"]
+    assert keypoints[9:15] == [0] * 6 and keypoints[:3] != [0] * 3
+
+
 def test_the_archive_holds_every_picture_once(noise):
     data = png(noise)
     pictures = [Picture("a.png", data), Picture("A.jpg", data), Picture("../../etc/passwd", data)]

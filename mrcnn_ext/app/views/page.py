@@ -12,7 +12,7 @@ from ..models import served_models
 from .compare import show_comparison
 from .detections import show_detections
 from .heads import show_heads
-from .roi import show_roi_layers
+from .roi import LAYERS_KEY, show_roi_layers
 from .session import escaped
 from .sidebar import show_sidebar
 from .speed import show_speed
@@ -22,8 +22,11 @@ __all__ = ["show_page"]
 _STYLE = """<style>
 .block-container { padding: 2.6rem 2.5rem 2rem; }
 [data-testid="stSidebarHeader"] { height: 2.5rem; margin-bottom: 0; }
-@media (max-width: 640px) { .block-container { padding: 3rem 1rem 1rem; } }
-</style>"""
+@media (max-width: 640px) {
+  .block-container { padding: 3rem 1rem 1rem; }
+  .st-key-{LAYERS_KEY} [data-testid="stColumn"] { min-width: calc(50% - 0.5rem); flex: 1 1 calc(50% - 0.5rem); }
+}
+</style>""".replace("{LAYERS_KEY}", LAYERS_KEY)
 
 
 def show_page() -> None:

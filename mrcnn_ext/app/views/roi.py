@@ -15,7 +15,9 @@ from ..models import ShownModel
 from ..roi_view import LAYERS, Projection, Pyramid, change_by_shift, moved, pooled, relative_change, samples
 from .session import Settings, escaped, pick_object, predict
 
-__all__ = ["show_roi_layers"]
+__all__ = ["LAYERS_KEY", "show_roi_layers"]
+
+LAYERS_KEY = "roi-layers"  # the page's style makes two columns of its four in a narrow window
 
 _COLORS = {
     "RoIPool": (255, 99, 99),
@@ -103,7 +105,9 @@ def _show(picture, size, pyramid: Pyramid, box: Tensor, level: int, kind) -> Non
     most = max(float(change.max()) for change in changes.values()) or 1.0
     window = _window(box, stride)
     pixels = picture.read()
-    for column, layer in zip(st.columns(len(LAYERS)), LAYERS, strict=True):
+    with st.container(key=LAYERS_KEY):
+        columns = st.columns(len(LAYERS))
+    for column, layer in zip(columns, LAYERS, strict=True):
         with column:
             red, green, blue = (round(0.72 * part) for part in _COLORS[layer])
             st.html(f'<b style="color: rgb({red}, {green}, {blue}); font-size: 1.15rem">{layer}</b>')
