@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _HALF = 0.5  # detectron2 counts keypoints from the centre of a pixel, pictures from its corner
-_SENT = 1600  # pixels of the longer side of an image for the browser
+_SENT = 1600  # pixels of the longer side of an image for a screen
 _DIM = 0.45  # brightness of an image under heat
 _POINTS = 1.0  # outlines are simplified by so many pixels of a mask drawn at 2 x
 _FAINT, _BRIGHT = (235, 235, 235), (255, 255, 255)
@@ -139,13 +139,18 @@ def _path(mask: np.ndarray, box) -> str:
 
 def data_uri(pixels: np.ndarray) -> str:
     """RGB pixels as a JPEG that a page holds itself, no larger than a screen needs."""
-    scale = _SENT / max(pixels.shape[:2])
-    if scale < 1:
-        size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    bgr = np.ascontiguousarray(_for_screen(pixels)[:, :, ::-1])
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def _for_screen(image: np.ndarray) -> np.ndarray:
+    """An image, smaller if a screen does not show as much."""
+    scale = _SENT / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def annotated(
@@ -230,7 +235,8 @@ def _put(heat: np.ndarray, values: np.ndarray, box) -> None:
 
 
 def heat_over(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """An image, dimmed, under (H, W) heat in [0, 1]."""
+    """An image, dimmed, under (H, W) heat in [0, 1]; no larger than a screen needs."""
+    pixels, heat = _for_screen(pixels), _for_screen(heat)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None] * _DIM
     share = np.clip(heat, 0, 1)[:, :, None] ** 0.5
     mixed = grey * (1 - 0.85 * share) + colored(heat).astype(np.float32) * (0.85 * share)

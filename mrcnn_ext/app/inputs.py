@@ -38,9 +38,8 @@ VIDEO_SUFFIXES = ("mp4", "mov", "m4v", "avi", "mkv", "webm")
 Image.init()  # or Pillow does not know the names of all of these
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 _MEGA = 2**20
-# FFmpeg opens what a file refers to (a playlist's parts, a URL) unless told that files are all there is. Containers
-# whose first bytes are not one of these are not opened at all.
-_FFMPEG_OPTIONS = "protocol_whitelist;file"
+# FFmpeg opens what a file refers to (a playlist's parts, a URL), whatever the file is called: it is told what there is.
+_FFMPEG_OPTIONS = "protocol_whitelist;file|format_whitelist;avi,mov,matroska,webm"
 _OPTIONS_KEY = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _opening = threading.Lock()  # of a video: the options are an environment variable
 _SEED = 20  # of the samples: scenes that the quickstart, whose seed is 0, trains and evaluates on are others
@@ -62,7 +61,7 @@ class Limits:
 
     image_bytes: int = 30 * _MEGA
     video_bytes: int = 100 * _MEGA
-    megapixels: float = 40.0
+    megapixels: float = 25.0
     video_seconds: float = 30.0
     frames: int = 60
     files: int = 20

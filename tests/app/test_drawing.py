@@ -126,6 +126,11 @@ def test_likely_is_a_softmax_over_its_highest_value():
 def test_colours_rise_from_dark_to_bright(noise):
     ramp = colored(np.linspace(0, 1, 5)[None])[0].astype(int).sum(1)
     assert (np.diff(ramp) > 0).all()
+    assert heat_over(np.zeros((1000, 3200, 3), np.uint8), np.zeros((1000, 3200), np.float32)).shape == (
+        500,
+        1600,
+        3,
+    )
     heat = np.zeros(SIZE, np.float32)
     heat[10:20, 10:20] = 1
     drawn = heat_over(noise, heat).astype(int)

@@ -8,7 +8,7 @@ from ..inputs import Picture
 from ..models import Prediction, ShownModel
 from ..overlay import show_overlay
 from ..results import archive, coco_file, png, stem
-from .session import Settings, choose, chosen_object, predict
+from .session import Settings, choose, chosen_object, pixels_of, predict
 
 __all__ = ["show_detections", "show_picture"]
 
@@ -35,7 +35,7 @@ def show_picture(
         prediction = predict(model, picture)
     instances = settings.wanted(prediction, model.classes)
     drawn = shapes(
-        *(picture.read(), instances, model.classes, model.skeleton, model.keypoint_names, settings.shown)
+        *(pixels_of(picture), instances, model.classes, model.skeleton, model.keypoint_names, settings.shown)
     )
     title = f"{picture.title}: {len(instances)} objects"
     clicked = show_overlay(drawn, title, chosen_object(picture), f"overlay-{key}")

@@ -19,7 +19,7 @@ from ..drawing import (
 from ..inputs import Picture
 from ..models import ShownModel
 from ..overlay import show_overlay
-from .session import Settings, choose, chosen_object, pick_object, predict
+from .session import Settings, choose, chosen_object, pick_object, pixels_of, predict
 
 __all__ = ["show_heads"]
 
@@ -44,7 +44,7 @@ def show_heads(model: ShownModel, picture: Picture, settings: Settings) -> None:
         names = [*model.keypoint_names, *(f"keypoint {k}" for k in range(count))][:count]
         name = controls[1].selectbox("Heatmap of", [_ALL, *names], format_func=lambda n: n.replace("_", " "))
         keypoint = None if name == _ALL else names.index(name)
-    pixels = picture.read()
+    pixels = pixels_of(picture)
     _whole(model, picture, pixels, instances, keypoint)
     st.markdown("**The chosen object**")
     _one(model, pixels, instances[place : place + 1], keypoint)

@@ -13,7 +13,7 @@ from ..drawing import colored, enlarged, roi_picture
 from ..inputs import Picture
 from ..models import ShownModel
 from ..roi_view import LAYERS, Projection, Pyramid, change_by_shift, moved, pooled, relative_change, samples
-from .session import Settings, escaped, pick_object, predict
+from .session import Settings, escaped, pick_object, pixels_of, predict
 
 __all__ = ["LAYERS_KEY", "show_roi_layers"]
 
@@ -26,11 +26,15 @@ _COLORS = {
     "PrRoIPool": (90, 170, 255),
 }
 _NOTES = {
-    "RoIPool": "Corners and bins rounded to whole cells; the maximum of each bin's cells",
-    "RoIWarp": "Corners rounded to whole cells; the mean of samples between cells",
-    "RoIAlign": "Nothing rounded; the mean of samples between cells",
-    "PrRoIPool": "Nothing rounded; the exact mean over each bin (tinted)",
+    "RoIPool": "Rounded to whole cells; each bin's maximum",
+    "RoIWarp": "Corners rounded to cells; mean of samples",
+    "RoIAlign": "Nothing rounded; mean of samples",
+    "PrRoIPool": "Nothing rounded; exact mean (tinted)",
 }
+# Of one height, so that the pictures below stand beside each other.
+_HEADING = """<div style="min-height: 4.4rem; line-height: 1.3">
+<b style="color: rgb{color}; font-size: 1.15rem">{layer}</b><br><span style="color: #666; font-size: 0.875rem">{note}</span>
+</div>"""
 _SHIFTS = np.linspace(-1, 1, 81)
 _MARGIN = 2.5  # cells around the box
 _NARROWEST = 0.75  # shorter side of a picture over the longer one
@@ -104,14 +108,13 @@ def _show(picture, size, pyramid: Pyramid, box: Tensor, level: int, kind) -> Non
     changes = {layer: (output[1] - output[0]).norm(dim=0) for layer, output in outputs.items()}
     most = max(float(change.max()) for change in changes.values()) or 1.0
     window = _window(box, stride)
-    pixels = picture.read()
+    pixels = pixels_of(picture)
     with st.container(key=LAYERS_KEY):
         columns = st.columns(len(LAYERS))
     for column, layer in zip(columns, LAYERS, strict=True):
         with column:
-            red, green, blue = (round(0.72 * part) for part in _COLORS[layer])
-            st.html(f'<b style="color: rgb({red}, {green}, {blue}); font-size: 1.15rem">{layer}</b>')
-            st.caption(_NOTES[layer])
+            color = tuple(round(0.72 * part) for part in _COLORS[layer])
+            st.html(_HEADING.format(color=color, layer=layer, note=_NOTES[layer]))
             seen = samples(pyramid, there, layer)
             drawn = roi_picture(
                 *(pixels, size, there.tolist(), seen, stride, _COLORS[layer], window),

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
 import streamlit as st
 from detectron2.structures import Instances
 
@@ -11,7 +12,16 @@ from ..drawing import Shown
 from ..inputs import Limits, Picture, read_upload
 from ..models import Prediction, ShownModel
 
-__all__ = ["Settings", "chosen_object", "escaped", "kept_uploads", "predict", "object_name", "pick_object"]
+__all__ = [
+    "Settings",
+    "choose",
+    "chosen_object",
+    "escaped",
+    "kept_uploads",
+    "pick_object",
+    "pixels_of",
+    "predict",
+]
 
 _KEPT = 12  # predictions
 
@@ -54,6 +64,14 @@ def predict(model: ShownModel, picture: Picture) -> Prediction:
     return kept[key]
 
 
+def pixels_of(picture: Picture) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; of the picture that is looked at it is kept."""
+    kept = st.session_state.get("pixels", (None, None))
+    if kept[0] != picture.key:
+        st.session_state["pixels"] = kept = (picture.key, picture.read())
+    return kept[1]
+
+
 def kept_uploads(files, limits: Limits) -> tuple[list[Picture], list[str]]:
     """Pictures of uploaded files, each read once, and what is wrong with the others."""
     before: dict = st.session_state.get("uploads", {})
@@ -82,7 +100,7 @@ def escaped(text: str) -> str:
     return "".join(f"\\{letter}" if letter in r"\`*_{}[]()<>#+-.!|~:$" else letter for letter in text)
 
 
-def object_name(instances: Instances, place: int, classes: list[str]) -> str:
+def _object_name(instances: Instances, place: int, classes: list[str]) -> str:
     """For lists: class, score and where it is."""
     label, score = int(instances.pred_classes[place]), float(instances.scores[place])
     x0, y0, x1, y1 = instances.pred_boxes.tensor[place].tolist()
@@ -108,7 +126,7 @@ def pick_object(picture: Picture, instances: Instances, classes: list[str], key:
         "Object",
         range(len(numbers)),
         index=numbers.index(chosen) if chosen in numbers else 0,
-        format_func=lambda i: object_name(instances, i, classes),
+        format_func=lambda i: _object_name(instances, i, classes),
         # Another list for other objects, and when one was clicked elsewhere.
         key=f"{key}-{picture.key}-{numbers}-{chosen}",
     )
