@@ -100,7 +100,7 @@ setup(
     py_modules=["mrcnn_ext_command"],
     package_dir={"mrcnn_ext.configs": "configs"},
     package_data={
-        "mrcnn_ext": ["py.typed", *libraries],
+        "mrcnn_ext": ["py.typed", "app/*.css", "app/*.js", *libraries],
         "mrcnn_ext.reports": ["*.html"],
         "mrcnn_ext.configs": ["**/*.yaml", "**/*.py"],
     },
