@@ -2,6 +2,7 @@
 of detectron2."""
 
 import ast
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ if find_spec("detectron2") is not None:
     from mrcnn_ext import add_mrcnn_ext_config
 
 TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # for synchronizations
 
 
 def _needs_detectron2(path):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .fused_module import replace_child, restore
+from .cuda_graphs import GraphedMethod, choose_cuda_graphs
+from .fused_module import FusedModule, replace_child, replace_method, restore
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from .policy import KernelPolicy, choose_bf16, choose_winograd
 from .rules import fuse, fuse_children
@@ -32,6 +33,15 @@ class Framework:
         """Name and module of each network, inner ones first, and whether its results are read as numbers rather than
         as features."""
         raise NotImplementedError
+
+    def networks_of_fixed_shapes(self, model: nn.Module, padded: bool) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of each network that takes and gives tensors whose shapes depend on those of the images
+        alone, and which contains no other of them.
+
+        Args:
+            padded: whether proposals are.
+        """
+        return iter(())
 
     def fuse_poolers(self, model: nn.Module) -> str:
         """Pools RoIs from all levels in one call."""
@@ -61,6 +71,15 @@ class Framework:
 
     def masks(self, model: nn.Module, lazy: bool) -> str:
         """Pastes masks within their boxes, or when they are looked at."""
+        raise NotImplementedError
+
+    def why_not_padded(self, model: nn.Module) -> str | None:
+        """Why the proposals and detections of a model cannot be padded; None if they can. The model may be accelerated
+        or not."""
+        return f"there is none for {self.name}"
+
+    def pad(self, model: nn.Module) -> None:
+        """Pads proposals and detections, which `detections` selects, by `run_padded`."""
         raise NotImplementedError
 
     def targets(self, model: nn.Module) -> str:
@@ -121,6 +140,8 @@ def accelerate(
     detections: bool = True,
     keypoints: bool = True,
     masks: bool | str = True,
+    padded: bool | str = "auto",
+    cuda_graphs: bool | str = "auto",
     targets: bool = True,
 ) -> nn.Module:
     """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 or torchvision faster, its results the same.
@@ -155,6 +176,12 @@ def accelerate(
         keypoints: heatmaps are decoded all at once, by `mrcnn_ext.layers.heatmaps_to_keypoints`.
         masks: True pastes each mask within its box; "lazy" gives `LazyMasks`, which are pasted when looked at; "auto"
             those where the model makes its results as stock does, and else as True; False leaves them to the framework.
+        padded: between the steps of the model there are always as many proposals and detections of an image as there
+            may be at most, the rest padding, so that the host waits for the device once, in the end, to learn how many
+            there are. Models of stock's box heads over a feature pyramid; "auto" on CUDA devices.
+        cuda_graphs: backbone, RPN head and, of padded detections, the box head are launched as CUDA graphs, each
+            recorded when a shape of inputs comes for the third time, of the last 8 shapes; True and "auto" on CUDA
+            devices. What has hooks runs as ever.
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
 
@@ -163,8 +190,8 @@ def accelerate(
 
     Raises:
         TypeError: ``model`` is no GeneralizedRCNN.
-        ValueError: ``winograd``, ``bf16`` or ``masks`` is not one of the values above, or what is asked for by
-            name cannot be had; ``model`` is as it was.
+        ValueError: an argument is not one of the values above, or what is asked for by name cannot be had, or by
+            ``padded`` or ``cuda_graphs`` True; ``model`` is as it was.
     """
     framework = framework_of(model)
     if bf16 not in (True, False, "auto"):
@@ -173,6 +200,9 @@ def accelerate(
         raise ValueError(f'winograd must be "auto", "float32", "int16" or False, got {winograd!r}')
     if masks not in (True, False, "auto", "lazy"):
         raise ValueError(f'masks must be True, False, "auto" or "lazy", got {masks!r}')
+    for name, value in (("padded", padded), ("cuda_graphs", cuda_graphs)):
+        if value not in (True, False, "auto"):
+            raise ValueError(f'{name} must be True, False or "auto", got {value!r}')
     training = model.training if training is None else training
     device, dtype = _device_and_dtype(model)
     # All that can be refused before anything is changed.
@@ -183,6 +213,8 @@ def accelerate(
         masks = "lazy" if can_be_lazy else True
     if masks == "lazy" and not training and not can_be_lazy:
         raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
+    padding = None if training else _choose_padding(framework, model, padded, detections, device)
+    graphs = None if training else choose_cuda_graphs(cuda_graphs, device)
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
@@ -204,6 +236,12 @@ def accelerate(
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
+        steps["padded"] = padding[1]
+        if padding[0]:
+            framework.pad(model)
+        steps["cuda_graphs"] = graphs[1]
+        if graphs[0]:
+            steps["cuda_graphs"] += _launch_as_graphs(framework, model, padding[0])
     model.acceleration = report
     return model
 
@@ -215,6 +253,29 @@ def fuse_poolers(model: nn.Module) -> str:
         TypeError: ``model`` is no GeneralizedRCNN.
     """
     return framework_of(model).fuse_poolers(model)
+
+
+def _choose_padding(framework, model, padded, detections, device) -> tuple[bool, str]:
+    """Whether to pad proposals and detections, and why."""
+    if not padded:
+        return False, "off"
+    why_not = "detections is False" if not detections else framework.why_not_padded(model)
+    if why_not is not None:
+        if padded is True:
+            raise ValueError(f"padded=True cannot be had: {why_not}")
+        return False, f"off: {why_not}"
+    if padded == "auto" and device.type != "cuda":
+        return False, f"off: nothing is to be waited for on a {device.type} device"
+    return True, "proposals and detections"
+
+
+def _launch_as_graphs(framework, model, padded) -> str:
+    """Launches networks whose inputs have the same shapes from image to image as CUDA graphs; returns which."""
+    done = []
+    for name, network in framework.networks_of_fixed_shapes(model, padded):
+        replace_method(GraphedMethod(network, "infer" if isinstance(network, FusedModule) else "forward"))
+        done.append(name)
+    return ", ".join(done) or "nothing known here"
 
 
 def _device_and_dtype(model):
