@@ -10,7 +10,7 @@ from torch import nn
 from .cuda_graphs import GraphedMethod, choose_cuda_graphs
 from .fused_module import FusedModule, replace_child, replace_method, restore
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
-from .policy import KernelPolicy, choose_bf16, choose_winograd
+from .policy import KernelPolicy, choose_half, choose_winograd
 from .rules import fuse, fuse_children
 from .trained_layers import train_as_matrix_products, train_with_winograd
 
@@ -47,9 +47,9 @@ class Framework:
         """Pools RoIs from all levels in one call."""
         raise NotImplementedError
 
-    def autocast(self, network: nn.Module, is_head: bool) -> nn.Module:
-        """What runs a network that cannot be fused in bf16."""
-        return AutocastNetwork(network, float32=is_head)
+    def autocast(self, network: nn.Module, is_head: bool, dtype: torch.dtype) -> nn.Module:
+        """What runs a network that cannot be fused in bf16 or float16."""
+        return AutocastNetwork(network, float32=is_head, dtype=dtype)
 
     def fuse_between(self, model: nn.Module, policy: KernelPolicy) -> None:
         """Fuses what more networks than one have a part in."""
@@ -171,7 +171,8 @@ def accelerate(
             float32 without, except that a processor with AMX is faster in plain bf16; False not. The
             transformed weights take four times the memory of these convolutions' own, int16 twice.
         bf16: networks compute in bf16; coordinates and scores stay in float32. "auto" where the processor or
-            GPU multiplies bf16 by itself. Networks not covered by ``convolutions`` use autocast.
+            GPU multiplies bf16 by itself. "float16" computes in float16 instead, for GPUs that multiply that alone:
+            its largest number is 65504. Networks not covered by ``convolutions`` use autocast.
         detections: proposals and detections that cannot be among the results are dropped before they cost.
         keypoints: heatmaps are decoded all at once, by `mrcnn_ext.layers.heatmaps_to_keypoints`.
         masks: True pastes each mask within its box; "lazy" gives `LazyMasks`, which are pasted when looked at; "auto"
@@ -194,8 +195,8 @@ def accelerate(
             ``padded`` or ``cuda_graphs`` True; ``model`` is as it was.
     """
     framework = framework_of(model)
-    if bf16 not in (True, False, "auto"):
-        raise ValueError(f'bf16 must be True, False or "auto", got {bf16!r}')
+    if bf16 not in (True, False, "auto", "float16"):
+        raise ValueError(f'bf16 must be True, False, "auto" or "float16", got {bf16!r}')
     if winograd not in (True, False, "auto", "float32", "int16"):
         raise ValueError(f'winograd must be "auto", "float32", "int16" or False, got {winograd!r}')
     if masks not in (True, False, "auto", "lazy"):
@@ -206,8 +207,10 @@ def accelerate(
     training = model.training if training is None else training
     device, dtype = _device_and_dtype(model)
     # All that can be refused before anything is changed.
-    use_bf16, why_bf16 = (None, "") if training else choose_bf16(bf16, device, dtype)
-    arithmetic, how = choose_winograd(winograd, device, dtype, convolutions, use_bf16)
+    half, why_half = (None, "") if training else choose_half(bf16, device, dtype)
+    float16 = half == torch.float16
+    in_bf16 = None if training else half == torch.bfloat16
+    arithmetic, how = choose_winograd(winograd, device, half if float16 else dtype, convolutions, in_bf16)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
@@ -218,7 +221,7 @@ def accelerate(
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
-    report = Acceleration("training" if training else "inference", bool(use_bf16))
+    report = Acceleration("training" if training else "inference", bool(in_bf16))
     steps = report.steps
     steps["pooler"] = framework.fuse_poolers(model) if pooler else "off"
     if channels_last:
@@ -227,12 +230,10 @@ def accelerate(
     if training:
         _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets)
     else:
-        policy = KernelPolicy.choose(
-            device, torch.bfloat16 if report.bf16 else dtype, convolutions, arithmetic
-        )
+        policy = KernelPolicy.choose(device, half or dtype, convolutions, arithmetic, float16)
         not_fused = _fuse_networks(framework, model, policy, convolutions, steps)
         steps["winograd"] = how
-        steps["bf16"] = f"on: {why_bf16}{not_fused}" if report.bf16 else f"off: {why_bf16}"
+        steps["bf16"] = f"on: {why_half}{not_fused}" if half else f"off: {why_half}"
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
@@ -294,8 +295,8 @@ def _prepare_training(framework, model, steps, convolutions, arithmetic, how, ta
 
 
 def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
-    """Fuses each network or, in bf16, runs it under autocast; returns which could not be fused."""
-    bf16 = policy.dtype == torch.bfloat16
+    """Fuses each network or, in a half precision, runs it under autocast; returns which could not be fused."""
+    half = policy.autocast
     fused, autocast, float32, left = [], [], [], []
     for name, network, is_head in framework.networks(model):
         replacement = fuse(network, policy) if convolutions else None
@@ -303,13 +304,13 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
             fused.append(name)
             if is_head and hasattr(replacement, "float32"):
                 replacement.float32 = True
-        elif bf16 and is_float32_only(network):
+        elif half and is_float32_only(network):
             replacement = Float32Network(network)
             float32.append(name)
         else:
             layers = len(fuse_children(network, policy)) if convolutions else 0
-            if bf16:
-                replacement = framework.autocast(network, is_head)
+            if half:
+                replacement = framework.autocast(network, is_head, half)
                 autocast.append(f"{name} ({layers} layers fused)" if layers else name)
             elif layers:
                 fused.append(f"{layers} layers of {name}")
@@ -320,7 +321,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
             replace_child(model.get_submodule(parent), leaf, replacement)
     if convolutions:
         framework.fuse_between(model, policy)
-    if bf16:
+    if half:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""
     how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels else ""

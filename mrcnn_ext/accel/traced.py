@@ -294,8 +294,8 @@ class _Program:
             if name in given:
                 values[number] = given[name]
         device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
-        bf16 = device is not None and self.policy.dtype == torch.bfloat16
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        half = self.policy.autocast if device is not None else None
+        with contextlib.nullcontext() if half is None else torch.autocast(device.type, half):
             return self._run(root, values)
 
     def _run(self, root, values):

@@ -5,6 +5,7 @@ import copy
 import gc
 import logging
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
@@ -75,7 +76,9 @@ def network():
 
 def assert_same(found, expected):
     for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-        assert torch.equal(a, b) and a.stride() == b.stride()
+        assert torch.equal(a, b)
+        if b.is_contiguous(memory_format=torch.channels_last) or b.is_contiguous():
+            assert a.stride() == b.stride()
 
 
 @torch.no_grad()
@@ -222,7 +225,8 @@ def test_a_detector(tiny_cfg, make_batch, monkeypatch, bf16):
     model = build_model(tiny_cfg("MODEL.RPN.HEAD_NAME", "StandardRPNHead")).eval()
     plain = accelerate(model, bf16=bf16, padded=True)
     assert plain.acceleration.steps["cuda_graphs"] == "off: there are none for cpu"
-    monkeypatch.setattr("mrcnn_ext.accel.accelerate.choose_cuda_graphs", lambda *args: (True, ""))
+    module = import_module("mrcnn_ext.accel.accelerate")
+    monkeypatch.setattr(module, "choose_cuda_graphs", lambda *args: (True, ""))
     fast = accelerate(model, bf16=bf16, padded=True)
     assert (
         fast.acceleration.steps["cuda_graphs"] == "backbone, proposal_generator.rpn_head, roi_heads.box_head"

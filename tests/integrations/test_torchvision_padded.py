@@ -1,5 +1,7 @@
 """Padded proposals and detections of torchvision's detectors: the results without, and the host waits once."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from synchronizations import Synchronizations
@@ -65,10 +67,9 @@ def assert_same(model, other, given=None):
             assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name, bf16", [("masks", False), ("masks", True), ("keypoints", False)])
 def test_results_are_those_without_padding(make_model, name, bf16):
-    for masks in (True, "lazy", False):
+    for masks in (True, "lazy", False) if (name, bf16) == ("masks", False) else (True,):
         plain, padded = (
             accelerate(make_model(name), bf16=bf16, padded=value, masks=masks) for value in (False, True)
         )
@@ -88,7 +89,7 @@ def test_the_host_waits_once(make_model, name, monkeypatch):
         with Synchronizations([*fast.parameters(), *fast.buffers(), *given]) as waits:
             results = fast(given)
     assert len(results[0]["boxes"]) == 4
-    of_images = "torchvision/models/detection/transform.py"
+    of_images = "as_tensor at transform.py"
     places = {place: count for place, count in waits.counts.items() if of_images not in place}
     ((place, count),) = places.items()
     assert "mrcnn_ext/accel/padding.py" in place and count == 1
@@ -109,7 +110,8 @@ def test_results_that_are_not_exact_are_made_without_padding(make_model, monkeyp
 
 
 def test_networks_of_fixed_shapes(make_model, monkeypatch):
-    monkeypatch.setattr("mrcnn_ext.accel.accelerate.choose_cuda_graphs", lambda *args: (True, ""))
+    module = import_module("mrcnn_ext.accel.accelerate")
+    monkeypatch.setattr(module, "choose_cuda_graphs", lambda *args: (True, ""))
     names = {
         "masks": "roi_heads.box_head, roi_heads.mask_head",
         "keypoints": "roi_heads.box_head, roi_heads.keypoint_head, roi_heads.keypoint_predictor",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -63,11 +64,11 @@ class Detectron2(Framework):
             f"; left alone: {', '.join(left)}" if left else ""
         )
 
-    def autocast(self, network: nn.Module, is_head: bool) -> nn.Module:
+    def autocast(self, network: nn.Module, is_head: bool, dtype: torch.dtype) -> nn.Module:
         if isinstance(network, (BaseMaskRCNNHead, BaseKeypointRCNNHead)):
-            replace_method(AutocastMethod(network, "layers"))
+            replace_method(AutocastMethod(network, "layers", dtype))
             return network
-        return AutocastNetwork(network, float32=is_head)
+        return AutocastNetwork(network, float32=is_head, dtype=dtype)
 
     def keep_float32(self, model: GeneralizedRCNN) -> None:
         predictors = [predictor for _, predictor in _parts(model.roi_heads, "box_predictor")]
