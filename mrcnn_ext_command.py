@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "command", "main"]
 COMMANDS = {
     "train": "Train a model.",
     "eval": "Evaluate a checkpoint.",
+    "compare": "Lay the APs of several runs side by side, with intervals.",
     "predict": "Predict for images, videos and datasets; write results and pictures.",
     "export": "Write a model to one file: ONNX, TorchScript, torch.export or OpenVINO.",
     "benchmark": "Benchmark models and operators.",

@@ -130,6 +130,13 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Load whatever fits of MODEL.WEIGHTS. Otherwise a file of another architecture is an error.
     cfg.MODEL.setdefault("ALLOW_PARTIAL_WEIGHTS", False)
 
+    # Start the classes of the training data from those of MODEL.WEIGHTS, a detector of other classes: by their names,
+    # and where these differ by PAIRS, [["rider", "person"]] say, of a class of the data and one of the weights. The
+    # classes of weights are known from checkpoints of this package, and for COCO's.
+    classes = cfg.MODEL.setdefault("MAP_CLASSES", CfgNode())
+    classes.setdefault("ENABLED", False)
+    classes.setdefault("PAIRS", [])
+
     # Convolutions run channels-last, which is faster on most processors, on GPUs in half precision above all.
     cfg.MODEL.setdefault("CHANNELS_LAST", False)
 

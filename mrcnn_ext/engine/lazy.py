@@ -23,6 +23,7 @@ from ..data import read_lazily
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
+from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
@@ -161,6 +162,7 @@ def _build_checkpointer(cfg, model, **checkpointables):
         model,
         cfg.train.output_dir,
         allow_partial=cfg.train.get("allow_partial_weights", False),
+        classes=lazily_mapped_classes(cfg),
         **checkpointables,
     )
 

@@ -21,6 +21,7 @@ from ..modeling import GeneralizedRCNNWithTTA
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import learnt_from, names_for_losses
+from .class_mapping import mapped_classes
 from .data_order import resumable
 from .description import describe
 from .errors import UserError
@@ -122,6 +123,7 @@ class Trainer(Stoppable, DefaultTrainer):
             about=lambda: describe(cfg),
             averaged=average,
             trust=self._trust,
+            classes=mapped_classes(cfg),
             trainer=weakref.proxy(self),
             state=state,
         )
