@@ -72,7 +72,7 @@ class GraphedMethod(MethodStep):
     """A method that takes and gives tensors, in lists, tuples and dicts, launched as a CUDA graph.
 
     A call is recorded when inputs of its shapes come for the third time; the recordings of the last 8 shapes are kept.
-    They are made anew when a parameter or a buffer changed. Results are copies, the caller's own. What cannot be
+    They are forgotten when a parameter or a buffer changes. Results are copies, the caller's own. What cannot be
     recorded, because it waits for the device say, is called as ever from then on, after one warning.
     """
 
@@ -101,6 +101,10 @@ class GraphedMethod(MethodStep):
         alike = tensors and all(isinstance(value, Tensor) for value in tensors)
         if not alike or len({value.device for value in tensors}) != 1:
             return False
+        if torch.is_autocast_enabled(tensors[0].device.type):
+            return (
+                False  # the caller's, which keeps weights that it has cast no longer than a recording is kept
+            )
         if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return False  # somebody records more than this
         inner = list(self.module.modules())[1:]
@@ -113,7 +117,7 @@ class GraphedMethod(MethodStep):
         recordings.begin([(id(value), value.data_ptr(), version_of(value)) for value in weights], weights)
         if not recordings.takes(_stream(tensors[0])):
             return None, None
-        key = (form, *((t.shape, t.stride(), t.dtype, t.device) for t in tensors), *_autocast(tensors[0]))
+        key = (form, *((t.shape, t.stride(), t.dtype, t.device) for t in tensors))
         found = recordings.find(key)
         if found is None and recordings.is_due(key):
             found = self._record(tensors, form)
@@ -123,7 +127,7 @@ class GraphedMethod(MethodStep):
 
     def _record(self, tensors, form):
         # Not as tensors of inference mode: calls outside of it write into them too.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(tensors[0]):
             inputs = [torch.empty_like(value) for value in tensors]
             for static, given in zip(inputs, tensors, strict=True):
                 static.copy_(given)
@@ -155,9 +159,11 @@ class _Recordings:
         self._stream = self._pool = None
 
     def begin(self, stamp: list, weights: list[Tensor]) -> None:
-        """Forgets what was recorded with other weights than these; they are kept so that an id stays theirs."""
+        """Forgets what was recorded with other weights than these; they are kept so that an id stays theirs. Weights
+        are prepared by the calls before the next recording, not on its stream."""
         if stamp != self._stamp:
             self._made.clear()
+            self._seen.clear()
             self._stamp, self._weights = stamp, weights
 
     def takes(self, stream) -> bool:
@@ -195,8 +201,3 @@ class _Recordings:
 
 def _stream(tensor):
     return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
-
-
-def _autocast(tensor):
-    kind = tensor.device.type
-    return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
