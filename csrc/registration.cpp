@@ -22,8 +22,8 @@
 // weight (O, C, 3, 3) or, transposed, for the convolution of its gradient: (36, O / 16, C, 16) float32 and an
 // empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32. C and O are multiples of 16.
 //
-// pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of bf16 with weights in the order that
-// layers/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height and
+// pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of float32 or bf16 with weights in the order
+// that ops/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height and
 // width (then brought to twice its size, nearest), then a ReLU if asked for. add_pointwise_conv_ adds to
 // self.
 //

@@ -225,6 +225,7 @@ class JointConvs:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, C, H, W) -> (N, O_i, H, W) of each."""
         pointwise = self.policy.runs_pointwise(self.convs[0].in_channels, x.device)
+        x = x.to(self.policy.dtype) if pointwise else x
 
         def make():
             weight, bias = (

@@ -125,7 +125,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
         return stem_conv_pool(x, weight, bias)
 
     def _pointwise(self, x, norm, relu, add, add_doubled):
-        make = partial(self._make_reordered, norm, pointwise_weight)
+        make = partial(self._make_reordered, norm, partial(pointwise_weight, dtype=self.policy.dtype))
         weight, bias = self.prepared.get(self._sources(norm), "pointwise", make)
         if add is None:
             return pointwise_conv(x, weight, bias, add_doubled, self.stride[0], relu)
@@ -300,11 +300,11 @@ def matrix_for(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, pointwis
     """The weight (O, C) or (O, C, 1, 1) and the bias (O,) of a linear layer as its kernel takes them.
 
     Args:
-        dtype: that PyTorch's layers compute in.
+        dtype: that the layer computes in.
         pointwise: for `pointwise_conv` rather than for PyTorch.
     """
     if pointwise:
-        return pointwise_weight(weight), _to(bias, torch.float32)
+        return pointwise_weight(weight, dtype), _to(bias, torch.float32)
     return weight.to(dtype).contiguous(), _to(bias, dtype)
 
 
