@@ -7,14 +7,13 @@
 #include <ATen/ceil_div.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "geometry.h"
 #include "kernels.h"
 #include "memory.h"
-#include "parallel.h"
 #include "simd/processor.h"
 
 namespace mrcnn_ext {
@@ -44,68 +43,40 @@ const Float32Kernels* best_float32_kernels() {
 // Rows that a thread takes at a time. All channels of a bf16 row that are multiplied at a time, or half as
 // many float32, fill a quarter of a second-level cache with the block. Weights that the third-level cache may
 // not hold are read from memory once a block: then it is better large.
-int64_t block_size(int64_t rows, size_t weight_bytes) {
+int64_t largest_block(size_t weight_bytes) {
   constexpr int64_t kBlock = 96, kLargeBlock = 504;
   constexpr size_t kHeavy = 16 * 1024 * 1024;
-  return balanced_block(rows, kRows, weight_bytes > kHeavy ? kLargeBlock : kBlock);
+  return weight_bytes > kHeavy ? kLargeBlock : kBlock;
 }
 
-// Outputs that a thread takes at a time: all of them, unless there are too few blocks of rows for all
-// threads.
-int64_t outputs_at_a_time(int64_t outputs, int64_t blocks) {
-  const int64_t shares = at::ceil_div<int64_t>(at::get_num_threads(), blocks);
-  return at::ceil_div(at::ceil_div(outputs, shares), kChunk) * kChunk;
-}
-
-// input, added, output: channels-last. added: as large as output, or half as large on both sides.
 // most_channels: that are multiplied at a time.
 template <typename In, typename Out>
 void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
               const at::Tensor& added, int64_t stride, bool relu, Multiply<In, Out> multiply,
               int64_t most_channels, const at::Tensor& output) {
-  const int64_t channels = input.size(1), in_height = input.size(2), in_width = input.size(3);
-  const int64_t outputs = output.size(1), height = output.size(2), width = output.size(3);
-  const int64_t total = output.size(0) * height * width;
-  const int halved = added.defined() && added.size(2) != height ? 1 : 0;
-
+  const Geometry geometry(input, added, stride, output);
+  const Blocks blocks(geometry, largest_block(weight.nbytes()));
+  const int64_t channels = geometry.channels, outputs = geometry.outputs;
   const In* from = input.const_data_ptr<In>();
   const In* weights = weight.const_data_ptr<In>();
   const float* biases = bias.const_data_ptr<float>();
   const Out* add = added.defined() ? added.const_data_ptr<Out>() : nullptr;
   Out* to = output.mutable_data_ptr<Out>();
-  const int64_t block = block_size(total, weight.nbytes());
-  const int64_t blocks = at::ceil_div(total, block);
-  const int64_t share = outputs_at_a_time(outputs, blocks), shares = at::ceil_div(outputs, share);
   const at::Tensor all_sums = at::empty(
-      {at::get_num_threads(), channels > most_channels ? at::ceil_div(block, kRows) * kRows * share : 0},
-      bias.options());
+      {at::get_num_threads(), channels > most_channels ? blocks.rows * blocks.outputs : 0}, bias.options());
 
-  share_out(blocks * shares, [&](int64_t unit) {
-    const int64_t first = unit / shares * block, first_output = unit % shares * share;
-    const int64_t count = std::min(block, total - first);
-    const int64_t rows = at::ceil_div(count, kRows) * kRows;
-    std::vector<const In*> inputs(rows);
-    std::vector<const Out*> addends(add == nullptr ? 0 : count);
-    int64_t x = first % width, y = first / width % height, image = first / width / height;
-    for (int64_t row = 0; row < count;) {
-      const In* line = from + (image * in_height + y * stride) * in_width * channels;
-      const int64_t add_line = (image * (height >> halved) + (y >> halved)) * (width >> halved);
-      for (; x < width && row < count; ++x, ++row) {
-        inputs[row] = line + x * stride * channels;
-        if (add != nullptr) addends[row] = add + (add_line + (x >> halved)) * outputs + first_output;
-      }
-      x = 0;
-      if (++y == height) y = 0, ++image;
-    }
-    std::fill(inputs.begin() + count, inputs.end(), inputs[0]);
+  blocks.share_out([&](const Block& block) {
+    std::vector<const In*> inputs;
+    std::vector<const Out*> addends;
+    geometry.find(block, from, add, inputs, addends);
     const Rows<In, Out> task = {inputs.data(),
-                                to + first * outputs + first_output,
+                                to + block.first * outputs + block.first_output,
                                 add == nullptr ? nullptr : addends.data(),
-                                count,
+                                block.count,
                                 outputs,
                                 relu};
-    multiply(task, channels, std::min(share, outputs - first_output), weights + first_output * channels,
-             biases + first_output,
+    multiply(task, channels, block.outputs, weights + block.first_output * channels,
+             biases + block.first_output,
              all_sums.mutable_data_ptr<float>() + at::get_thread_num() * all_sums.size(1));
   });
 }

@@ -1,13 +1,15 @@
 """One line that makes a detector faster. Which detectors there are, and what in them, frameworks register."""
 
 import copy as copy_module
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from .fused_module import replace_child, restore
+from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from .policy import KernelPolicy, choose_bf16, choose_winograd
 from .rules import fuse, fuse_children
@@ -96,11 +98,13 @@ class Acceleration:
         form: "inference" or "training".
         bf16: whether the networks compute in bf16.
         steps: what each step did, or why it did nothing.
+        int8: which layers are in int8, if any are; its ``save`` keeps it for the next time.
     """
 
     form: str
     bf16: bool = False
     steps: dict[str, str] = field(default_factory=dict)
+    int8: Int8Calibration | None = None
 
     def __str__(self) -> str:
         width = max(map(len, self.steps))
@@ -122,6 +126,7 @@ def accelerate(
     keypoints: bool = True,
     masks: bool | str = True,
     targets: bool = True,
+    int8: Sequence | Int8Calibration | str | os.PathLike | None = None,
 ) -> nn.Module:
     """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 or torchvision faster, its results the same.
 
@@ -157,12 +162,18 @@ def accelerate(
             those where the model makes its results as stock does, and else as True; False leaves them to the framework.
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
+        int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
+            processors with AVX512-VNNI, but for predictions and those found too sensitive; all others as without. A
+            list of inputs to calibrate with, each of which the model is called with, a few images as the model will
+            see; or an earlier calibration, ``model.acceleration.int8``, or the path where its ``save`` put it. Those
+            are for the very weights that they were made with.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
 
     Raises:
         TypeError: ``model`` is no GeneralizedRCNN.
+        OSError: the calibration of ``int8`` cannot be read.
         ValueError: ``winograd``, ``bf16`` or ``masks`` is not one of the values above, or what is asked for by
             name cannot be had; ``model`` is as it was.
     """
@@ -178,6 +189,7 @@ def accelerate(
     # All that can be refused before anything is changed.
     use_bf16, why_bf16 = (None, "") if training else choose_bf16(bf16, device, dtype)
     arithmetic, how = choose_winograd(winograd, device, dtype, convolutions, use_bf16)
+    int8 = check_int8(int8, model, device, training, convolutions)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
@@ -186,6 +198,7 @@ def accelerate(
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
+    networks = [(name, is_head) for name, _, is_head in framework.networks(model)]
     report = Acceleration("training" if training else "inference", bool(use_bf16))
     steps = report.steps
     steps["pooler"] = framework.fuse_poolers(model) if pooler else "off"
@@ -204,6 +217,10 @@ def accelerate(
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
+        if int8 is not None:
+            calibrated = isinstance(int8, Int8Calibration)
+            report.int8 = int8 if calibrated else calibrate_int8(model, networks, int8)
+        steps["int8"] = "off" if int8 is None else apply_int8(model, report.int8)
     model.acceleration = report
     return model
 

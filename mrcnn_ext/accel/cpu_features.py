@@ -12,6 +12,7 @@ __all__ = [
     "cpu_has_avx512_bf16",
     "cpu_has_bf16",
     "float32_kernels_are_available",
+    "int8_kernels_are_available",
 ]
 
 
@@ -37,6 +38,14 @@ def float32_kernels_are_available() -> bool:
     """Whether `pointwise_conv` is compiled for float32 on this processor: AVX-512, or AVX2."""
     compiled = _extension.is_available() and _extension.backend() == "compiled"
     return compiled and torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
+
+
+def int8_kernels_are_available() -> bool:
+    """Whether `int8_pointwise_conv` is compiled for this processor: AVX-512 with VNNI. (The instruction of AVX2 for
+    products of 8 bits saturates at 16, and would need activations of 7.)"""
+    compiled = _extension.is_available() and _extension.backend() == "compiled"
+    vnni = platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("avx512_vnni")
+    return bool(compiled and vnni and torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def bf16_kernels_are_available() -> bool:
