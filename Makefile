@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CXX_SOURCES = $(shell find csrc tests/ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: quickstart test setup lint format sanitize benchmark wheels matrix
+.PHONY: quickstart test setup lint format sanitize benchmark wheels matrix docs
 
 quickstart: setup
 	$(PY) tools/quickstart.py $(ARGS)
@@ -38,3 +38,7 @@ wheels: setup
 # The legs of the test matrix, by default all; LEGS="wheel oldest".
 matrix: setup
 	tools/test_matrix.sh $(LEGS)
+
+# The documentation as a site in output/site, without warnings and without the network.
+docs: setup
+	$(PY) -m mkdocs build --strict $(ARGS)

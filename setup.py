@@ -99,6 +99,10 @@ setup(
     packages=[*find_packages(include=["mrcnn_ext", "mrcnn_ext.*"]), "mrcnn_ext.configs"],
     py_modules=["mrcnn_ext_command"],
     package_dir={"mrcnn_ext.configs": "configs"},
-    package_data={"mrcnn_ext": ["py.typed", *libraries], "mrcnn_ext.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={
+        "mrcnn_ext": ["py.typed", "app/*.css", "app/*.js", *libraries],
+        "mrcnn_ext.reports": ["*.html"],
+        "mrcnn_ext.configs": ["**/*.yaml", "**/*.py"],
+    },
     **extension(),
 )

@@ -1,8 +1,10 @@
 """What every test shares: a small model's config and a batch for it, and one line that says what was skipped for want
 of detectron2."""
 
+import sys
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ if find_spec("detectron2") is not None:
     from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 
     from mrcnn_ext import add_mrcnn_ext_config
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # for synchronizations
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers

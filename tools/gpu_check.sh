@@ -83,7 +83,7 @@ export MRCNN_EXT_BACKEND=compiled CUBLAS_WORKSPACE_CONFIG=:4096:8
 PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider)
 step operator_tests 150 "${PYTEST[@]}" tests/ops/test_roi_align.py tests/ops/test_roi_align_op.py -k "cuda and compiled and not emulated"
 step model_tests 60 "${PYTEST[@]}" tests/modeling/test_deterministic_training.py -k cuda
-step accelerate_tests 90 "${PYTEST[@]}" tests/accel -k cuda
+step accelerate_tests 90 "${PYTEST[@]}" tests/accel/test_on_cuda.py
 
 SANITIZER=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 SUBSET="cuda and compiled and (far_larger or not_finite or empty_inputs or keep_dtype_and_memory_format or same_bits)"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.pointwise import pointwise_conv
-from .fused_layers import FusedConv2d, matrix_for
+from .fused_layers import FusedConv2d, FusedConvTranspose2d, matrix_for
 from .fused_module import FusedModule, PreparedWeights, replace_child
 from .kernel_support import doubling_as_linear
 from .mixed_precision import to_float32
@@ -232,6 +232,7 @@ class JointConvs:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, C, H, W) -> (N, O_i, H, W) of each."""
         pointwise = self.policy.runs_pointwise(self.convs[0].in_channels, x.device)
+        x = x.to(self.policy.dtype) if pointwise else x
 
         def make():
             weight, bias = (
@@ -279,7 +280,6 @@ class PredictedClassMasks:
         if predictor.out_channels == 1:  # class-agnostic
             classes = torch.zeros_like(classes)
         pointwise = self.policy.runs_pointwise(self.deconv.in_channels, x.device)
-        weight, bias = self._weights(pointwise)
         with torch.autocast(x.device.type, enabled=False):
             of_class = predictor.weight.detach()[classes, :, 0, 0].to(dtype)[:, :, None]
             rois, _, height, width = x.shape
@@ -289,16 +289,22 @@ class PredictedClassMasks:
             logits = x.new_empty((rois, height, width, 2, 2), dtype=wide)
             for begin in range(0, rois, step):
                 some = slice(begin, begin + step)
-                if pointwise:
-                    hidden = pointwise_conv(x[some], weight, bias, relu=True).permute(0, 2, 3, 1)
-                else:
-                    hidden = F.linear(x[some].permute(0, 2, 3, 1), weight, bias).relu_()
+                hidden = self._hidden(x[some], pointwise)
                 hidden = hidden.reshape(-1, 4 * height * width, of_class.shape[1])
                 logits[some] = torch.bmm(hidden, of_class[some]).view(-1, height, width, 2, 2)
             logits = logits.transpose(2, 3).reshape(rois, 1, 2 * height, 2 * width)
             if predictor.bias is None:
                 return logits
             return logits + predictor.bias.detach()[classes, None, None, None]
+
+    def _hidden(self, x, pointwise):
+        """(R, C, H, W) -> (R, H, W, 2 2 O)."""
+        if pointwise and isinstance(self.deconv, FusedConvTranspose2d):
+            return self.deconv.run_as_linear(x, relu=True).permute(0, 2, 3, 1)
+        weight, bias = self._weights(pointwise)
+        if pointwise:
+            return pointwise_conv(x, weight, bias, relu=True).permute(0, 2, 3, 1)
+        return F.linear(x.permute(0, 2, 3, 1), weight, bias).relu_()
 
     def _weights(self, pointwise):
         deconv = self.deconv

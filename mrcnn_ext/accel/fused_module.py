@@ -11,9 +11,11 @@ __all__ = [
     "MethodStep",
     "PreparedWeights",
     "defines",
+    "original_of",
     "replace_child",
     "replace_method",
     "restore",
+    "version_of",
 ]
 
 # What a fused module and its original are to have in common: the very dictionaries, so that moving, loading or
@@ -148,6 +150,11 @@ def replace_child(parent: nn.Module, name: str, child: nn.Module) -> None:
             value[:] = [child if item is before else item for item in value]
 
 
+def original_of(module: nn.Module | None) -> nn.Module | None:
+    """What a fused module stands in for; any other module itself."""
+    return module.original if isinstance(module, FusedModule) else module
+
+
 def defines(module: nn.Module, owner: type, *methods: str) -> bool:
     """Whether ``module`` is an ``owner`` whose subclass, if it is of one, leaves these methods alone."""
     return isinstance(module, owner) and all(
@@ -170,7 +177,7 @@ class PreparedWeights:
             make: without arguments; runs without autograd, autocast and inference mode.
         """
         tensors = tuple(source for source in sources if source is not None)
-        stamp = (setting, [(tensor.data_ptr(), _version(tensor)) for tensor in tensors])
+        stamp = (setting, [(tensor.data_ptr(), version_of(tensor)) for tensor in tensors])
         made_of, made_at, value = self._made
         same = len(tensors) == len(made_of) and all(map(operator.is_, tensors, made_of))
         if not same or stamp != made_at:
@@ -185,5 +192,6 @@ class PreparedWeights:
         return PreparedWeights, ()
 
 
-def _version(tensor):
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None where nobody counts."""
     return None if tensor.is_inference() else tensor._version  # those of inference mode have none

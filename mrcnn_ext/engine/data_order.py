@@ -42,7 +42,7 @@ def resumable(loader):
     ):
         collate, inner = inner._map_func, inner._dataset  # a MapDataset of batches
     grouped = isinstance(inner, AspectRatioGroupedDataset)
-    batch_size = inner.batch_size
+    batch_size = getattr(inner, "batch_size", None)  # of a loader; a user's may be any iterable
     data = inner.dataset if grouped else inner
     source = data.dataset if isinstance(data, DataLoader) else None
     if type(source) is not ToIterableDataset or not source.shard_sampler:

@@ -155,6 +155,7 @@ def config_of(about: Mapping, path: str) -> CfgNode:
         raise UserError(f"{path} was trained with a LazyConfig: give --config-file")
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
+    cfg.MODEL.TIMM.INPUT = "config"  # before there was the key, checkpoints were trained as their config says
     try:
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(about["config"])))
     except (KeyError, ValueError) as error:

@@ -24,7 +24,7 @@ from .random_state import kept_random_state, random_state, set_random_state
 from .steps import loss_normalizers
 from .stopping import StopTraining
 
-__all__ = ["BestHook", "CheckpointHook", "ResumeHook", "TrainingState", "evaluation_hook"]
+__all__ = ["BestHook", "CheckpointHook", "ResumeHook", "ResumingWriter", "TrainingState", "evaluation_hook"]
 
 _SCALARS = 20  # values that the writers smooth over
 
@@ -311,6 +311,26 @@ def evaluation_hook(
 
     hook = hooks.EvalHook(period, evaluate_apart)
     return hook
+
+
+class ResumingWriter(hooks.PeriodicWriter):
+    """detectron2's PeriodicWriter, the last hook, and `ResumeHook` in one: a hook that a script inserts before the last
+    is there when a training goes on.
+
+    Args:
+        state, trainer_hooks: of `ResumeHook`.
+        writers: empty but in the main process.
+        period: iterations between two writes.
+    """
+
+    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: list, period: int = 20):
+        super().__init__(writers, period)
+        able = [writer for writer in writers if hasattr(writer, "resume_at")]
+        self._resume = ResumeHook(state, trainer_hooks, able)
+
+    def before_train(self):
+        self._resume.trainer = self.trainer
+        self._resume.before_train()
 
 
 class ResumeHook(HookBase):

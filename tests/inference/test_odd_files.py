@@ -82,9 +82,9 @@ def test_hidden_and_system_files_are_no_input(tmp_path, hidden):
 
 @pytest.mark.parametrize("text", ["photos/1.jpg\nphotos/2.jpg\n", "Grüße\n" * 900, "a" * 4095 + "ü"])
 def test_text_is_no_video(tmp_path, text):
-    (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(UserError, match="list.txt: it is text, neither an image .* nor a video"):
-        open_source(str(tmp_path / "list.txt"))
+    (tmp_path / "notes.log").write_text(text)
+    with pytest.raises(UserError, match="notes.log: it is text, neither an image .* nor a video"):
+        open_source(str(tmp_path / "notes.log"))
 
 
 @pytest.fixture
