@@ -62,9 +62,7 @@ def _summary(model, instances, prediction):
             rows,
             hide_index=True,
             height=min(35 * (len(rows) + 1) + 3, 420),
-            column_config={
-                "score": st.column_config.ProgressColumn("score", min_value=0, max_value=1, format="%.2f")
-            },
+            column_config={"score": st.column_config.NumberColumn("score", format="%.2f")},
         )
     else:
         hidden = len(prediction.instances)

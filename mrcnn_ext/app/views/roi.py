@@ -33,8 +33,8 @@ _NOTES = {
 }
 # Of one height, so that the pictures below stand beside each other.
 _HEADING = """<div style="min-height: 4.4rem; line-height: 1.3">
-<b style="color: rgb{color}; font-size: 1.15rem">{layer}</b><br><span style="color: #666; font-size: 0.875rem">{note}</span>
-</div>"""
+<b style="color: rgb{color}; font-size: 1.15rem">{layer}</b><br>
+<span style="color: #666; font-size: 0.875rem">{note}</span></div>"""
 _SHIFTS = np.linspace(-1, 1, 81)
 _MARGIN = 2.5  # cells around the box
 _NARROWEST = 0.75  # shorter side of a picture over the longer one
