@@ -90,6 +90,8 @@ def _labels(wanted: str, kinds) -> list[int]:
             known = ", ".join(f"{kind['name']} ({kind['id']})" for kind in list(kinds.values())[:20])
             known = known + (", ..." if len(kinds) > 20 else "") or "none has a name: give numbers, from 0"
             close = did_you_mean(key, list(by_name))
-            raise UserError(f"the model has no class {part.strip()!r}{close}. Its classes: {known}")
+            raise UserError(
+                f"the model has no class {part.strip()!r}{close}{'' if close else '.'} Its classes: {known}"
+            )
         labels.append(label)
     return labels

@@ -240,7 +240,7 @@ def _polygons(one: Detection) -> list[list[list[float]]]:
     found = []
     for flat in mask_to_polygons(one.mask.astype(np.uint8), one.corner):
         points = np.array(flat, np.float32).reshape(-1, 1, 2)
-        tolerance = max(0.7, _FEWER * cv2.arcLength(points, True))
+        tolerance = max(1.0, _FEWER * cv2.arcLength(points, True))
         fewer = cv2.approxPolyDP(points, tolerance, True)[:, 0]
         if len(fewer) >= 3:
             found.append(fewer.astype(float).tolist())

@@ -1,6 +1,9 @@
 """An annotated video, by OpenCV."""
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -58,18 +61,14 @@ class VideoFile:
 
     def _open(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of codecs that are tried
-        try:
-            for codec in VIDEO_SUFFIXES[self.path.suffix.lower()]:
+        for codec in VIDEO_SUFFIXES[self.path.suffix.lower()]:
+            with _quiet():
                 fourcc = cv2.VideoWriter_fourcc(*codec)
                 writer = cv2.VideoWriter(str(self._draft), fourcc, self._fps, self._size)
-                if writer.isOpened():
-                    return writer
-        finally:
-            cv2.utils.logging.setLogLevel(level)
+            if writer.isOpened():
+                return writer
         raise OSError(
-            f"{self.path}: OpenCV cannot write it; tried {', '.join(VIDEO_SUFFIXES[self.path.suffix])}"
+            f"{self.path}: OpenCV cannot write it; tried {', '.join(VIDEO_SUFFIXES[self.path.suffix.lower()])}"
         )
 
     def close(self) -> None:
@@ -110,6 +109,20 @@ class VideoFile:
             file.flush()
             os.fsync(file.fileno())
         raise OSError(f"{self.path}: {self._count} frames were written, and OpenCV reads {found} of them")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """FFmpeg writes to standard error that it has not a codec, which is only tried."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _fitted(frame, size):

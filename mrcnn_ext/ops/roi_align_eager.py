@@ -33,9 +33,10 @@ class _Axis(NamedTuple):
 
     first: int  # the window's first cell
     weights: Tensor  # (P or B * S, cells of the window), float64
-    inside: Tensor | None = None  # (B * S,) bool, max modes: False where the sample is worth 0
-    bins: Tensor | None = None  # (B,) of P, max modes
-    outside: Tensor | None = None  # (B,) bool, max modes: whether a bin has samples that are worth 0
+    # For the max modes alone:
+    inside: Tensor = torch.empty(0)  # (B * S,) bool: False where the sample is worth 0
+    bins: Tensor = torch.empty(0)  # (B,) of P
+    outside: Tensor = torch.empty(0)  # (B,) bool: whether a bin has samples that are worth 0
 
 
 def assign_levels(
@@ -165,7 +166,9 @@ def _axis(low: Tensor, high: Tensor, bins: int, size: int, options: RoIOptions):
     else:
         average = mode in AVERAGE_MODES
         weights, inside = _sampled(start, extent, bins, size, options.sampling_ratio, average) or (None, None)
-    touched = [] if weights is None else weights.any(0).nonzero().flatten().tolist()
+    if weights is None:
+        return None
+    touched = weights.any(0).nonzero().flatten().tolist()
     if not touched:
         return None
     weights = weights[:, touched[0] : touched[-1] + 1]
