@@ -37,7 +37,7 @@ def show_heads(model: ShownModel, picture: Picture, settings: Settings) -> None:
         return
     controls = st.columns(2)
     with controls[0]:
-        place = pick_object(picture, instances, model.classes, "heads")
+        place = pick_object(model, picture, instances, "heads")
     keypoint = None
     if instances.has("pred_keypoint_heatmaps"):
         count = instances.pred_keypoint_heatmaps.shape[1]
@@ -57,9 +57,9 @@ def _whole(model, picture, pixels, instances, keypoint):
         st.markdown("**Box head**: classes, scores, boxes")
         shown = Shown(masks=False, keypoints=False)
         drawn = shapes(pixels, instances, model.classes, shown=shown)
-        clicked = show_overlay(drawn, "boxes", chosen_object(picture), "overlay-heads")
-        if clicked is not None and clicked != chosen_object(picture):
-            choose(picture, clicked)
+        clicked = show_overlay(drawn, "boxes", chosen_object(model, picture), "overlay-heads")
+        if clicked is not None and clicked != chosen_object(model, picture):
+            choose(model, picture, clicked)
             st.rerun()
     with columns[1]:
         st.markdown("**Mask head**: probability of each pixel")

@@ -64,7 +64,7 @@ def show_roi_layers(model: ShownModel, picture: Picture, settings: Settings) -> 
         return
     controls = st.columns([2, 1, 1])
     with controls[0]:
-        place = pick_object(picture, instances, model.classes, "roi")
+        place = pick_object(model, picture, instances, "roi")
     heads = list(model.heads)
     head = controls[1].selectbox("RoI of the", heads, index=0)
     box = _model_box(model, instances, place, prediction.size, head)
