@@ -19,7 +19,8 @@ def _missing_input():
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
+        text = f"{error.filename}: there is no such file or folder" if error.filename else str(error)
+        raise ValueError(text) from error
 
 
 @command.command("check", context_settings=_SETTINGS)
