@@ -115,6 +115,7 @@ def names_for_losses(names: list[str], *, num_keypoints: int, needs_masks: bool,
                     needs_keypoints=num_keypoints is not None,
                     mask_format=mask_format,
                     check_images=False,
+                    quiet=True,  # told by the check before training
                 )
             except ValueError as error:
                 problem = str(error)
