@@ -27,7 +27,7 @@ class _FusedLayer(FusedModule):
         super().__init__(original)
         self.policy = policy
         self.prepared = PreparedWeights()
-        self.fuses = ()  # what a caller of `run` makes part of this layer, for `print`
+        self.fuses: tuple[str, ...] = ()  # what a caller of `run` makes part of this layer, for `print`
 
     def infer(self, x: Tensor) -> Tensor:
         return self.run(x)
@@ -92,6 +92,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                 add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
             if folds:
                 return self._convolve(kernel, x, norm, relu, add)
+            assert norm is not None  # foldable(None) is True
             x = norm(to_float32(self._convolve(kernel, x, None))).to(policy.dtype)
             return _finish(x, relu, add)
 
@@ -209,6 +210,7 @@ class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
             return tuple(_to(value, self.policy.dtype) for value in (self.weight, self.bias))
 
         weight, bias = self.prepared.get((self.weight, self.bias), None, make)
+        assert isinstance(self.padding, tuple)  # no names of paddings for a transposed convolution
         with torch.autocast(x.device.type, enabled=False):
             x = F.conv_transpose2d(
                 x.to(weight.dtype),

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,20 +28,24 @@ from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
+from .described import described_lazy_config
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .interruption import Interruption
+from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
+from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import start
+from .setup import register_datasets, start
 from .steps import StepTrainer
+from .terminal import build_terminal_view
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
-__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
+__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
 
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -50,7 +54,8 @@ def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
+            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -60,6 +65,7 @@ def main(args: argparse.Namespace):
     """
     with contextlib.ExitStack() as reading:
         reading.enter_context(reading_once())
+        register_datasets(getattr(args, "coco_format", ()))
         cfg = _set_up(args)
         if not args.eval_only:
             with Interruption().catching() as interruption:
@@ -74,10 +80,15 @@ def main(args: argparse.Namespace):
 
 
 def _set_up(args):
-    cfg = load_lazy_config(args.config_file, args.opts)
     recipe = None
-    if getattr(args, "recipe", None):
-        recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
+    if args.eval_only and not args.config_file:
+        cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts)
+    else:
+        cfg = load_lazy_config(args.config_file, args.opts)
+        if getattr(args, "follow_data", False):
+            follow_data_lazily(cfg, args.opts, any_number=True)
+        if getattr(args, "recipe", None):
+            recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
@@ -94,7 +105,7 @@ def _set_up(args):
     return cfg
 
 
-def load_lazy_config(config_file: str, overrides: list[str] = ()):
+def load_lazy_config(config_file: str, overrides: Sequence[str] = ()):
     """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
@@ -125,9 +136,18 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    return override(cfg, overrides)
+
+
+def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides, which are checked first, and our reading of data.
+
+    Raises:
+        UserError: an unknown key, or what is no override.
+    """
     read_lazily(cfg)
-    for override in overrides:
-        _check_override(cfg, override)
+    for text in overrides:
+        _check_override(cfg, text)
     try:
         cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
@@ -189,7 +209,8 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated.
+    With ``train.accelerate`` an accelerated copy of it is evaluated; with ``train.report`` a report is written of data
+    in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -202,6 +223,8 @@ def do_test(cfg, model):
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+    if cfg.train.get("report", False):
+        write_reports([evaluator], cfg.train.output_dir, results)
     return results
 
 
@@ -219,7 +242,8 @@ def do_train(
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
-            ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
+            ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
+            ``train.terminal_view``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
         when_read: called when the training loader has its data.
 
@@ -266,7 +290,7 @@ def do_train(
         state=state,
     )
 
-    results = {}
+    results: dict = {}
 
     def test():
         results.clear()
@@ -279,7 +303,10 @@ def do_train(
     )
     best = options.get("best", "")
     val_loss = train.get("val_loss", {})
-    writers = build_writers(train.output_dir, train.max_iter) if comm.is_main_process() else []
+    writers = []
+    if comm.is_main_process():
+        plain = OmegaConf.to_container(OmegaConf.create({"train": train}), resolve=True)
+        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -292,6 +319,8 @@ def do_train(
             evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
             BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
             hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+            LoggersHook(writers),
+            *build_terminal_view(train.get("terminal_view", True)),
             ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
         ]
     )

@@ -31,8 +31,8 @@ def main(args: argparse.Namespace):
     with contextlib.ExitStack() as reading:
         reading.enter_context(reading_once())
         cfg = setup(args)
-        check_config(cfg, args.eval_only)
         if args.eval_only:
+            check_config(cfg, eval_only=True)
             reading.close()
             return _evaluate(cfg, args)
         with Interruption().catching() as interruption:

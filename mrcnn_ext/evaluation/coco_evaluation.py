@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 
 import numpy as np
 import torch
@@ -78,6 +79,9 @@ class COCOEvaluator(_COCOEvaluator):
         # Not super().__init__, which reads the file as it is, writes a cached one for data registered in Python, moves
         # their keypoints and adds to their metadata.
         self._logger = logging.getLogger(__name__)
+        self.dataset_name = dataset_name
+        self.records, self.evaluated_tasks = None, ()  # of the last evaluation, in the main process
+        self.seconds = 0.0  # from its first image to its last
         self._distributed = distributed
         self._output_dir = output_dir
         self._tasks = tuple(tasks) if tasks is not None else None
@@ -110,6 +114,22 @@ class COCOEvaluator(_COCOEvaluator):
                 dataset_name,
             )
 
+    @property
+    def truth(self) -> TruthCOCO:
+        return self._coco_api
+
+    @property
+    def metadata(self):
+        return self._metadata
+
+    @property
+    def sigmas(self) -> list[float]:
+        return self._kpt_oks_sigmas
+
+    def reset(self):
+        super().reset()
+        self._started = time.perf_counter()
+
     def process(self, inputs, outputs):
         for input, output in zip(inputs, outputs, strict=True):
             image_id = input["image_id"]
@@ -121,6 +141,7 @@ class COCOEvaluator(_COCOEvaluator):
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:
                 self._predictions.append(prediction)
+        self.seconds = time.perf_counter() - self._started
 
     def _eval_predictions(self, predictions, img_ids=None):
         records = [record for prediction in predictions for record in prediction["instances"]]
@@ -134,6 +155,7 @@ class COCOEvaluator(_COCOEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
+        self.records, self.evaluated_tasks = records, tuple(tasks)
         names = self._metadata.get("thing_classes")
         for task in sorted(tasks, key=lambda task: (task == "boundary", task)):
             coco_eval = self._evaluate(records, task, img_ids)

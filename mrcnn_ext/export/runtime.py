@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,7 +56,12 @@ class ExportedModel:
         if not trust:
             check = check_export_archive if path.suffix == ".pt2" else verify_archive
             check(path)
-        load = {".ts": _load_torchscript, ".pt2": _load_torch_export, ".onnx": _load_onnx}[path.suffix]
+        loaders: dict[str, Callable] = {
+            ".ts": _load_torchscript,
+            ".pt2": _load_torch_export,
+            ".onnx": _load_onnx,
+        }
+        load = loaders[path.suffix]
         self._run, metadata = load(path, providers) if path.suffix == ".onnx" else load(path)
         if not metadata:
             raise ValueError(f"{path} lacks {METADATA}: it was not written by mrcnn_ext.export.export_model")

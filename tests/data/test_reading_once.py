@@ -17,6 +17,8 @@ from mrcnn_ext.data.problems import Problems
 from mrcnn_ext.data.reading_once import reading_once
 from mrcnn_ext.engine.train_net import main
 
+pytestmark = pytest.mark.detectron2
+
 
 @pytest.fixture
 def parsed(monkeypatch):

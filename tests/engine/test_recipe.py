@@ -25,6 +25,8 @@ from mrcnn_ext.engine.recipe_config import apply_recipe
 from mrcnn_ext.engine.recipe_lazy import apply_lazy_recipe
 from mrcnn_ext.engine.setup import load_config, setup
 
+pytestmark = pytest.mark.detectron2
+
 NAME = "recipe_test"
 FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN"
 USUAL = Settings(
