@@ -22,10 +22,10 @@ def catalog():
 
 
 def test_it_trains_both_ways_once(tmp_path):
-    options = {"iterations": 1, "num_train": 3, "num_val": 2, "seed": 0}
+    options = {"iterations": 5, "num_train": 3, "num_val": 2, "seed": 0}
     results = run_study(tmp_path, ["elongated"], ["config", "recipe"], **options)["elongated"]
     assert results["recipe"]["fit"] > results["config"]["fit"] + 0.05
-    assert any("SOLVER.MAX_ITER 1: as you have set it" in line for line in results["recipe"]["choices"])
+    assert any("SOLVER.MAX_ITER 5: as you have set it" in line for line in results["recipe"]["choices"])
     assert (tmp_path / "elongated" / "recipe" / "recipe.yaml").is_file()
     kept = tmp_path / "elongated" / "config" / "result_0.json"
     kept.write_text(json.dumps({**results["config"], "AP": 12.3, "AP50": 45.6}))
