@@ -57,8 +57,8 @@ mkdir -p "$BUILD_DIR/package"
 for part in mrcnn_ext csrc tests tools configs datasets setup.py pyproject.toml; do
   rm -rf "${BUILD_DIR:?}/package/$part.new" && cp -rp "$part" "$BUILD_DIR/package/$part.new"
   if [ $part = mrcnn_ext ]; then
-    rm -f "$BUILD_DIR/package/$part.new"/_C*
-    cp -p "$BUILD_DIR/package/$part"/_C* "$BUILD_DIR/package/$part.new/" 2>/dev/null
+    rm -f "$BUILD_DIR/package/$part.new"/_C_torch_*
+    cp -p "$BUILD_DIR/package/$part"/_C_torch_* "$BUILD_DIR/package/$part.new/" 2>/dev/null
   fi
   rm -rf "${BUILD_DIR:?}/package/$part" && mv "$BUILD_DIR/package/$part.new" "$BUILD_DIR/package/$part"
 done
@@ -66,7 +66,7 @@ export PYTHONPATH="$BUILD_DIR/package" FORCE_CUDA=1
 [ -n "$GPU" ] && export TORCH_CUDA_ARCH_LIST=${GPU%% *}
 echo "GPU: ${GPU:-none}"
 
-step build 1800 bash -c 'rm -f mrcnn_ext/_C* && "$0" setup.py -q build_ext --inplace --build-temp ../objects && ls mrcnn_ext/_C*.so' "$PYTHON"
+step build 1800 bash -c 'rm -f mrcnn_ext/_C_torch_* && "$0" setup.py -q build_ext --inplace --build-temp ../objects && ls mrcnn_ext/_C_torch_*.so' "$PYTHON"
 step registration 60 "$PYTHON" -c '
 import torch
 from mrcnn_ext.ops import _extension

@@ -1,7 +1,8 @@
 """One line that makes a detector faster. Which detectors there are, and what in them, frameworks register."""
 
 import copy as copy_module
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from .cuda_graphs import GraphedMethod, choose_cuda_graphs
 from .fused_module import FusedModule, replace_child, replace_method, restore
+from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from .policy import KernelPolicy, choose_half, choose_winograd
 from .rules import fuse, fuse_children
@@ -115,11 +117,13 @@ class Acceleration:
         form: "inference" or "training".
         bf16: whether the networks compute in bf16.
         steps: what each step did, or why it did nothing.
+        int8: which layers are in int8, if any are; its ``save`` keeps it for the next time.
     """
 
     form: str
     bf16: bool = False
     steps: dict[str, str] = field(default_factory=dict)
+    int8: Int8Calibration | None = None
 
     def __str__(self) -> str:
         width = max(map(len, self.steps))
@@ -143,6 +147,7 @@ def accelerate(
     padded: bool | str = "auto",
     cuda_graphs: bool | str = "auto",
     targets: bool = True,
+    int8: Sequence | Int8Calibration | str | os.PathLike | None = None,
 ) -> nn.Module:
     """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 or torchvision faster, its results the same.
 
@@ -185,12 +190,18 @@ def accelerate(
             devices. What has hooks runs as ever.
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
+        int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
+            processors with AVX512-VNNI, but for predictions and those found too sensitive; all others as without. A
+            list of inputs to calibrate with, each of which the model is called with, a few images as the model will
+            see; or an earlier calibration, ``model.acceleration.int8``, or the path where its ``save`` put it. Those
+            are for the very weights that they were made with.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
 
     Raises:
         TypeError: ``model`` is no GeneralizedRCNN.
+        OSError: the calibration of ``int8`` cannot be read.
         ValueError: an argument is not one of the values above, or what is asked for by name cannot be had, or by
             ``padded`` or ``cuda_graphs`` True; ``model`` is as it was.
     """
@@ -211,6 +222,7 @@ def accelerate(
     float16 = half == torch.float16
     in_bf16 = None if training else half == torch.bfloat16
     arithmetic, how = choose_winograd(winograd, device, half if float16 else dtype, convolutions, in_bf16)
+    int8 = check_int8(int8, model, device, training, convolutions)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
@@ -221,6 +233,7 @@ def accelerate(
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
+    networks = [(name, is_head) for name, _, is_head in framework.networks(model)]
     report = Acceleration("training" if training else "inference", bool(in_bf16))
     steps = report.steps
     steps["pooler"] = framework.fuse_poolers(model) if pooler else "off"
@@ -237,13 +250,17 @@ def accelerate(
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
+        if int8 is not None:
+            calibrated = isinstance(int8, Int8Calibration)
+            report.int8 = int8 if calibrated else calibrate_int8(model, networks, int8)
+        steps["int8"] = "off" if int8 is None else apply_int8(model, report.int8)
         steps["padded"] = padding[1]
         if padding[0]:
             framework.pad(model)
         steps["cuda_graphs"] = graphs[1]
         if graphs[0]:
             steps["cuda_graphs"] += _launch_as_graphs(framework, model, padding[0])
-    model.acceleration = report
+    model.acceleration = report  # type: ignore[assignment]  # any attribute may be set
     return model
 
 
@@ -303,7 +320,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
         if replacement is not None:
             fused.append(name)
             if is_head and hasattr(replacement, "float32"):
-                replacement.float32 = True
+                replacement.float32 = True  # type: ignore[assignment]
         elif half and is_float32_only(network):
             replacement = Float32Network(network)
             float32.append(name)
@@ -325,6 +342,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""
     how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels else ""
+    how += ", 1x1 by mrcnn_ext" if policy.float32_kernels else ""
     how = f"fused{how}: {', '.join(fused) or 'none'}" + (f"; left alone: {', '.join(left)}" if left else "")
     steps["convolutions"] = how if convolutions else "off"
     not_fused = f"; by autocast: {', '.join(autocast)}" if autocast else ""

@@ -176,16 +176,16 @@ class PreparedWeights:
             setting: whatever else the result depends on, comparable.
             make: without arguments; runs without autograd, autocast and inference mode.
         """
-        sources = tuple(source for source in sources if source is not None)
-        stamp = (setting, [(source.data_ptr(), version_of(source)) for source in sources])
+        tensors = tuple(source for source in sources if source is not None)
+        stamp = (setting, [(tensor.data_ptr(), version_of(tensor)) for tensor in tensors])
         made_of, made_at, value = self._made
-        same = len(sources) == len(made_of) and all(map(operator.is_, sources, made_of))
+        same = len(tensors) == len(made_of) and all(map(operator.is_, tensors, made_of))
         if not same or stamp != made_at:
             # Not as tensors of inference mode: calls outside of it are to have them too.
             outside = torch.inference_mode(False), torch.no_grad()
-            with outside[0], outside[1], torch.autocast(sources[0].device.type, enabled=False):
+            with outside[0], outside[1], torch.autocast(tensors[0].device.type, enabled=False):
                 value = make()
-            self._made = (sources, stamp, value)
+            self._made = (tensors, stamp, value)
         return value
 
     def __reduce__(self):

@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from ..ops.winograd import winograd_is_available
-from .cpu_features import bf16_kernels_are_available, cpu_has_amx, cpu_has_bf16
+from .cpu_features import (
+    bf16_kernels_are_available,
+    cpu_has_amx,
+    cpu_has_bf16,
+    float32_kernels_are_available,
+)
 from .kernel_support import supports_dilated_winograd, supports_pointwise, supports_stem
 
 __all__ = ["ConvKernel", "KernelPolicy", "choose_half", "choose_winograd", "onednn_fuses"]
@@ -35,6 +40,7 @@ class KernelPolicy:
         bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
             of a ResNet `stem_conv_pool`.
         float16: whether ``dtype`` is float16 for the sake of speed, the parameters being float32.
+        float32_kernels: whether in float32 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`.
     """
 
     dtype: torch.dtype = torch.float32
@@ -42,6 +48,7 @@ class KernelPolicy:
     winograd: str | None = None
     bf16_kernels: bool = False
     float16: bool = False
+    float32_kernels: bool = False
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -62,7 +69,7 @@ class KernelPolicy:
         """
         if device.type != "cpu":
             return ConvKernel.ATEN
-        if foldable and self.uses_bf16_kernels and supports_pointwise(conv):
+        if foldable and supports_pointwise(conv) and self.runs_pointwise(conv.in_channels, device):
             return ConvKernel.POINTWISE
         if self.winograd and supports_dilated_winograd(conv):
             return ConvKernel.WINOGRAD_INT16 if self.winograd == "int16" else ConvKernel.WINOGRAD_FLOAT32
@@ -79,7 +86,8 @@ class KernelPolicy:
 
     def runs_pointwise(self, channels: int, device: torch.device) -> bool:
         """Whether a linear layer of so many input channels is `pointwise_conv`."""
-        return device.type == "cpu" and self.uses_bf16_kernels and channels % 2 == 0
+        in_float32 = self.float32_kernels and self.dtype == torch.float32
+        return device.type == "cpu" and (in_float32 or (self.uses_bf16_kernels and channels % 2 == 0))
 
     @classmethod
     def choose(
@@ -106,6 +114,7 @@ class KernelPolicy:
             winograd=winograd if on_cpu else None,
             bf16_kernels=on_cpu and bf16 and bf16_kernels_are_available(),
             float16=float16,
+            float32_kernels=on_cpu and not (bf16 or float16) and float32_kernels_are_available(),
         )
 
 
@@ -181,5 +190,5 @@ def choose_winograd(
         return "float32 alone", how
     if automatic and bf16 is None:
         return "auto", "3x3 convolutions multiply int16 under bf16 autocast, float32 without"
-    arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
+    arithmetic = ("int16" if bf16 else "float32") if automatic else str(winograd)
     return arithmetic, f"3x3 convolutions multiply {arithmetic}"

@@ -64,6 +64,7 @@ def heatmaps_to_keypoints(
         else:
             pixels = _vector(maps.shape[2:], maps)
             if method == "oks":
+                assert sigmas is not None  # _check has seen to it
                 similarity = _expected_similarity(maps, covered * length.prod(dim=1), length, sigmas.to(maps))
                 place, logit, height = _taylor_maximum(maps, similarity.clamp(min=_TINY).log(), margin=1)
             else:
@@ -197,6 +198,7 @@ def _search(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         best, index = (kernel[0] @ patch @ kernel[1].mT).flatten(3).max(dim=3)
         centre = _take(pixel, index[..., None], count)[..., 0]
         reach = reach * (2 * _REACH / (count - 1))
+    assert best is not None  # there are rounds
     return centre[..., 0].permute(1, 2, 0), best[..., 0]
 
 

@@ -24,6 +24,8 @@ from mrcnn_ext.modeling.fuse_rules import detections
 from mrcnn_ext.ops import winograd
 from mrcnn_ext.ops.winograd import winograd_is_available, winograd_weight
 
+pytestmark = pytest.mark.detectron2
+
 C4 = (
     *("MODEL.KEYPOINT_ON", "False", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
     *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "50"),
@@ -130,10 +132,16 @@ def assert_same_state(state, expected):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_float32_answers_and_parameters_are_stock(make_model, make_batch, name):
+@pytest.mark.parametrize("pointwise", [False, True], ids=["oneDNN alone", "with our 1x1"])
+def test_float32_answers_and_parameters_are_stock(make_model, make_batch, name, pointwise, monkeypatch):
     model, batch = make_model(name), make_batch(BOXES, BOXES[:1], size=(64, 96))
     state = copy.deepcopy(model.state_dict())
+    if pointwise and not policy.float32_kernels_are_available():
+        pytest.skip("the compiled operators are not built, or this processor has no AVX2")
+    monkeypatch.setattr(policy, "float32_kernels_are_available", lambda: pointwise)
     fast = accelerate(model, bf16=False)
+    assert ("1x1 by mrcnn_ext" in fast.acceleration.steps["convolutions"]) == pointwise
+    assert ("float32 by pointwise_conv" in str(fast)) == pointwise
     assert_same(infer(fast, batch), infer(model, batch))
     assert_same_state(fast.state_dict(), state)
     assert_same_state(model.state_dict(), state)

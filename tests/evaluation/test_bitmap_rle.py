@@ -10,6 +10,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.evaluation import bitmap_rle
 from mrcnn_ext.evaluation.bitmap_rle import bitmap_to_rle, bitmaps_to_rle, encode_masks
 
+pytestmark = pytest.mark.detectron2
+
 
 def encode(bitmap):
     return mask_utils.encode(np.asfortranarray(bitmap.astype(np.uint8)))

@@ -17,6 +17,7 @@ BOXES = torch.tensor(
 )
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("side", [14, 28])
 def test_the_pixels_are_detectron2s(side):
     mask_ops = pytest.importorskip("detectron2.layers.mask_ops")
