@@ -33,8 +33,8 @@ def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
     """``cfg.merge_from_file`` with a safe loader.
 
     Of yaml's Python tags it knows two: ``!!python/tuple``, and ``!!python/object/apply:eval`` with formulas of
-    numbers and lists, by which detectron2's RetinaNet configs write their anchors. ``_BASE_`` may name one of our configs
-    too, ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml`` say, where there is no such file beside this one.
+    numbers and lists, by which detectron2's RetinaNet configs write their anchors. ``_BASE_`` may name one of our
+    configs too, ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml`` say, where there is no such file beside this one.
 
     Args:
         cfg: what the file goes over.
