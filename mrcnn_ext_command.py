@@ -16,9 +16,11 @@ __all__ = ["COMMANDS", "command", "main"]
 COMMANDS = {
     "train": "Train a model.",
     "eval": "Evaluate a checkpoint.",
+    "compare": "Lay the APs of several runs side by side, with intervals.",
     "predict": "Predict for images, videos and datasets; write results and pictures.",
     "export": "Write a model to one file: ONNX, TorchScript, torch.export or OpenVINO.",
     "benchmark": "Benchmark models and operators.",
+    "report": "Write a page of curves, errors and pictures about predictions.",
     "datasets": "Check, convert and describe datasets; draw synthetic scenes.",
     "app": "Look at a model's predictions in the browser.",
     "zoo": "List, show and fetch the configs and weights of the model zoo.",

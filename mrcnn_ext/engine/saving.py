@@ -6,8 +6,9 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
@@ -38,8 +39,8 @@ class TrainingState:
 
     def __init__(self, step_trainer: Callable):
         self._step_trainer = step_trainer
-        self._saved = None
-        self._loaded = None
+        self._saved: dict[str, Any] | None = None
+        self._loaded: Any = None  # a dict, once there is one
 
     @property
     def loaded(self) -> bool:
@@ -274,9 +275,9 @@ class BestHook(HookBase):
 def evaluation_hook(
     period: int,
     evaluate: Callable,
-    average: WeightAverage,
+    average: WeightAverage | None,
     checkpoint_hook: CheckpointHook,
-    interruption: Interruption,
+    interruption: Interruption | None,
 ):
     """detectron2's EvalHook, which leaves the training as it was.
 
@@ -337,7 +338,7 @@ class ResumeHook(HookBase):
         writers: those that can leave out what they had written beyond the checkpoint.
     """
 
-    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: list = ()):
+    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: Sequence = ()):
         self._state = state
         self._trainer_hooks = trainer_hooks
         self._writers = writers

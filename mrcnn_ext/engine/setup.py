@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -21,6 +22,7 @@ from ..modeling.backbone import follow_timm
 from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .from_data import UNSAID, follow_data, mark_unsaid
+from .recipe_config import apply_recipe
 from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
@@ -65,7 +67,11 @@ def setup(args: argparse.Namespace):
         UserError: the config is wrong.
     """
     trust = getattr(args, "trust_files", False)
-    weights = _weights_alone(args)
+    weights, recipe = _weights_alone(args), None
+    if weights and getattr(args, "recipe", None):
+        raise UserError(
+            "--recipe is for a config: a checkpoint without --config-file is evaluated as it was trained"
+        )
     if weights:
         cfg = config_of(read_description(weights, trust), weights)
         # Of the data that it was trained on; other data have other numbers.
@@ -75,6 +81,8 @@ def setup(args: argparse.Namespace):
         follow_data(cfg, described)
     else:
         cfg = load_config(args.config_file, args.opts, trust, getattr(args, "follow_data", False))
+        if getattr(args, "recipe", None):
+            recipe = apply_recipe(cfg, args.config_file, args.opts)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -82,6 +90,8 @@ def setup(args: argparse.Namespace):
     check_settings(cfg, getattr(args, "eval_only", False), getattr(args, "resume", False))
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     start(cfg, args, cfg.OUTPUT_DIR)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although MODEL.DEVICE is %s", device
@@ -126,7 +136,7 @@ def _keep_off_terminal(output_dir):
             handler.addFilter(lambda record: not record.getMessage().startswith(_FOR_THE_LOG_FILE))
 
 
-def load_config(config_file: str, opts: list[str] = (), trust: bool = False, follow: bool = False):
+def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False, follow: bool = False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file

@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import weakref
+from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
@@ -21,18 +23,22 @@ from ..modeling import GeneralizedRCNNWithTTA
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_config, learnt_from, names_for_losses
+from .class_mapping import mapped_classes
 from .data_order import resumable
 from .description import describe
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
 from .interruption import Interruption
+from .loggers import LoggersHook
 from .optim import build_optimizer
+from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building
 from .setup import complete, naming_unknown_objects
 from .steps import StepTrainer
 from .stopping import Stoppable
+from .terminal import build_terminal_view
 
 __all__ = ["Trainer", "build_validation_loader", "check_iterations", "thin_out"]
 
@@ -59,6 +65,7 @@ class Trainer(Stoppable, DefaultTrainer):
     """
 
     heeds_our_keys = True  # of which detectron2's own warn (mrcnn_ext.compat)
+    _trainer: Any  # detectron2's own first, then a `StepTrainer` of what that has built
 
     def __init__(self, cfg, interruption: Interruption | None = None, trust: bool = False):
         self._interruption, self._trust = interruption, trust
@@ -138,6 +145,7 @@ class Trainer(Stoppable, DefaultTrainer):
             about=lambda: describe(cfg),
             averaged=average,
             trust=self._trust,
+            classes=mapped_classes(cfg),
             trainer=weakref.proxy(self),
             state=state,
         )
@@ -181,7 +189,8 @@ class Trainer(Stoppable, DefaultTrainer):
                 writers = hook._writers
             elif not isinstance(hook, hooks.PeriodicCheckpointer):
                 result.append(hook)
-        return [*result, ResumingWriter(state, lambda: self._hooks, writers)]
+        watching = [LoggersHook(writers), *build_terminal_view(cfg.TERMINAL_VIEW)]
+        return [*result, *watching, ResumingWriter(state, lambda: self._hooks, writers)]
 
     def resume_or_load(self, resume=True):
         """As detectron2's.
@@ -195,16 +204,21 @@ class Trainer(Stoppable, DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
-        become COCO's encoding directly where the evaluators are ours."""
+        become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
+        data set in COCO's format."""
         cfg = complete(cfg)
-        if cfg.MODEL.ACCELERATE and not isinstance(model, GeneralizedRCNNWithTTA):
-            if evaluators is None:
-                # detectron2 says what is missing where a subclass has none.
-                with contextlib.suppress(NotImplementedError):
-                    evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+        augmented = isinstance(model, GeneralizedRCNNWithTTA)
+        if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
+            # detectron2 says what is missing where a subclass has none.
+            with contextlib.suppress(NotImplementedError):
+                evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+        if cfg.MODEL.ACCELERATE and not augmented:
             model = accelerated(model, some)
-        return super().test(cfg, model, evaluators)
+        results = super().test(cfg, model, evaluators)
+        if cfg.TEST.REPORT:
+            write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
+        return results
 
     @classmethod
     def test_with_augmentation(cls, cfg, model):
@@ -223,7 +237,9 @@ class Trainer(Stoppable, DefaultTrainer):
         return {f"{key}_TTA": value for key, value in results.items()}
 
     def build_writers(self):
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return build_writers(
+            self.cfg.OUTPUT_DIR, self.max_iter, self.cfg.LOGGERS, yaml.safe_load(self.cfg.dump())
+        )
 
 
 def accelerated(model, evaluators=()):
@@ -295,7 +311,12 @@ def build_validation_loader(cfg: CfgNode):
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
     )
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
+    mapper = DatasetMapper(
+        cfg,
+        is_train=True,
+        augmentations=build_augmentation(cfg, is_train=False),
+        use_instance_mask=cfg.MODEL.MASK_ON,  # which copy-paste needs beyond
+    )
     return build_detection_test_loader(
         thin_out(dicts, cfg.VAL_LOSS.MAX_IMAGES), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

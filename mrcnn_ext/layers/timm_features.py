@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -172,9 +173,9 @@ def _batch_norms(net: nn.Module, model_name: str) -> list[str]:
     return names
 
 
-def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> nn.Module:
+def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> Any:
     _check_name(model_name)
-    import timm
+    import timm  # takes a second, which a user of the others need not wait
 
     overlay = {}
     if weights:

@@ -3,6 +3,7 @@
 from ..accel import Acceleration, accelerate
 from ..layers import LazyMasks
 from . import fuse_rules  # noqa: F401  (registration)
+from .anchor_generator import TorchvisionAnchorGenerator
 from .backbone import (
     TimmBackbone,
     build_timm_backbone,
@@ -33,6 +34,7 @@ __all__ = [
     "MaskScoringHead",
     "SimCCKeypointHead",
     "TimmBackbone",
+    "TorchvisionAnchorGenerator",
     "accelerate",
     "build_timm_backbone",
     "build_timm_fpn_backbone",

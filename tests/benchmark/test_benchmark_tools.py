@@ -12,6 +12,8 @@ import torch
 from mrcnn_ext.benchmark import convolutions, masks
 from mrcnn_ext.ops.winograd import winograd_is_available
 
+pytestmark = pytest.mark.detectron2
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

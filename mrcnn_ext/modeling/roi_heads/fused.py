@@ -221,6 +221,7 @@ class FusedROIHeads(_JointHeads, StandardROIHeads):
     keypoint_on: torch.jit.Final[bool]
     pools_once: torch.jit.Final[bool]
     tells_box_scale: torch.jit.Final[bool]
+    takes_padding = True  # see `mrcnn_ext.accel.padding`
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
