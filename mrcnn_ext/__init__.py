@@ -4,7 +4,8 @@
 torchvision with `accelerate`. Where detectron2 is not installed, everything else works.
 
 detectron2 itself is changed in one way: :mod:`mrcnn_ext.compat` mends what of it does not work with today's packages,
-one function per defect, each where the defect is found and nowhere else, and has its errors and warnings name our keys. Set the environment variable
+one function per defect, each where the defect is found and nowhere else, and has its errors and warnings name our
+keys. Set the environment variable
 ``MRCNN_EXT_COMPAT=0`` before the import to leave detectron2 as it is.
 """
 
