@@ -25,6 +25,8 @@ from mrcnn_ext.data.data_file import read_data_file
 from mrcnn_ext.engine import load_config
 from mrcnn_ext.engine.launch import argument_parser
 
+pytestmark = pytest.mark.detectron2
+
 ROOT = Path(__file__).parents[1]
 # Small and on the CPU, whatever a config is of.
 SMALL = {

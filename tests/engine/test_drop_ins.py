@@ -18,6 +18,8 @@ from detectron2.evaluation import DatasetEvaluator
 
 from mrcnn_ext.engine import Predictor, Trainer, UserError
 
+pytestmark = pytest.mark.detectron2
+
 NAME = "drop_in_test"
 
 
