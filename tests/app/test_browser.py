@@ -217,6 +217,7 @@ def roi_layers(user):
 def comparison_and_speed(user):
     user.opens("Compare")
     user.counts(".overlay svg", 2)
+    user.counts(".object.chosen", 1)  # it is an object of the first model
     user.sees("Found by both")
     user.opens("Speed")
     user.page.get_by_role("button", name="Measure").click()
