@@ -52,9 +52,9 @@ def page() -> str:
     lines = [
         "# Config keys",
         "",
-        "What `mrcnn_ext.add_mrcnn_ext_config(cfg)` adds to detectron2's keys. The defaults compute what stock does. In a",
-        "LazyConfig the parts take the same settings as arguments, and the trainer's are under `train`: `train.ema_decay` is",
-        "`SOLVER.EMA_DECAY`.",
+        "What `mrcnn_ext.add_mrcnn_ext_config(cfg)` adds to detectron2's keys; the defaults compute what stock does.",
+        "In a LazyConfig the parts take the same settings as arguments, and the trainer's are under `train`:",
+        "`train.ema_decay` is `SOLVER.EMA_DECAY`.",
         "",
     ]
     for key, default, comment in keys():
