@@ -134,6 +134,14 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Brightness, contrast and saturation of training images are each multiplied by up to this much more or less than 1.
     cfg.INPUT.setdefault("COLOR_JITTER", 0.0)
 
+    # Copy-paste (Ghiasi et al., CVPR 2021) in training: objects of another image, augmented like the first, are pasted
+    # into an image with this probability; 0 to all of them, at random, or to MAX_OBJECTS (0: no limit). Needs masks in
+    # the data, even where MODEL.MASK_ON is False. The paper has INPUT.LSJ beside it.
+    copy_paste = cfg.INPUT.setdefault("COPY_PASTE", CfgNode())
+    copy_paste.setdefault("ENABLED", False)
+    copy_paste.setdefault("PROBABILITY", 1.0)
+    copy_paste.setdefault("MAX_OBJECTS", 0)
+
     # Before training, read every annotation and look at every image file of DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("CHECK", True)
 

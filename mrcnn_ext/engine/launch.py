@@ -40,6 +40,12 @@ def argument_parser(epilog=None):
         default=1,
         help="processes on each machine when running on the CPU (--num-gpus 0), connected by gloo",
     )
+    parser.add_argument(
+        "--recipe",
+        choices=["auto"],
+        help="auto: choose schedule, learning rate, image sizes and anchors by the training data, where the command "
+        "line and your config do not; what was chosen and why is told, and written to the output folder",
+    )
     add_trust_option(parser)
     return parser
 
@@ -66,6 +72,8 @@ examples:
     machine 1: {program} --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://HOST0:PORT
   torchrun starts the processes
     torchrun --nproc-per-node 8 {program} --config-file CONFIG
+  schedule, learning rate, image sizes and anchors by the data
+    {program} --config-file CONFIG --recipe auto
   evaluate; resume; change the config
     {program} --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
     {program} --config-file CONFIG --resume

@@ -28,9 +28,11 @@ from .data_order import resumable
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
+from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .interruption import Interruption
 from .loggers import LoggersHook
+from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
@@ -57,12 +59,17 @@ def main(args: argparse.Namespace):
         UserError: the config, a dataset or the weights are wrong.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
+    recipe = None
+    if getattr(args, "recipe", None):
+        recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
     check_lazy_settings(cfg, args.eval_only, args.resume)
     check_output_dir("train.output_dir", cfg.train.output_dir)
     start(cfg, args, cfg.train.output_dir)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.train.output_dir)
     if cfg.train.device != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
@@ -89,7 +96,7 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
             ``+a.b=value`` adds any key.
 
     Returns:
-        DictConfig:
+        DictConfig: with the numbers of classes and keypoints of its data; see `follow_data_lazily`.
 
     Raises:
         UserError: no such file, not a config for training, or an unknown key.
@@ -115,10 +122,12 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
     for override in overrides:
         _check_override(cfg, override)
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+    follow_data_lazily(cfg, overrides)
+    return cfg
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from ..data import register_coco_format
 from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .from_data import follow_data, mark_unsaid
+from .recipe_config import apply_recipe
 from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
@@ -40,13 +41,19 @@ def setup(args: argparse.Namespace):
         UserError: the config is wrong.
     """
     trust = getattr(args, "trust_files", False)
-    weights = _weights_alone(args)
+    weights, recipe = _weights_alone(args), None
+    if weights and getattr(args, "recipe", None):
+        raise UserError(
+            "--recipe is for a config: a checkpoint without --config-file is evaluated as it was trained"
+        )
     if weights:
         cfg = config_of(read_description(weights, trust), weights)
         merge_options(cfg, args.opts)
         register_datasets(cfg.DATASETS.COCO_FORMAT)
     else:
         cfg = load_config(args.config_file, args.opts, trust)
+        if getattr(args, "recipe", None):
+            recipe = apply_recipe(cfg, args.config_file, args.opts)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -54,6 +61,8 @@ def setup(args: argparse.Namespace):
     check_settings(cfg, getattr(args, "eval_only", False), getattr(args, "resume", False))
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     start(cfg, args, cfg.OUTPUT_DIR)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although MODEL.DEVICE is %s", device

@@ -292,7 +292,12 @@ def build_validation_loader(cfg: CfgNode):
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
     )
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
+    mapper = DatasetMapper(
+        cfg,
+        is_train=True,
+        augmentations=build_augmentation(cfg, is_train=False),
+        use_instance_mask=cfg.MODEL.MASK_ON,  # which copy-paste needs beyond
+    )
     return build_detection_test_loader(
         thin_out(dicts, cfg.VAL_LOSS.MAX_IMAGES), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

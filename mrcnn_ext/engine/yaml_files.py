@@ -3,6 +3,7 @@
 import ast
 import operator
 import os
+from collections.abc import Callable
 
 import yaml
 from detectron2.config import CfgNode, downgrade_config, upgrade_config
@@ -28,7 +29,9 @@ _OPERATORS = {
 _LARGEST = 1e9  # of numbers in a formula, lest a power takes for ever
 
 
-def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
+def merge_from_file(
+    cfg: CfgNode, filename: str, trust: bool = False, only: Callable[[str], bool] | None = None
+):
     """``cfg.merge_from_file`` with a safe loader.
 
     Of yaml's Python tags it knows two: ``!!python/tuple``, and ``!!python/object/apply:eval`` with formulas of
@@ -38,6 +41,7 @@ def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
         cfg: what the file goes over.
         filename: path.
         trust: run the code that other tags hold.
+        only: of the file and its bases, merge those whose paths it is true for; not with ``trust``.
 
     Raises:
         UserError: a tag that would run code, a ``_BASE_`` that is not there or leads back to itself, or a file that is
@@ -46,7 +50,7 @@ def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
     """
     if trust:
         return cfg.merge_from_file(filename, allow_unsafe=True)
-    content = CfgNode(_read_with_base(filename))
+    content = CfgNode(_read_with_base(filename, only=only))
     version = content.get("VERSION") or guess_version(content, filename)
     if version >= cfg.VERSION:
         cfg.merge_from_other_cfg(content)
@@ -59,7 +63,7 @@ def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
         cfg.update(new)
 
 
-def _read_with_base(filename, within=()):
+def _read_with_base(filename, within=(), only=None):
     """A yaml file over those that its ``_BASE_`` names, as a dict."""
     here = os.path.abspath(filename) if "://" not in filename else filename
     if here in within:
@@ -82,8 +86,9 @@ def _read_with_base(filename, within=()):
             path = os.path.join(os.path.dirname(filename), path)
             if not os.path.isfile(path):
                 raise UserError(f"{filename}: its {BASE_KEY} {path} does not exist")
-        _merge(_read_with_base(path, (*within, here)), merged, filename)
-    _merge(content, merged, filename)
+        _merge(_read_with_base(path, (*within, here), only), merged, filename)
+    if only is None or only(here):
+        _merge(content, merged, filename)
     return merged
 
 

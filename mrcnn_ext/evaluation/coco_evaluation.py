@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
+from ..data.keypoint_sigmas import named_sigmas
 from ..data.loading import coco_content
 from .bitmap_rle import encode_masks
 from .boundary import BoundaryCOCOeval
@@ -54,7 +55,8 @@ class COCOEvaluator(_COCOEvaluator):
         output_dir: where predictions are written; None for nowhere.
         max_dets_per_image: how many boxes and masks of an image count; None as above.
         use_fast_impl: detectron2's compiled evaluation where it is built.
-        kpt_oks_sigmas: (K,) standard deviation of each keypoint, relative to object scale.
+        kpt_oks_sigmas: (K,) standard deviation of each keypoint, relative to object scale, or "coco" or "uniform"; see
+            `mrcnn_ext.data.keypoint_sigmas`.
         allow_cached_coco: taken for detectron2's configs; nothing is cached.
 
     Raises:
@@ -71,7 +73,7 @@ class COCOEvaluator(_COCOEvaluator):
         *,
         max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
-        kpt_oks_sigmas: list[float] = (),
+        kpt_oks_sigmas: list[float] | str = (),
         allow_cached_coco=None,
     ):
         # Not super().__init__, which reads the file as it is, writes a cached one for data registered in Python, moves
@@ -89,12 +91,14 @@ class COCOEvaluator(_COCOEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api = TruthCOCO(coco_content(dataset_name))
         self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._leave_out_boundary(dataset_name)
+        names = self._metadata.get("keypoint_names", ())
+        kpt_oks_sigmas = named_sigmas(kpt_oks_sigmas, names, f"dataset {dataset_name!r}")
         self._kpt_oks_sigmas = list(kpt_oks_sigmas) or list(self._metadata.get("keypoint_oks_sigmas", ()))
         if self._do_evaluation and (tasks is None or "keypoints" in tasks):
             annotations = self._coco_api.anns.values()
             counts = {len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a}
             if counts or tasks is not None:
-                names = self._metadata.get("keypoint_names", ())
                 self._kpt_oks_sigmas = oks_sigmas(
                     self._kpt_oks_sigmas, names, counts, f"dataset {dataset_name!r}"
                 )
@@ -114,6 +118,17 @@ class COCOEvaluator(_COCOEvaluator):
     def reset(self):
         super().reset()
         self._started = time.perf_counter()
+
+    def _leave_out_boundary(self, dataset_name: str):
+        """Without masks in the data there is no boundary AP."""
+        annotations = self._coco_api.dataset.get("annotations", ())
+        has_masks = any(a.get("segmentation") and not a["iscrowd"] for a in annotations)
+        if self._tasks and "boundary" in self._tasks and annotations and not has_masks:
+            self._tasks = tuple(task for task in self._tasks if task != "boundary")
+            self._logger.warning(
+                "TEST.BOUNDARY_AP (task 'boundary') is left out for dataset %r: none of its objects has a segmentation",
+                dataset_name,
+            )
 
     def process(self, inputs, outputs):
         for input, output in zip(inputs, outputs, strict=True):

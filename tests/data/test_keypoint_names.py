@@ -211,7 +211,7 @@ def test_a_description_says_what_the_file_does_not(register, tmp_path, kind, cap
         ({"keypoints": ["a", "b"], "sigmas": [0.1]}, r"sigmas must be 2 numbers"),
         (
             {"keypoints": ["a", "b"], "sigmas": "mine"},
-            "sigmas must be numbers, 'coco' or 'uniform', got 'mine'",
+            "sigmas must be numbers, 'coco', 'uniform' or {annotators: .files.}, got 'mine'",
         ),
         ({"keypoints": ["a", "b"], "sigmas": [0.1, 0]}, "sigmas must be greater than 0"),
         ({"keypoints": ["a", "b"], "flip_pairs": [["a", "c"]]}, "'c', which is not among the keypoints a, b"),

@@ -116,9 +116,10 @@ def write_coco(found: Found, output: str, image_root: str) -> dict:
         "categories": [{"id": number, "name": name, **keypoints} for name, number in ids.items()],
     }
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    with open(f"{output}.tmp", "w") as file:
+    temporary = f"{output}.{os.getpid()}.tmp"  # several processes may convert at once
+    with open(temporary, "w") as file:
         json.dump(content, file, default=lambda value: value.decode("ascii"))
-    os.replace(f"{output}.tmp", output)
+    os.replace(temporary, output)
     return {"images": len(images), "annotations": len(annotations), "categories": len(names)}
 
 
