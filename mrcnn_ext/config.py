@@ -22,8 +22,7 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     """
     # Any timm model as the backbone: MODEL.BACKBONE.NAME "build_timm_backbone" (one map, for C4),
     # "build_timm_fpn_backbone" or "build_timm_retinanet_fpn_backbone". MODEL.BACKBONE.FREEZE_AT works as for
-    # detectron2's ResNet. timm weights want INPUT.FORMAT "RGB" and the PIXEL_MEAN and PIXEL_STD of their
-    # training.
+    # detectron2's ResNet.
     timm = cfg.MODEL.setdefault("TIMM", CfgNode())
     # A name of timm.list_models().
     timm.setdefault("NAME", "resnet50")
@@ -35,6 +34,10 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     timm.setdefault("WEIGHTS", "")
     # "" for the model's own normalisation; "FrozenBN" freezes every batch normalisation.
     timm.setdefault("NORM", "")
+    # "auto": where INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are detectron2's defaults, for the weights of its
+    # ResNets, they become the timm model's, RGB; and where MODEL.WEIGHTS are ImageNet weights of its ResNets, training
+    # starts from timm's instead. By mrcnn_ext.engine, which then says "config": as the config has them.
+    timm.setdefault("INPUT", "auto")
     # Further arguments of the timm model: in a file any, {drop_path_rate: 0.1}; on the command line those
     # that the file has.
     timm.setdefault("ARGS", CfgNode(new_allowed=True))

@@ -29,6 +29,7 @@ BESIDE = {
     ("modeling", "data"),
     ("reports", "data"),
     ("reports", "evaluation"),
+    ("inference", "export"),
 }
 WITHOUT_DETECTRON2 = ("ops", "layers", "accel", "scenes", "integrations", "reports")
 

@@ -52,7 +52,7 @@ def page() -> str:
     lines = [
         "# Config keys",
         "",
-        "What `mrcnn_ext.add_mrcnn_ext_config(cfg)` adds to detectron2's keys; the defaults compute what stock does.",
+        "What `mrcnn_ext.add_mrcnn_ext_config(cfg)` adds to detectron2's keys. The defaults compute what stock does.",
         "In a LazyConfig the parts take the same settings as arguments, and the trainer's are under `train`:",
         "`train.ema_decay` is `SOLVER.EMA_DECAY`.",
         "",

@@ -1,6 +1,7 @@
 """detectron2's data loaders over datasets as `load_dataset` reads them."""
 
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_test_loader, build_detection_train_loader
@@ -69,7 +70,7 @@ def read_lazily(cfg: DictConfig):
     }
     for loader in (cfg.dataloader.get("train"), cfg.dataloader.get("test")):
         for part in ("dataset", "mapper"):
-            node = loader.get(part) if loader is not None else None
+            node: Any = loader.get(part) if loader is not None else None
             target = node.get("_target_") if hasattr(node, "get") else None
             name = target if isinstance(target, str) or target is None else _convert_target_to_string(target)
             if name in ours and not node.get("proposal_files"):

@@ -70,7 +70,7 @@ def read_description(
         raise ValueError(
             f"{where}: {source} must have keys among {', '.join(DESCRIPTION_KEYS)}, got {description!r}"
         )
-    described = dict(description)
+    described: dict = dict(description)  # type: ignore[arg-type]  # it has items
     for key in described:
         if key not in DESCRIPTION_KEYS:
             close = difflib.get_close_matches(str(key), DESCRIPTION_KEYS, 1)

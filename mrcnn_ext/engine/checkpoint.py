@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -152,14 +153,19 @@ class Checkpointer(DetectionCheckpointer):
         """As detectron2's.
 
         Raises:
-            UserError: no such file, not a checkpoint, damaged, holding code, with weights that are not finite, or one
-                of another architecture.
+            UserError: no such file, not a checkpoint, damaged, holding code, with weights that are not finite, one
+                of another architecture, or at an address that cannot be fetched.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise UserError(f"weights file not found: {path}")
         self._file = path
         try:
             return super().load(path, *args, **kwargs)
+        except URLError as error:
+            raise UserError(
+                f"the weights {path} could not be fetched ({error.reason}). Without a network: put the file there by "
+                'hand and give its path, or "" to start from random weights (MODEL.WEIGHTS, train.init_checkpoint)'
+            ) from error
         finally:
             # detectron2 forgets to, after an error, and then refuses to load anything else.
             self._parsed_url_during_load = None

@@ -15,7 +15,7 @@ from .loggers import build_loggers
 try:
     import resource
 except ImportError:  # not on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["MetricsWriter", "ProgressPrinter", "build_writers", "peak_memory"]
 

@@ -13,9 +13,9 @@ from ..data.keypoint_sigmas import named_sigmas
 from .checks import names_of
 from .errors import UserError
 
-__all__ = ["follow_data", "follow_data_lazily", "mark_unsaid"]
+__all__ = ["UNSAID", "follow_data", "follow_data_lazily", "mark_unsaid"]
 
-_UNSAID = -1  # no value that a config could have
+UNSAID = -1  # no value that a config could have
 _KEYS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "thing_classes",
     "MODEL.RETINANET.NUM_CLASSES": "thing_classes",
@@ -34,7 +34,7 @@ def mark_unsaid(cfg: CfgNode):
     """
     defaults = {key: _get(cfg, key) for key in _KEYS}
     for key in defaults:
-        _set(cfg, key, _UNSAID)
+        _set(cfg, key, UNSAID)
     return defaults
 
 
@@ -48,7 +48,7 @@ def follow_data(cfg: CfgNode, defaults: dict):
     """
     registered = MetadataCatalog.list()
     for key, default in defaults.items():
-        if _get(cfg, key) != _UNSAID:
+        if _get(cfg, key) != UNSAID:
             continue
         _set(cfg, key, default)
         if key.endswith("NUM_KEYPOINTS") and not cfg.MODEL.KEYPOINT_ON:
@@ -56,7 +56,8 @@ def follow_data(cfg: CfgNode, defaults: dict):
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             names = MetadataCatalog.get(name).get(_KEYS[key]) if name in registered else None
             if names and len(names) != default:
-                _tell(key, names, name)
+                if "RETINANET" not in key or cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+                    _tell(key, names, name)
                 _set(cfg, key, len(names))
             if names:
                 break
@@ -89,7 +90,7 @@ _LAZY_KEYS = {
 _FLIPS = "dataloader.train.mapper.keypoint_hflip_indices"
 
 
-def follow_data_lazily(cfg: DictConfig, overrides: Sequence[str] = ()):
+def follow_data_lazily(cfg: DictConfig, overrides: Sequence[str] = (), any_number: bool = False):
     """As `follow_data`, for a LazyConfig; the keypoints that change places in a mirrored image follow too.
 
     What ``overrides`` set stays, and so does a number that is not that of detectron2's common files.
@@ -97,6 +98,7 @@ def follow_data_lazily(cfg: DictConfig, overrides: Sequence[str] = ()):
     Args:
         cfg: changed.
         overrides: of the command line.
+        any_number: the config's numbers give way whatever they are.
     """
     said = {override.partition("=")[0].lstrip("+") for override in overrides}
     registered = MetadataCatalog.list()
@@ -104,7 +106,7 @@ def follow_data_lazily(cfg: DictConfig, overrides: Sequence[str] = ()):
     datasets = [name for name in (*train, *names_of(cfg.dataloader.get("test"))) if name in registered]
     for key, (kind, usual) in _LAZY_KEYS.items():
         value = None if key in said else OmegaConf.select(cfg, key)
-        if value not in usual or _is_interpolated(cfg, key):
+        if value is None or _is_interpolated(cfg, key) or not (any_number or value in usual):
             continue
         name = next((name for name in datasets if MetadataCatalog.get(name).get(kind)), None)
         names = MetadataCatalog.get(name).get(kind) if name else ()

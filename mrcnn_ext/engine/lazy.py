@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
+from .described import described_lazy_config
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
@@ -36,12 +38,12 @@ from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import start
+from .setup import register_datasets, start
 from .steps import StepTrainer
 from .terminal import build_terminal_view
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
-__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
+__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
 
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -50,7 +52,8 @@ def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
+            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -58,10 +61,16 @@ def main(args: argparse.Namespace):
     Raises:
         UserError: the config, a dataset or the weights are wrong.
     """
-    cfg = load_lazy_config(args.config_file, args.opts)
+    register_datasets(getattr(args, "coco_format", ()))
     recipe = None
-    if getattr(args, "recipe", None):
-        recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
+    if args.eval_only and not args.config_file:
+        cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts)
+    else:
+        cfg = load_lazy_config(args.config_file, args.opts)
+        if getattr(args, "follow_data", False):
+            follow_data_lazily(cfg, args.opts, any_number=True)
+        if getattr(args, "recipe", None):
+            recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
@@ -87,7 +96,7 @@ def main(args: argparse.Namespace):
     return do_test(cfg, model)
 
 
-def load_lazy_config(config_file: str, overrides: list[str] = ()):
+def load_lazy_config(config_file: str, overrides: Sequence[str] = ()):
     """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
@@ -118,9 +127,18 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    return override(cfg, overrides)
+
+
+def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides, which are checked first, and our reading of data.
+
+    Raises:
+        UserError: an unknown key, or what is no override.
+    """
     read_lazily(cfg)
-    for override in overrides:
-        _check_override(cfg, override)
+    for text in overrides:
+        _check_override(cfg, text)
     try:
         cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
@@ -256,7 +274,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
         state=state,
     )
 
-    results = {}
+    results: dict = {}
 
     def test():
         results.clear()

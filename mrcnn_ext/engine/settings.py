@@ -23,6 +23,7 @@ _CHOICES = {
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_KEYPOINT_HEAD.NORM": _NORMS,
+    "MODEL.TIMM.INPUT": ("auto", "config"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),

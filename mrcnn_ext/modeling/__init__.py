@@ -9,6 +9,7 @@ from .backbone import (
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
+    timm_input,
 )
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
@@ -38,4 +39,5 @@ __all__ = [
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "timm_input",
 ]

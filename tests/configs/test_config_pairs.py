@@ -17,6 +17,8 @@ from omegaconf import DictConfig, ListConfig
 from mrcnn_ext import model_zoo
 from mrcnn_ext.engine.optim import build_optimizer
 
+pytestmark = pytest.mark.detectron2
+
 NAMES = sorted({name.rpartition(".")[0] for name in model_zoo.list_configs()})
 
 

@@ -140,6 +140,7 @@ def test_what_is_mended_matters_to_the_strict(write, tmp_path):
     assert check_main([path, "--images", str(tmp_path), "--quiet", "--strict"]) == WRONG
 
 
+@pytest.mark.detectron2
 def test_registered_datasets_by_name(register, catalog, capsys, tmp_path):
     pytest.importorskip("detectron2")
     from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -169,6 +169,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("kind, make, tasks", FORMATS.values(), ids=FORMATS)
 def test_from_the_foreign_file_to_the_model(tmp_path, catalog, tiny_cfg, kind, make, tasks):
     pytest.importorskip("detectron2")

@@ -17,6 +17,8 @@ from mrcnn_ext.engine.errors import UserError
 from mrcnn_ext.engine.lazy import load_lazy_config
 from mrcnn_ext.engine.setup import load_config
 
+pytestmark = pytest.mark.detectron2
+
 NAME = "from_data_test"
 
 

@@ -22,6 +22,8 @@ from mrcnn_ext.evaluation import COCOEvaluator, build_evaluator
 from mrcnn_ext.evaluation.boundary import BoundaryCOCOeval, boundary_of
 from mrcnn_ext.evaluation.build import _warn_once
 
+pytestmark = pytest.mark.detectron2
+
 HEIGHT, WIDTH = 30, 40  # of diagonal 50: boundaries of one pixel
 
 

@@ -93,7 +93,8 @@ def write_coco(found: Found, output: str, image_root: str) -> dict:
     Raises:
         ValueError: an object cannot be used, or there are none; the message names the file it comes from.
     """
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, image in enumerate(found.images, 1):
         name = os.path.relpath(image.path, image_root).replace(os.sep, "/")
         images.append({"id": number, "file_name": name, "height": image.height, "width": image.width})

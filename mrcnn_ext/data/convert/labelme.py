@@ -41,8 +41,7 @@ def read_labelme(source: str, split: str | None = None) -> Found:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder")
     files = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
-    read = [(path, _load(path)) for path in files]
-    read = [(path, content) for path, content in read if content is not None]
+    read = [(path, content) for path in files if (content := _load(path)) is not None]
     if not read:
         raise FileNotFoundError(f"{root}: there are no LabelMe files in it")
     points = (shape for _, content in read for shape in content["shapes"] if _kind(shape) == "point")
