@@ -111,21 +111,19 @@ def test_a_page_works_as_it_is_written(page, folder, monkeypatch):
 
 
 def test_the_notebook_runs_and_holds_no_outputs(folder, monkeypatch):
-    nbclient = pytest.importorskip("nbclient")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    import matplotlib
+
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)
     monkeypatch.setenv("MRCNN_EXT_NOTEBOOK_ITERATIONS", "2")
-    content = json.loads(NOTEBOOK.read_text())
-    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in content["cells"])
-    notebook = nbformat.reads(json.dumps(content), as_version=4)
-    nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": "."}}
-    ).execute()
-    kinds = {
-        kind
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        for kind in output.get("data", ())
-    }
-    assert "image/png" in kinds
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.gcf().axes)))
+    names = {"__name__": "notebook"}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    plt.close("all")
+    assert shown == [4, 1]  # predictions of four scenes, and the curves of two RoI layers
