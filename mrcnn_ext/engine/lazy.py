@@ -305,7 +305,7 @@ def do_train(
     val_loss = train.get("val_loss", {})
     writers = []
     if comm.is_main_process():
-        plain = OmegaConf.to_container(OmegaConf.create({"train": train}), resolve=True)
+        plain = {"train": OmegaConf.to_container(train, resolve=False)}
         writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
     trainer.register_hooks(
         [

@@ -103,17 +103,6 @@ class COCOEvaluator(_COCOEvaluator):
                     self._kpt_oks_sigmas, names, counts, f"dataset {dataset_name!r}"
                 )
 
-    def _leave_out_boundary(self, dataset_name: str):
-        """Without masks in the data there is no boundary AP."""
-        annotations = self._coco_api.dataset.get("annotations", ())
-        has_masks = any(a.get("segmentation") and not a["iscrowd"] for a in annotations)
-        if self._tasks and "boundary" in self._tasks and annotations and not has_masks:
-            self._tasks = tuple(task for task in self._tasks if task != "boundary")
-            self._logger.warning(
-                "TEST.BOUNDARY_AP (task 'boundary') is left out for dataset %r: none of its objects has a segmentation",
-                dataset_name,
-            )
-
     @property
     def truth(self) -> TruthCOCO:
         return self._coco_api
@@ -129,6 +118,17 @@ class COCOEvaluator(_COCOEvaluator):
     def reset(self):
         super().reset()
         self._started = time.perf_counter()
+
+    def _leave_out_boundary(self, dataset_name: str):
+        """Without masks in the data there is no boundary AP."""
+        annotations = self._coco_api.dataset.get("annotations", ())
+        has_masks = any(a.get("segmentation") and not a["iscrowd"] for a in annotations)
+        if self._tasks and "boundary" in self._tasks and annotations and not has_masks:
+            self._tasks = tuple(task for task in self._tasks if task != "boundary")
+            self._logger.warning(
+                "TEST.BOUNDARY_AP (task 'boundary') is left out for dataset %r: none of its objects has a segmentation",
+                dataset_name,
+            )
 
     def process(self, inputs, outputs):
         for input, output in zip(inputs, outputs, strict=True):
