@@ -213,7 +213,7 @@ def test_masks_are_pasted_as_by_detectron2():
     boxes = torch.tensor(
         [[3.2, 4.7, 60.1, 50.9], [0, 0, 100, 80], [90.5, 70.5, 91.2, 71.9], [40, 20, 44, 79.9]]
     )
-    expected = paste_masks_in_image(masks, boxes, (80, 100)).numpy()
+    expected = paste_masks_in_image(masks[:, 0], boxes, (80, 100)).numpy()
     found = standalone.paste_masks(masks[:, 0].numpy(), boxes.numpy(), (80, 100))
     assert expected.any(axis=(1, 2)).sum() >= 3 and (found != expected).mean() < 1e-4
 
