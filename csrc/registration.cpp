@@ -22,10 +22,14 @@
 // weight (O, C, 3, 3) or, transposed, for the convolution of its gradient: (36, O / 16, C, 16) float32 and an
 // empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32. C and O are multiples of 16.
 //
-// pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of bf16 with weights in the order that
-// layers/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height and
-// width (then brought to twice its size, nearest), then a ReLU if asked for. add_pointwise_conv_ adds to
+// pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of float32 or bf16 with weights in the order
+// that ops/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height
+// and width (then brought to twice its size, nearest), then a ReLU if asked for. add_pointwise_conv_ adds to
 // self.
+//
+// int8_pointwise_conv is the same with the input quantised to q = clamp(round(x / scale + zero_point), 0,
+// 255) and weights of 8 bits, in the order that ops/int8_pointwise.py gives them: sum(q w) * weight_scale +
+// bias, plus `add`, then a ReLU if asked for. add_int8_pointwise_conv_ adds to self.
 //
 // stem_conv_pool is a convolution of 7x7, stride 2 and padding 3 of images (N, 3, H, W) in bf16, plus a bias,
 // ReLU, and max pooling of 3x3, stride 2 and padding 1. weight is in the order that layers/stem.py gives it.
@@ -52,11 +56,23 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "add_pointwise_conv_(Tensor(a!) sum, Tensor input, Tensor weight, Tensor? bias, int stride, bool "
       "relu) "
       "-> ()");
+  m.def(
+      "int8_pointwise_conv(Tensor input, float scale, int zero_point, Tensor weight, Tensor weight_scale, "
+      "Tensor bias, Tensor? add, int stride, bool relu) -> Tensor");
+  m.def(
+      "add_int8_pointwise_conv_(Tensor(a!) sum, Tensor input, float scale, int zero_point, Tensor weight, "
+      "Tensor weight_scale, Tensor bias, int stride, bool relu) -> ()");
   m.def("stem_conv_pool(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 
-// Makes the shared object importable; importing it runs the static registrations.
+// Makes the shared object importable under the name that it is built with (setup.py); importing it runs the
+// static registrations. Only what is in Python's limited API.
+#define MRCNN_EXT_JOIN(a, b) a##b
+#define MRCNN_EXT_INIT(name) MRCNN_EXT_JOIN(PyInit_, name)
+#define MRCNN_EXT_QUOTE(name) #name
+#define MRCNN_EXT_NAME(name) MRCNN_EXT_QUOTE(name)
+
 extern "C" {
 #if defined(_WIN32)
 __declspec(dllexport)
@@ -64,9 +80,16 @@ __declspec(dllexport)
 __attribute__((visibility("default")))
 #endif
 PyObject*
-PyInit__C(void) {
-  static struct PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+MRCNN_EXT_INIT(TORCH_EXTENSION_NAME)(void) {
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                                      MRCNN_EXT_NAME(TORCH_EXTENSION_NAME),
+                                      nullptr,
+                                      -1,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr};
   return PyModule_Create(&module);
 }
 }

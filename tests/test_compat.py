@@ -14,6 +14,8 @@ pytest.importorskip("detectron2")
 import mrcnn_ext
 from mrcnn_ext import compat
 
+pytestmark = pytest.mark.detectron2
+
 ALIAS = "deeplearning.projects.cityscapesApi.cityscapesscripts"
 INSTANCES = "evaluation.evalInstanceLevelSemanticLabeling"
 PIXELS = "evaluation.evalPixelLevelSemanticLabeling"

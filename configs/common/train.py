@@ -6,6 +6,7 @@ train.eval_period = 0  # once, after training
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.val_loss = dict(enabled=True, max_images=0)
 train.allow_partial_weights = False
+train.map_classes = dict(enabled=False, pairs=[])  # as MODEL.MAP_CLASSES
 train.check_datasets = True  # before training
 train.seed = -1  # random
 train.cudnn_benchmark = False

@@ -12,7 +12,7 @@ using c10::BFloat16;
 
 // The rows and outputs that there are.
 template <int kVectors, typename T>
-inline void store_some(const Rows<T>& rows, int64_t row, int64_t output, int64_t outputs,
+inline void store_some(const Rows<BFloat16, T>& rows, int64_t row, int64_t output, int64_t outputs,
                        const __m512 (&totals)[kRows][kVectors]) {
   for (int i = 0; i < kRows && row + i < rows.count; ++i) {
     for (int j = 0; j < kVectors; ++j) {
@@ -21,7 +21,7 @@ inline void store_some(const Rows<T>& rows, int64_t row, int64_t output, int64_t
       __m512 value = totals[i][j];
       if (rows.added != nullptr) value += F32::load_partial(rows.added[row + i] + place, lanes);
       if (rows.relu) value = F32::max(F32::zero(), value);
-      F32::store_partial(rows.results + (row + i) * outputs + place, value, lanes);
+      F32::store_partial(rows.results + (row + i) * rows.stride + place, value, lanes);
     }
   }
 }
@@ -29,9 +29,9 @@ inline void store_some(const Rows<T>& rows, int64_t row, int64_t output, int64_t
 // kRows rows and kVectors registers of outputs; of the rows only `count` are written. sums: kRows rows
 // sum_stride apart, where the sum continues from (unless it is the first part) and goes to (unless the last).
 template <int kVectors, typename T>
-inline void multiply_rows(const Rows<T>& rows, int64_t row, int64_t output, int64_t outputs, int64_t channel,
-                          int64_t channels, const BFloat16* weights, const float* bias, float* sums,
-                          int64_t sum_stride, bool first, bool last) {
+inline void multiply_rows(const Rows<BFloat16, T>& rows, int64_t row, int64_t output, int64_t outputs,
+                          int64_t channel, int64_t channels, const BFloat16* weights, const float* bias,
+                          float* sums, int64_t sum_stride, bool first, bool last) {
   __m512 totals[kRows][kVectors];
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kVectors; ++j)
@@ -43,9 +43,9 @@ inline void multiply_rows(const Rows<T>& rows, int64_t row, int64_t output, int6
     for (int i = 0; i < kRows; ++i) {
       if (row + i >= rows.count) break;
       for (int j = 0; j < kVectors; j += 2)
-        __builtin_prefetch(rows.results + (row + i) * outputs + output + j * kLanes, 1);
+        __builtin_prefetch(rows.results + (row + i) * rows.stride + output + j * kLanes, 1);
     }
-  if (output == 0 && channels <= kPrefetched && row + 2 * kRows <= rows.count)
+  if (output == 0 && channels * int64_t(sizeof(BFloat16)) <= kPrefetched && row + 2 * kRows <= rows.count)
     for (int i = 0; i < kRows; ++i)
       for (int64_t k = 0; k < channels; k += 2 * kLanes) __builtin_prefetch(rows.inputs[row + kRows + i] + k);
   const BFloat16* inputs[kRows];
@@ -66,7 +66,7 @@ inline void multiply_rows(const Rows<T>& rows, int64_t row, int64_t output, int6
     const auto finish = [&](auto with_added) {
 #pragma GCC unroll 6
       for (int i = 0; i < kRows; ++i) {
-        T* result = rows.results + (row + i) * outputs + output;
+        T* result = rows.results + (row + i) * rows.stride + output;
         __m512 values[kVectors];
 #pragma GCC unroll 4
         for (int j = 0; j < kVectors; ++j) {
@@ -87,7 +87,7 @@ inline void multiply_rows(const Rows<T>& rows, int64_t row, int64_t output, int6
 }
 
 template <typename T>
-void multiply(const Rows<T>& rows, int64_t channels, int64_t outputs, const BFloat16* weights,
+void multiply(const Rows<BFloat16, T>& rows, int64_t channels, int64_t outputs, const BFloat16* weights,
               const float* bias, float* sums) {
   const int64_t padded = (outputs + kLanes - 1) / kLanes * kLanes;
   const int64_t parts = (channels + kMostChannels - 1) / kMostChannels;
@@ -113,7 +113,7 @@ void multiply(const Rows<T>& rows, int64_t channels, int64_t outputs, const BFlo
         run_as(std::integral_constant<int, 1>());
     };
     // Weights that fit in the cache stay there, and rows are read and written once; otherwise rows do.
-    if (padded * channels <= kFewWeights) {
+    if (padded * channels * int64_t(sizeof(BFloat16)) <= kFewWeights) {
       for (int64_t row = 0; row < rows.count; row += kRows)
         for (int64_t output = 0; output < outputs; output += kChunk) run(row, output);
     } else {
@@ -128,9 +128,9 @@ void multiply(const Rows<T>& rows, int64_t channels, int64_t outputs, const BFlo
 
 namespace mrcnn_ext {
 namespace pointwise {
-const Kernels& avx512_bf16_kernels() {
-  static const Kernels kernels = {avx512::pointwise_kernels::multiply<c10::BFloat16>,
-                                  avx512::pointwise_kernels::multiply<float>};
+const Bf16Kernels& avx512_bf16_kernels() {
+  static const Bf16Kernels kernels = {avx512::pointwise_kernels::multiply<c10::BFloat16>,
+                                      avx512::pointwise_kernels::multiply<float>};
   return kernels;
 }
 }  // namespace pointwise

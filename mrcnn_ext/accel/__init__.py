@@ -14,6 +14,7 @@ from .fused_blocks import (
 )
 from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
 from .fused_module import FusedModule, MethodStep, PreparedWeights, replace_child, replace_method, restore
+from .int8 import Int8Calibration, Int8Layer
 from .mixed_precision import register_float32_only
 from .norms import register_norm
 from .policy import KernelPolicy
@@ -34,6 +35,8 @@ __all__ = [
     "FusedNetwork",
     "FusedPyramid",
     "FusedStem",
+    "Int8Calibration",
+    "Int8Layer",
     "JointConvs",
     "KernelPolicy",
     "MethodStep",

@@ -6,7 +6,14 @@ import torch
 
 from ..ops import _extension
 
-__all__ = ["bf16_kernels_are_available", "cpu_has_amx", "cpu_has_avx512_bf16", "cpu_has_bf16"]
+__all__ = [
+    "bf16_kernels_are_available",
+    "cpu_has_amx",
+    "cpu_has_avx512_bf16",
+    "cpu_has_bf16",
+    "float32_kernels_are_available",
+    "int8_kernels_are_available",
+]
 
 
 def cpu_has_bf16() -> bool:
@@ -25,6 +32,20 @@ def cpu_has_amx() -> bool:
 def cpu_has_avx512_bf16() -> bool:
     """Whether this processor multiplies vectors of bf16 (AVX512-BF16)."""
     return bool(platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def float32_kernels_are_available() -> bool:
+    """Whether `pointwise_conv` is compiled for float32 on this processor: AVX-512, or AVX2."""
+    compiled = _extension.is_available() and _extension.backend() == "compiled"
+    return compiled and torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
+
+
+def int8_kernels_are_available() -> bool:
+    """Whether `int8_pointwise_conv` is compiled for this processor: AVX-512 with VNNI. (The instruction of AVX2 for
+    products of 8 bits saturates at 16, and would need activations of 7.)"""
+    compiled = _extension.is_available() and _extension.backend() == "compiled"
+    vnni = platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("avx512_vnni")
+    return bool(compiled and vnni and torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def bf16_kernels_are_available() -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.pointwise import pointwise_conv
-from .fused_layers import FusedConv2d, matrix_for
+from .fused_layers import FusedConv2d, FusedConvTranspose2d, matrix_for
 from .fused_module import FusedModule, PreparedWeights, replace_child
 from .kernel_support import doubling_as_linear
 from .mixed_precision import to_float32
@@ -53,7 +53,13 @@ class ConvNorm:
     def run(self, module: nn.Module, x: Tensor, relu: bool = False, **added) -> Tensor:
         """As `FusedConv2d.run`, with the normalisation."""
         norm = None if self.norm is None else module.get_submodule(self.norm)
-        return module.get_submodule(self.conv).run(x, relu=relu or self.relu, norm=norm, **added)
+        return self.layer(module).run(x, relu=relu or self.relu, norm=norm, **added)
+
+    def layer(self, module: nn.Module) -> FusedConv2d:
+        """What `fuse` put in the convolution's place."""
+        layer = module.get_submodule(self.conv)
+        assert isinstance(layer, FusedConv2d)
+        return layer
 
 
 class FusedBlock(FusedModule):
@@ -129,7 +135,7 @@ class FusedStem(FusedModule):
         super().__init__(original)
         self.stem_conv = conv
         conv.fuse(original, policy)
-        original.get_submodule(conv.conv).fuses += ("relu", "max_pool")
+        conv.layer(original).fuses += ("relu", "max_pool")
 
     def runs_in_one_pass(self, x: Tensor) -> bool:
         """Whether convolution and pooling are `stem_conv_pool`."""
@@ -183,7 +189,8 @@ class FusedPyramid(FusedModule):
         Returns:
             (N, C, H_l, W_l) for each of them.
         """
-        results, merged = [], None
+        results: list[Tensor] = []
+        merged: Tensor | None = None
         for x, lateral, output in zip(maps[::-1], self.laterals[::-1], self.outputs[::-1], strict=True):
             if merged is None:
                 merged = lateral.run(self, x)
@@ -225,6 +232,7 @@ class JointConvs:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, C, H, W) -> (N, O_i, H, W) of each."""
         pointwise = self.policy.runs_pointwise(self.convs[0].in_channels, x.device)
+        x = x.to(self.policy.dtype) if pointwise else x
 
         def make():
             weight, bias = (
@@ -272,7 +280,6 @@ class PredictedClassMasks:
         if predictor.out_channels == 1:  # class-agnostic
             classes = torch.zeros_like(classes)
         pointwise = self.policy.runs_pointwise(self.deconv.in_channels, x.device)
-        weight, bias = self._weights(pointwise)
         with torch.autocast(x.device.type, enabled=False):
             of_class = predictor.weight.detach()[classes, :, 0, 0].to(dtype)[:, :, None]
             rois, _, height, width = x.shape
@@ -282,16 +289,22 @@ class PredictedClassMasks:
             logits = x.new_empty((rois, height, width, 2, 2), dtype=wide)
             for begin in range(0, rois, step):
                 some = slice(begin, begin + step)
-                if pointwise:
-                    hidden = pointwise_conv(x[some], weight, bias, relu=True).permute(0, 2, 3, 1)
-                else:
-                    hidden = F.linear(x[some].permute(0, 2, 3, 1), weight, bias).relu_()
+                hidden = self._hidden(x[some], pointwise)
                 hidden = hidden.reshape(-1, 4 * height * width, of_class.shape[1])
                 logits[some] = torch.bmm(hidden, of_class[some]).view(-1, height, width, 2, 2)
             logits = logits.transpose(2, 3).reshape(rois, 1, 2 * height, 2 * width)
             if predictor.bias is None:
                 return logits
             return logits + predictor.bias.detach()[classes, None, None, None]
+
+    def _hidden(self, x, pointwise):
+        """(R, C, H, W) -> (R, H, W, 2 2 O)."""
+        if pointwise and isinstance(self.deconv, FusedConvTranspose2d):
+            return self.deconv.run_as_linear(x, relu=True).permute(0, 2, 3, 1)
+        weight, bias = self._weights(pointwise)
+        if pointwise:
+            return pointwise_conv(x, weight, bias, relu=True).permute(0, 2, 3, 1)
+        return F.linear(x.permute(0, 2, 3, 1), weight, bias).relu_()
 
     def _weights(self, pointwise):
         deconv = self.deconv

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.int8_pointwise import add_int8_pointwise_conv_, int8_pointwise_conv, int8_weight
 from ..ops.pointwise import add_pointwise_conv_, pointwise_conv, pointwise_weight
 from ..ops.stem import stem_conv_pool, stem_weight
 from ..ops.winograd import winograd_conv3x3, winograd_weight
 from .fused_module import FusedModule, PreparedWeights
+from .int8_ranges import Int8Range, Observer
 from .kernel_support import doubling_as_linear, is_doubling, winograd_tiles
 from .mixed_precision import to_float32
 from .norms import foldable
@@ -27,7 +29,10 @@ class _FusedLayer(FusedModule):
         super().__init__(original)
         self.policy = policy
         self.prepared = PreparedWeights()
-        self.fuses = ()  # what a caller of `run` makes part of this layer, for `print`
+        self.fuses: tuple[str, ...] = ()  # what a caller of `run` makes part of this layer, for `print`
+        # How the input is quantised where `pointwise_conv` would compute it.
+        self.int8: Int8Range | None = None
+        self.observer: Observer | None = None  # of what `pointwise_conv` is given
 
     def infer(self, x: Tensor) -> Tensor:
         return self.run(x)
@@ -35,6 +40,8 @@ class _FusedLayer(FusedModule):
     def _describe(self, kernel: str) -> str:
         parts = [self.original.extra_repr(), *self.fuses]
         dtype = str(self.policy.dtype).removeprefix("torch.")
+        if self.int8 is not None and kernel == "pointwise_conv":
+            dtype, kernel = "int8", "int8_pointwise_conv"
         return f"{', '.join(part for part in parts if part)}; {dtype} by {kernel}"
 
 
@@ -92,6 +99,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                 add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
             if folds:
                 return self._convolve(kernel, x, norm, relu, add)
+            assert norm is not None  # foldable(None) is True
             x = norm(to_float32(self._convolve(kernel, x, None))).to(policy.dtype)
             return _finish(x, relu, add)
 
@@ -112,6 +120,12 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
             return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
         return tuple(2 * padding for padding in self.padding)
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether `pointwise_conv` computes it, or `int8_pointwise_conv` with ``int8``."""
+        kernel = self.policy.conv_kernel(self, foldable(self.own_norm), self.weight.device)
+        return kernel is ConvKernel.POINTWISE
+
     def runs_as_stem(self, x: Tensor, norm: nn.Module | None = None) -> bool:
         """Whether `run_stem` can have x."""
         norm = self.own_norm if norm is None else norm
@@ -125,12 +139,26 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
         return stem_conv_pool(x, weight, bias)
 
     def _pointwise(self, x, norm, relu, add, add_doubled):
-        make = partial(self._make_reordered, norm, pointwise_weight)
+        if self.observer is not None:
+            self.observer(x.permute(0, 2, 3, 1).flatten(0, 2), *self._fold(norm), relu)
+        if self.int8 is not None:
+            return self._int8_pointwise(x, norm, relu, add, add_doubled)
+        make = partial(self._make_reordered, norm, partial(pointwise_weight, dtype=self.policy.dtype))
         weight, bias = self.prepared.get(self._sources(norm), "pointwise", make)
         if add is None:
             return pointwise_conv(x, weight, bias, add_doubled, self.stride[0], relu)
         add = add.contiguous(memory_format=torch.channels_last)
         return add_pointwise_conv_(add, x, weight, bias, self.stride[0], relu)
+
+    def _int8_pointwise(self, x, norm, relu, add, add_doubled):
+        def make():
+            return int8_weight(*self._fold(norm), *self.int8)
+
+        weight = self.prepared.get(self._sources(norm), self.int8, make)
+        if add is None:
+            return int8_pointwise_conv(x, weight, add_doubled, self.stride[0], relu)
+        add = add.contiguous(memory_format=torch.channels_last)
+        return add_int8_pointwise_conv_(add, x, weight, self.stride[0], relu)
 
     def _convolve(self, kernel, x, norm, relu=False, add=None):
         if kernel in (ConvKernel.WINOGRAD_INT16, ConvKernel.WINOGRAD_FLOAT32):
@@ -202,13 +230,14 @@ class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
 
     def run(self, x: Tensor, relu: bool = False) -> Tensor:
         """(N, C, H, W) -> (N, O, H', W') in the dtype of the policy."""
-        if self._is_pointwise(x.device):
+        if self._runs_pointwise(x.device):
             return self._double(x, relu)
 
         def make():
             return tuple(_to(value, self.policy.dtype) for value in (self.weight, self.bias))
 
         weight, bias = self.prepared.get((self.weight, self.bias), None, make)
+        assert isinstance(self.padding, tuple)  # no names of paddings for a transposed convolution
         with torch.autocast(x.device.type, enabled=False):
             x = F.conv_transpose2d(
                 x.to(weight.dtype),
@@ -222,23 +251,44 @@ class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
             )
         return _finish(x, relu)
 
-    def _is_pointwise(self, device):
+    @property
+    def is_pointwise(self) -> bool:
+        """As of `FusedConv2d`."""
+        return self._runs_pointwise(self.weight.device)
+
+    def _runs_pointwise(self, device):
         return is_doubling(self) and self.policy.runs_pointwise(self.in_channels, device)
 
     def _double(self, x, relu):
-        def make():
-            weight, bias = doubling_as_linear(self.weight.detach(), self.bias)
-            return matrix_for(weight, bias, self.policy.dtype, pointwise=True)
-
-        weight, bias = self.prepared.get((self.weight, self.bias), "doubling", make)
         with torch.autocast(x.device.type, enabled=False):
-            x = pointwise_conv(x.to(self.policy.dtype), weight, bias, relu=relu)
+            x = self.run_as_linear(x.to(self.policy.dtype), relu)
         count, _, height, width = x.shape
         x = x.permute(0, 2, 3, 1).view(count, height, width, 2, 2, self.out_channels).transpose(2, 3)
         return x.reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
 
+    def run_as_linear(self, x: Tensor, relu: bool = False) -> Tensor:
+        """(N, C, H, W) in the dtype of the policy -> (N, 2 2 O, H, W), the 2 x 2 cells of each; of a layer that
+        `pointwise_conv` serves."""
+        parameters = (self.weight, self.bias)
+        if self.observer is not None:
+            rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+            self.observer(rows, *doubling_as_linear(self.weight.detach(), self.bias), relu)
+        if self.int8 is not None:
+
+            def make_int8():
+                return int8_weight(*doubling_as_linear(self.weight.detach(), self.bias), *self.int8)
+
+            return int8_pointwise_conv(x, self.prepared.get(parameters, self.int8, make_int8), relu=relu)
+
+        def make():
+            weight, bias = doubling_as_linear(self.weight.detach(), self.bias)
+            return matrix_for(weight, bias, self.policy.dtype, pointwise=True)
+
+        weight, bias = self.prepared.get(parameters, "doubling", make)
+        return pointwise_conv(x, weight, bias, relu=relu)
+
     def extra_repr(self) -> str:
-        return self._describe("pointwise_conv" if self._is_pointwise(self.weight.device) else "PyTorch")
+        return self._describe("pointwise_conv" if self.is_pointwise else "PyTorch")
 
 
 class FusedLinear(_FusedLayer, nn.Linear):
@@ -247,6 +297,11 @@ class FusedLinear(_FusedLayer, nn.Linear):
     def run(self, x: Tensor, relu: bool = False) -> Tensor:
         """(..., C) -> (..., O) in the dtype of the policy."""
         return self._run(x, relu, None, lambda weight: weight)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """As of `FusedConv2d`."""
+        return self.policy.runs_pointwise(self.in_features, self.weight.device)
 
     def run_on_map(self, x: Tensor, relu: bool = False) -> Tensor:
         """As `run` of ``x.flatten(1)``, which a channels-last (N, C, H, W) map does not have without a copy:
@@ -260,22 +315,31 @@ class FusedLinear(_FusedLayer, nn.Linear):
     def _run(self, x, relu, setting, order):
         policy = self.policy
         pointwise = policy.runs_pointwise(self.in_features, x.device)
+        int8 = self.int8 if pointwise else None
 
         def make():
-            return matrix_for(order(self.weight.detach()), self.bias, policy.dtype, pointwise)
+            weight = order(self.weight.detach())
+            if int8 is not None:
+                return int8_weight(weight, self.bias, *int8)
+            return matrix_for(weight, self.bias, policy.dtype, pointwise)
 
-        weight, bias = self.prepared.get((self.weight, self.bias), (setting, pointwise), make)
+        ready = self.prepared.get((self.weight, self.bias), (setting, pointwise, int8), make)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(policy.dtype)
-            if pointwise:
-                shape = (*x.shape[:-1], self.out_features)
-                rows = x.reshape(-1, self.in_features)
-                return pointwise_conv(rows[:, :, None, None], weight, bias, relu=relu).view(shape)
-            return _finish(F.linear(x, weight, bias), relu)
+            if not pointwise:
+                return _finish(F.linear(x, *ready), relu)
+            rows = x.reshape(-1, self.in_features)
+            if self.observer is not None:
+                self.observer(rows, order(self.weight.detach()), self.bias, relu)
+            maps = rows[:, :, None, None]
+            if int8 is not None:
+                result = int8_pointwise_conv(maps, ready, relu=relu)
+            else:
+                result = pointwise_conv(maps, *ready, relu=relu)
+            return result.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        pointwise = self.policy.runs_pointwise(self.in_features, self.weight.device)
-        return self._describe("pointwise_conv" if pointwise else "PyTorch")
+        return self._describe("pointwise_conv" if self.is_pointwise else "PyTorch")
 
 
 def _to_grids(x: Tensor, step: int) -> Tensor:
@@ -300,11 +364,11 @@ def matrix_for(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, pointwis
     """The weight (O, C) or (O, C, 1, 1) and the bias (O,) of a linear layer as its kernel takes them.
 
     Args:
-        dtype: that PyTorch's layers compute in.
+        dtype: that the layer computes in.
         pointwise: for `pointwise_conv` rather than for PyTorch.
     """
     if pointwise:
-        return pointwise_weight(weight), _to(bias, torch.float32)
+        return pointwise_weight(weight, dtype), _to(bias, torch.float32)
     return weight.to(dtype).contiguous(), _to(bias, dtype)
 
 

@@ -38,12 +38,11 @@ def winograd_tiles(height: int, width: int, dilation: int) -> int:
 
 
 def supports_pointwise(conv: nn.Conv2d) -> bool:
-    """Whether a convolution is a product of a matrix with each cell: 1x1, an even number of input channels."""
+    """Whether a convolution is a product of a matrix with each cell: 1x1."""
     return (
         (conv.kernel_size, conv.groups) == ((1, 1), 1)
         and conv.stride[0] == conv.stride[1]
         and conv.padding in ((0, 0), "valid", "same")
-        and conv.in_channels % 2 == 0
     )
 
 

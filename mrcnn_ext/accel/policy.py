@@ -8,10 +8,15 @@ import torch
 from torch import nn
 
 from ..ops.winograd import winograd_is_available
-from .cpu_features import bf16_kernels_are_available, cpu_has_amx, cpu_has_bf16
+from .cpu_features import (
+    bf16_kernels_are_available,
+    cpu_has_amx,
+    cpu_has_bf16,
+    float32_kernels_are_available,
+)
 from .kernel_support import supports_dilated_winograd, supports_pointwise, supports_stem
 
-__all__ = ["ConvKernel", "KernelPolicy", "choose_bf16", "choose_winograd", "onednn_fuses"]
+__all__ = ["ConvKernel", "KernelPolicy", "choose_half", "choose_winograd", "onednn_fuses"]
 
 
 class ConvKernel(Enum):
@@ -34,12 +39,21 @@ class KernelPolicy:
         winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
         bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
             of a ResNet `stem_conv_pool`.
+        float16: whether ``dtype`` is float16 for the sake of speed, the parameters being float32.
+        float32_kernels: whether in float32 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`.
     """
 
     dtype: torch.dtype = torch.float32
     onednn: bool = False
     winograd: str | None = None
     bf16_kernels: bool = False
+    float16: bool = False
+    float32_kernels: bool = False
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What operations that are not those of fused layers compute in under autocast; None for no autocast."""
+        return self.dtype if self.dtype == torch.bfloat16 or self.float16 else None
 
     @property
     def uses_bf16_kernels(self) -> bool:
@@ -55,7 +69,7 @@ class KernelPolicy:
         """
         if device.type != "cpu":
             return ConvKernel.ATEN
-        if foldable and self.uses_bf16_kernels and supports_pointwise(conv):
+        if foldable and supports_pointwise(conv) and self.runs_pointwise(conv.in_channels, device):
             return ConvKernel.POINTWISE
         if self.winograd and supports_dilated_winograd(conv):
             return ConvKernel.WINOGRAD_INT16 if self.winograd == "int16" else ConvKernel.WINOGRAD_FLOAT32
@@ -72,7 +86,8 @@ class KernelPolicy:
 
     def runs_pointwise(self, channels: int, device: torch.device) -> bool:
         """Whether a linear layer of so many input channels is `pointwise_conv`."""
-        return device.type == "cpu" and self.uses_bf16_kernels and channels % 2 == 0
+        in_float32 = self.float32_kernels and self.dtype == torch.float32
+        return device.type == "cpu" and (in_float32 or (self.uses_bf16_kernels and channels % 2 == 0))
 
     @classmethod
     def choose(
@@ -81,11 +96,13 @@ class KernelPolicy:
         dtype: torch.dtype,
         convolutions: bool = True,
         winograd: str | None = None,
+        float16: bool = False,
     ) -> "KernelPolicy":
         """What is fastest on a device.
 
         Args:
             dtype: to compute in. The CPU's kernels are for float32 and bfloat16; others are left to PyTorch.
+            float16: as the attribute; ``dtype`` is float16 then.
             convolutions: False leaves convolutions to PyTorch.
             winograd: as the attribute.
         """
@@ -96,6 +113,8 @@ class KernelPolicy:
             onednn=on_cpu and onednn_fuses(dtype),
             winograd=winograd if on_cpu else None,
             bf16_kernels=on_cpu and bf16 and bf16_kernels_are_available(),
+            float16=float16,
+            float32_kernels=on_cpu and not (bf16 or float16) and float32_kernels_are_available(),
         )
 
 
@@ -112,22 +131,27 @@ def onednn_fuses(dtype: torch.dtype) -> bool:
     return False
 
 
-def choose_bf16(bf16: bool | str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Whether to compute in bf16, and why.
+def choose_half(bf16: bool | str, device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype | None, str]:
+    """bfloat16 or float16 if networks are to compute in it, None if not, and why.
 
     Args:
         bf16: as of `accelerate`.
         device, dtype: of the model's parameters.
     """
+    if bf16 == "float16":
+        return torch.float16, "float16, asked for"
     if bf16 != "auto":
-        return bf16, "asked for"
+        return torch.bfloat16 if bf16 else None, "asked for"
     if dtype != torch.float32:
-        return False, f"the model is {str(dtype).removeprefix('torch.')}"
+        return None, f"the model is {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
         has_it = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         has_it = device.type == "cpu" and cpu_has_bf16()
-    return has_it, f"this {device.type} device has {'' if has_it else 'no '}bf16 instructions"
+    why = f"this {device.type} device has {'' if has_it else 'no '}bf16 instructions"
+    if device.type == "cuda" and not has_it:
+        why += '; bf16="float16" computes in float16'
+    return torch.bfloat16 if has_it else None, why
 
 
 def choose_winograd(
@@ -166,5 +190,5 @@ def choose_winograd(
         return "float32 alone", how
     if automatic and bf16 is None:
         return "auto", "3x3 convolutions multiply int16 under bf16 autocast, float32 without"
-    arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
+    arithmetic = ("int16" if bf16 else "float32") if automatic else str(winograd)
     return arithmetic, f"3x3 convolutions multiply {arithmetic}"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..accel.cpu_features import bf16_kernels_are_available
+from ..accel.cpu_features import bf16_kernels_are_available, float32_kernels_are_available
 from ..ops.pointwise import pointwise_conv, pointwise_weight
 from ..ops.stem import stem_conv_pool, stem_weight
 from ..ops.winograd import winograd_conv3x3, winograd_weight
@@ -30,17 +30,17 @@ LAYERS = {
     "box head": (1000, 12544, 1024, 1, 1, 1),
     "stem": (1, 3, 64, 800, 1216, 7),
 }
-METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "ours bf16")
+METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "ours bf16", "ours float32")
 _CPU = torch.device("cpu")
 # Errors above these, in standard deviations of the result, are mistakes.
-_LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2), strict=True))
+_LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2, 1e-4), strict=True))
 
 
 def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -> dict:
     """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
     standard deviations of the result in float64. Maps are bf16, as they are between layers; of the stem, "float32" and
     "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1 and of the stem, whose ReLU and pooling are
-    measured with it, where it is available.
+    measured with it, where it is available; in float32 of 1x1 alone.
 
     Raises:
         AssertionError: a result is wrong.
@@ -77,6 +77,9 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
         reordered = stem_weight(weight) if side == 7 else pointwise_weight(weight)
         ours = stem_conv_pool if side == 7 else pointwise_conv
         functions["ours bf16"] = lambda: ours(x, reordered, bias)
+    if side == 1 and float32_kernels_are_available():
+        in_float32 = pointwise_weight(weight, torch.float32)
+        functions["ours float32"] = lambda: pointwise_conv(wide, in_float32, bias)
     expected = convolve(wide[:1].double(), weight.double(), bias.double())
     errors = {method: _error(function(), expected) for method, function in functions.items()}
     for method, error in errors.items():

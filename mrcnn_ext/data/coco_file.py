@@ -9,6 +9,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from .annotations import SMALLEST_SIDE, clean_annotation, plain_number
 from .json_stream import stream_sections
@@ -116,7 +117,8 @@ class CocoFile:
         )
 
     def _set_categories(self, categories: list[dict]):
-        ids, names = {}, {}
+        ids: dict[Any, Any] = {}
+        names: dict[Any, Any] = {}
         for category in categories:
             number, name = category.get("id"), category.get("name")
             is_number = isinstance(number, (int, str)) and not isinstance(number, bool)
@@ -196,7 +198,8 @@ class CocoFile:
             renumber: give all new ids if one is not a number above 0 or there twice. pycocotools takes an object
                 of id 0 for one that was not found.
         """
-        seen, boxes, number = set(), 0, 0
+        seen: set = set()
+        boxes = number = 0
         if self._odd_ids:
             text = (
                 f"{self._odd_ids} of its {self.num_annotations} annotations have an id that is missing, or no whole "

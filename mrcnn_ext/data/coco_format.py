@@ -54,6 +54,7 @@ def register_coco_format(
         classes=[category["name"] for category in file.categories],
         keypoints=file.keypoint_names,
         where=f"dataset {name!r}",
+        json_file=json_file,
     )
     metadata = {
         "thing_classes": described.get("names") or [category["name"] for category in file.categories],

@@ -164,7 +164,7 @@ def clean_dicts(dicts: Sequence[dict], problems: Problems) -> list[dict]:
     dicts = list(dicts)
     num_keypoints = _number_of_keypoints(dicts)
     clean, total = [], 0
-    ids = {}
+    ids: dict = {}
     for record in dicts:
         if not isinstance(record, dict):
             problems.error("record", "", f"a record must be a dict, got {type(record).__name__}")
@@ -351,16 +351,17 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
         )
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     ids = {v: k for k, v in contiguous.items()} if contiguous else {k: k for k in range(len(classes))}
+    images: list[dict] = []
+    annotations: list[dict] = []
     content = {
         "info": {},
-        "images": [],
+        "images": images,
         "categories": [{"id": ids[k], "name": c} for k, c in enumerate(classes)],
     }
-    annotations = []
     for number, record in enumerate(dicts):
         image_id = record.get("image_id", number)
         image = {"id": image_id, **{key: record[key] for key in ("file_name", "height", "width")}}
-        content["images"].append(image)
+        images.append(image)
         for annotation in record.get("annotations", ()):
             mode = BoxMode(annotation["bbox_mode"])
             if mode == BoxMode.XYWHA_ABS:

@@ -48,6 +48,7 @@ def check_config(cfg: CfgNode, eval_only: bool = False):
         if heads is model.RETINANET
         else "MODEL.ROI_HEADS.NUM_CLASSES",
         **learnt_from(cfg),
+        pastes=cfg.INPUT.COPY_PASTE.ENABLED,
         max_size=min(cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST),
         evaluate=lambda name: build_evaluator(cfg, name),
     )
@@ -72,11 +73,11 @@ def check_lazy_config(cfg, eval_only=False):
 
 def learnt_from(cfg):
     """What the model of a yaml config learns from besides boxes: the arguments of `names_for_losses`."""
-    model = cfg.MODEL
+    model, pastes = cfg.MODEL, cfg.INPUT.COPY_PASTE.ENABLED
     return {
         "num_keypoints": model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
         "needs_masks": model.MASK_ON,
-        "mask_format": cfg.INPUT.MASK_FORMAT,
+        "mask_format": "bitmask" if pastes else cfg.INPUT.MASK_FORMAT,
     }
 
 
@@ -163,6 +164,7 @@ def _check_files(
     num_keypoints,
     needs_masks,
     mask_format,
+    pastes=False,
     max_size=1333,
     evaluate=None,
 ):
@@ -174,7 +176,7 @@ def _check_files(
                 name,
                 num_classes=num_classes,
                 num_keypoints=num_keypoints,
-                needs_masks=needs_masks and name in train,
+                needs_masks=(needs_masks or pastes) and name in train,
                 needs_keypoints=num_keypoints is not None and name in train,
                 needs_annotations=name in train,
                 mask_format=mask_format,

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,19 +24,26 @@ from ..data import read_lazily
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
+from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
+from .described import described_lazy_config
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
+from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .interruption import Interruption
+from .loggers import LoggersHook
+from .recipe_lazy import apply_lazy_recipe
+from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import start
+from .setup import register_datasets, start
 from .steps import StepTrainer
+from .terminal import build_terminal_view
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
-__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
+__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
 
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -44,7 +52,8 @@ def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
+            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -52,13 +61,24 @@ def main(args: argparse.Namespace):
     Raises:
         UserError: the config, a dataset or the weights are wrong.
     """
-    cfg = load_lazy_config(args.config_file, args.opts)
+    register_datasets(getattr(args, "coco_format", ()))
+    recipe = None
+    if args.eval_only and not args.config_file:
+        cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts)
+    else:
+        cfg = load_lazy_config(args.config_file, args.opts)
+        if getattr(args, "follow_data", False):
+            follow_data_lazily(cfg, args.opts, any_number=True)
+        if getattr(args, "recipe", None):
+            recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
     check_lazy_settings(cfg, args.eval_only, args.resume)
     check_output_dir("train.output_dir", cfg.train.output_dir)
     start(cfg, args, cfg.train.output_dir)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.train.output_dir)
     if cfg.train.device != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
@@ -76,7 +96,7 @@ def main(args: argparse.Namespace):
     return do_test(cfg, model)
 
 
-def load_lazy_config(config_file: str, overrides: list[str] = ()):
+def load_lazy_config(config_file: str, overrides: Sequence[str] = ()):
     """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
@@ -85,7 +105,7 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
             ``+a.b=value`` adds any key.
 
     Returns:
-        DictConfig:
+        DictConfig: with the numbers of classes and keypoints of its data; see `follow_data_lazily`.
 
     Raises:
         UserError: no such file, not a config for training, or an unknown key.
@@ -107,14 +127,25 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    return override(cfg, overrides)
+
+
+def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides, which are checked first, and our reading of data.
+
+    Raises:
+        UserError: an unknown key, or what is no override.
+    """
     read_lazily(cfg)
-    for override in overrides:
-        _check_override(cfg, override)
+    for text in overrides:
+        _check_override(cfg, text)
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+    follow_data_lazily(cfg, overrides)
+    return cfg
 
 
 @functools.cache
@@ -161,6 +192,7 @@ def _build_checkpointer(cfg, model, **checkpointables):
         model,
         cfg.train.output_dir,
         allow_partial=cfg.train.get("allow_partial_weights", False),
+        classes=lazily_mapped_classes(cfg),
         **checkpointables,
     )
 
@@ -168,7 +200,8 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated.
+    With ``train.accelerate`` an accelerated copy of it is evaluated; with ``train.report`` a report is written of data
+    in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -181,6 +214,8 @@ def do_test(cfg, model):
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+    if cfg.train.get("report", False):
+        write_reports([evaluator], cfg.train.output_dir, results)
     return results
 
 
@@ -193,7 +228,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
-            ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
+            ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
+            ``train.terminal_view``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
 
     Returns:
@@ -238,7 +274,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
         state=state,
     )
 
-    results = {}
+    results: dict = {}
 
     def test():
         results.clear()
@@ -251,7 +287,10 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
     )
     best = options.get("best", "")
     val_loss = train.get("val_loss", {})
-    writers = build_writers(train.output_dir, train.max_iter) if comm.is_main_process() else []
+    writers = []
+    if comm.is_main_process():
+        plain = OmegaConf.to_container(OmegaConf.create({"train": train}), resolve=True)
+        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -264,6 +303,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
             BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
             hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+            LoggersHook(writers),
+            *build_terminal_view(train.get("terminal_view", True)),
             ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
         ]
     )

@@ -27,8 +27,8 @@ def main(args: argparse.Namespace):
         UserError: the config, a dataset or the weights are wrong.
     """
     cfg = setup(args)
-    check_config(cfg, args.eval_only)
     if args.eval_only:
+        check_config(cfg, eval_only=True)
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(
             model,

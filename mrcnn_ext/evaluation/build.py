@@ -1,5 +1,6 @@
 """The evaluator of a dataset."""
 
+import logging
 import os
 
 from detectron2.config import CfgNode
@@ -17,7 +18,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
 
     Args:
         cfg: ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts; ``TEST.BOUNDARY_AP``
-            adds the task "boundary" to COCO's.
+            adds the task "boundary" to COCO's, and warns for others.
         dataset_name: a registered dataset.
         output_dir: where predictions are written; default ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
@@ -38,6 +39,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
             output_dir=output_dir,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             max_dets_per_image=_limit(cfg.TEST.DETECTIONS_PER_IMAGE),
+        )
+    if _boundary_task(cfg):
+        logging.getLogger(__name__).warning(
+            "TEST.BOUNDARY_AP is for datasets that are evaluated as COCO's: %s, of evaluator_type %r, goes without",
+            dataset_name,
+            evaluator_type,
         )
     if evaluator_type == "cityscapes_instance":
         return CityscapesInstanceEvaluator(dataset_name)

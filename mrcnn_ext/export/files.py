@@ -210,7 +210,7 @@ def _write_onnx(detector, metadata) -> dict[str, bytes]:
     torch.onnx.export(
         detector,
         _example(detector, metadata, 3, 4),
-        buffer,
+        buffer,  # type: ignore[arg-type]  # with dynamo=False, a file too
         input_names=["image", "size"],
         output_names=metadata["outputs"],
         dynamic_axes={"image": {1: "height", 2: "width"}, **outputs},

@@ -22,7 +22,7 @@ from ..engine.description import config_of, instantiate_described, metadata_of, 
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
 from ..engine.settings import building, check_device
-from ..engine.setup import merge_options, naming_unknown_objects, register_datasets
+from ..engine.setup import complete, merge_options, naming_unknown_objects
 from ..export import ExportedModel
 from ..export.runtime import SUFFIXES
 
@@ -196,10 +196,9 @@ def _read(name, opts, trust):
 
 
 def _from_yaml(cfg, weights, device, trust):
-    cfg = cfg.clone()
+    cfg = complete(cfg)
     cfg.defrost()
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
-    register_datasets(cfg.DATASETS.get("COCO_FORMAT", ()))
     with naming_unknown_objects(cfg), building("the model"):
         model = build_model(cfg)
     partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)

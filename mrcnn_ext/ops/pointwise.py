@@ -1,4 +1,4 @@
-"""1x1 convolutions and linear layers in bf16 on the CPU, with what follows them done as the results are written."""
+"""1x1 convolutions and linear layers in float32 and bf16 on the CPU, with what follows done as results are written."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class PointwiseWeight(NamedTuple):
     """The weight of a 1x1 convolution or a linear layer in the form that `pointwise_conv` multiplies by.
 
     Attributes:
-        values: (O rounded up to a multiple of 16 * C,) bfloat16.
+        values: (O rounded up to a multiple of 16 * C,) bfloat16 or float32.
         outputs: O.
     """
 
@@ -30,22 +30,30 @@ class PointwiseWeight(NamedTuple):
     outputs: int
 
 
-def pointwise_weight(weight: Tensor) -> PointwiseWeight:
+def pointwise_weight(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> PointwiseWeight:
     """Reorders a weight for `pointwise_conv`.
 
     Args:
-        weight: (O, C) or (O, C, 1, 1), floating point; C even.
+        weight: (O, C) or (O, C, 1, 1), floating point; C even for bfloat16.
+        dtype: of what it is to be multiplied with, bfloat16 or float32.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape or dtype.
     """
-    if weight.dim() not in (2, 4) or weight.shape[1] % 2 or weight.shape[2:] not in ((), (1, 1)):
+    if dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"pointwise_weight: dtype must be torch.bfloat16 or torch.float32, got {dtype}")
+    in_pairs = dtype == torch.bfloat16
+    odd = in_pairs and weight.dim() > 1 and weight.shape[1] % 2
+    if weight.dim() not in (2, 4) or odd or weight.shape[2:] not in ((), (1, 1)):
         raise ValueError(
-            f"pointwise_weight: weight must be (O, C) or (O, C, 1, 1) with an even C, got {tuple(weight.shape)}"
+            f"pointwise_weight: weight must be (O, C) or (O, C, 1, 1){' with an even C' if in_pairs else ''}, "
+            f"got {tuple(weight.shape)}"
         )
     outputs, channels = weight.shape[:2]
-    rows = weight.detach().reshape(outputs, channels).bfloat16()
-    rows = F.pad(rows, (0, 0, 0, -outputs % _LANES)).view(-1, channels // 2, 2)
+    rows = F.pad(weight.detach().reshape(outputs, channels).to(dtype), (0, 0, 0, -outputs % _LANES))
+    if not in_pairs:
+        return PointwiseWeight(rows.view(-1, _LANES, channels).transpose(1, 2).flatten(), outputs)
+    rows = rows.view(-1, channels // 2, 2)
     return PointwiseWeight(
         torch.cat([chunk.transpose(0, 1).flatten() for chunk in rows.split(_CHUNK)]), outputs
     )
@@ -60,25 +68,25 @@ def pointwise_conv(
     relu: bool = False,
     float32: bool = False,
 ) -> Tensor:
-    """A 1x1 convolution in bf16 on the CPU, summed in float32 and rounded once. Not differentiable.
+    """A 1x1 convolution in float32 or bf16 on the CPU, summed in float32 and rounded once. Not differentiable.
 
     Args:
-        x: (N, C, H, W) bfloat16, channels-last or brought there; C even.
-        weight: what `pointwise_weight` makes of the convolution's.
+        x: (N, C, H, W) float32, or bfloat16 and C even; channels-last or brought there.
+        weight: what `pointwise_weight` makes of the convolution's for the dtype of x.
         bias: (O,) float32.
         add: in the dtype of the result, added before the ReLU: either (N, O, ceil(H / stride), ceil(W / stride)),
             or half as high and wide, to be brought to that size as ``F.interpolate(add, scale_factor=2)`` does.
         stride: of the convolution.
         relu: whether a ReLU follows.
-        float32: give the sums as they are, rather than rounded to bfloat16.
+        float32: give the sums as they are, rather than rounded to the dtype of x.
 
     Returns:
-        (N, O, ceil(H / stride), ceil(W / stride)), channels-last, bfloat16 or float32.
+        (N, O, ceil(H / stride), ceil(W / stride)), channels-last, in the dtype of x or float32.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype or shape.
-        NotImplementedError: x is not on the CPU, the processor has no AVX512-BF16, or the operators are not
-            compiled.
+        NotImplementedError: x is not on the CPU, the processor has no AVX512-BF16 (for bfloat16) or AVX2 (for
+            float32), or the operators are not compiled.
     """
     _extension.require("pointwise_conv")
     return torch.ops.mrcnn_ext.pointwise_conv(x, *weight, bias, add, stride, relu, float32)
@@ -93,7 +101,7 @@ def add_pointwise_conv_(
     relu: bool = False,
 ) -> Tensor:
     """Adds `pointwise_conv` to a channels-last map of its shape, (N, O, ceil(H / stride), ceil(W / stride))
-    bfloat16, in place, applies the ReLU to the sum if asked for, and returns it. Raises as that does."""
+    in the dtype of x, in place, applies the ReLU to the sum if asked for, and returns it. Raises as that does."""
     _extension.require("add_pointwise_conv_")
     torch.ops.mrcnn_ext.add_pointwise_conv_(sum, x, weight.values, bias, stride, relu)
     return sum
@@ -104,7 +112,7 @@ if _extension.is_available():
     @torch.library.register_fake("mrcnn_ext::pointwise_conv")
     def _fake(x, weight, outputs, bias, add, stride, relu, float32):
         size = (x.shape[0], outputs, *((side + stride - 1) // stride for side in x.shape[2:]))
-        output = x.new_empty(size, dtype=torch.float32 if float32 else torch.bfloat16)
+        output = x.new_empty(size, dtype=torch.float32 if float32 else x.dtype)
         return output.contiguous(memory_format=torch.channels_last)
 
     @torch.library.register_fake("mrcnn_ext::add_pointwise_conv_")

@@ -20,6 +20,8 @@ from mrcnn_ext.engine.errors import UserError
 from mrcnn_ext.engine.setup import load_config
 from mrcnn_ext.engine.trainer import build_validation_loader
 
+pytestmark = pytest.mark.detectron2
+
 
 def edits(**values):
     """An edit of the first annotation."""

@@ -16,6 +16,8 @@ from mrcnn_ext.engine.errors import NonFiniteError
 from mrcnn_ext.engine.saving import BestHook, CheckpointHook, ResumeHook, TrainingState
 from mrcnn_ext.engine.steps import StepTrainer
 
+pytestmark = pytest.mark.detectron2
+
 
 class Model(nn.Module):
     """The loss of a batch of numbers; NaN among them spoils what it is to spoil."""

@@ -21,6 +21,8 @@ from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.evaluation import COCOEvaluator, build_evaluator
 from mrcnn_ext.evaluation.boundary import BoundaryCOCOeval, boundary_of
 
+pytestmark = pytest.mark.detectron2
+
 HEIGHT, WIDTH = 30, 40  # of diagonal 50: boundaries of one pixel
 
 
@@ -170,3 +172,21 @@ def test_config_key(dataset, mask_on, expected):
     assert "boundary" not in evaluate(build_evaluator(cfg, dataset[0]), [dataset[1]])
     cfg.TEST.BOUNDARY_AP = True
     assert ("boundary" in evaluate(build_evaluator(cfg, dataset[0]), [dataset[1]])) is expected
+
+
+def test_config_key_of_a_dataset_that_is_not_cocos(caplog):
+    name = "boundary_of_pascal_voc"
+    MetadataCatalog.get(name).set(
+        evaluator_type="pascal_voc", dirname="nowhere", split="val", year=2007, thing_classes=["a"]
+    )
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    cfg.MODEL.MASK_ON = True
+    try:
+        build_evaluator(cfg, name)
+        assert not caplog.messages
+        cfg.TEST.BOUNDARY_AP = True
+        build_evaluator(cfg, name)
+    finally:
+        MetadataCatalog.remove(name)
+    assert f"{name}, of evaluator_type 'pascal_voc', goes without" in caplog.text

@@ -28,6 +28,8 @@ from mrcnn_ext.export.files import _difference
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.detectron2
+
 LEVELS = "['res2', 'res3', 'res4', 'res5']"
 STOCK = (
     *("MODEL.DEVICE", "cpu", "MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"),

@@ -15,6 +15,8 @@ from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import load_predictor, predict, predictions
 from mrcnn_ext.inference.sources import open_source
 
+pytestmark = pytest.mark.detectron2
+
 
 def picture(path, height=64, width=80):
     array = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)

@@ -30,6 +30,8 @@ from mrcnn_ext.inference import load_predictor, pipeline, predict, predictions, 
 from mrcnn_ext.inference.drawing import Painter, Style
 from mrcnn_ext.modeling import LazyMasks
 
+pytestmark = pytest.mark.detectron2
+
 
 @pytest.fixture
 def folder(tmp_path, scenes):

@@ -144,14 +144,18 @@ def test_errors_name_the_argument():
     good = pointwise_weight(weight)
     for call, error, message in (
         (lambda: pointwise_conv(x[0], good), ValueError, r"\(N, C, H, W\), got \[32, 6, 6\]"),
-        (lambda: pointwise_conv(x.float(), good), TypeError, "input must be bfloat16, got Float"),
+        (
+            lambda: pointwise_conv(x.float(), good),
+            TypeError,
+            "weight must be Float as input is, got BFloat16",
+        ),
         (lambda: pointwise_conv(x[:, :31], good), ValueError, "even number of channels, got 31"),
         (lambda: pointwise_conv(x[:, :30], good), ValueError, "makes for 30 input and 16 output channels"),
         (lambda: pointwise_conv(x, PointwiseWeight(good.values, 17)), ValueError, "32 input and 17 output"),
         (
             lambda: pointwise_conv(x, PointwiseWeight(good.values.float(), 16)),
             TypeError,
-            "weight must be bfloat16, got Float",
+            "weight must be BFloat16 as input is, got Float",
         ),
         (lambda: pointwise_conv(x, good, bias[:8]), ValueError, r"bias must be \(16,\) float32"),
         (lambda: pointwise_conv(x, good, stride=0), ValueError, "stride must be at least 1, got 0"),
@@ -168,10 +172,10 @@ def test_errors_name_the_argument():
         (
             lambda: add_pointwise_conv_(torch.zeros(1, 16, 6, 6).bfloat16(), x, good),
             ValueError,
-            "sum must be bfloat16, channels-last and of the output's shape",
+            "sum must be BFloat16, channels-last and of the output's shape",
         ),
         (
-            lambda: add_pointwise_conv_(x, x.float(), good),
+            lambda: add_pointwise_conv_(x, x.double(), good),
             TypeError,
             "^add_pointwise_conv_: input must be bf",
         ),

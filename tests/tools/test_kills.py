@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -14,6 +15,8 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
+
+pytestmark = pytest.mark.detectron2
 
 TOOLS = {"train_net": "mrcnn_ext.engine.train_net", "lazyconfig_train_net": "mrcnn_ext.engine.lazy"}
 
@@ -104,8 +107,18 @@ def wait(run, timeout=200):
     assert run.process.exitcode == 0, (run.process.exitcode, run.log.read_text()[-3000:])
 
 
-def kill(run, folder, rng, while_writing):
-    """Kills a training and all its processes some time after its first iteration, or while it writes a checkpoint.
+def last_saved(folder):
+    """The iteration after which a training last wrote a checkpoint; -1 before the first."""
+    last = folder / "last_checkpoint"
+    number = re.search(r"model_(\d+)", last.read_text() if last.exists() else "")
+    return int(number[1]) if number else -1
+
+
+def kill(run, folder, rng, max_iter, while_writing):
+    """Kills a training and all its processes, up to six iterations and a checkpoint further on.
+
+    Args:
+        while_writing: as soon as it writes a checkpoint there; otherwise, up to a second later than one.
 
     Returns:
         bool: whether it was still running.
@@ -114,11 +127,9 @@ def kill(run, folder, rng, while_writing):
     while "Starting training" not in (run.log.read_text() if run.log.exists() else ""):
         assert run.process.is_alive() and time.monotonic() < deadline, run.log.read_text()[-3000:]
         time.sleep(0.02)
-    last = folder / "last_checkpoint"
-    for _ in range(rng.randrange(3)):  # checkpoints that it writes before
-        before = last.read_text() if last.exists() else ""
-        while run.process.is_alive() and before == (last.read_text() if last.exists() else ""):
-            time.sleep(0.005)
+    target = min(last_saved(folder) + rng.randrange(6), max_iter - 1)
+    while run.process.is_alive() and last_saved(folder) < target:
+        time.sleep(0.005)
     if while_writing:
         while run.process.is_alive() and not list(folder.glob("model_*.tmp")):
             pass
@@ -181,14 +192,15 @@ def kills_and_resumes(
             wait(run)
         else:
             while_writing = len(killed) % 3 == 1
-            if kill(run, folder, rng, while_writing):
-                last = folder / "last_checkpoint"
-                killed.append(("writing" if while_writing else "", last.read_text() if last.exists() else ""))
+            if kill(run, folder, rng, max_iter, while_writing):
+                killed.append((last_saved(folder), "writing" if while_writing else ""))
                 continue
+            wait(run)  # it had ended before
         assert_same_training(folder, expected, read_metrics)
         finished += 1
     print(
-        f"{tool}, {num_processes} processes: {len(killed)} kills, {finished} trainings compared; at: {killed}"
+        f"{tool}, {num_processes} processes: {len(killed)} kills of trainings of {max_iter} iterations, "
+        f"{finished} trainings compared; (last saved, doing): {killed}"
     )
 
 
@@ -202,7 +214,9 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(start_here, configs, tm
 @pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize("tool", TOOLS)
 def test_twenty_kills(start_here, configs, tmp_path, read_metrics, tool, num_processes):
-    kills = 20 if num_processes == 1 else 6
+    """In pieces: KILLS, and another KILL_SEED for each."""
+    kills = int(os.environ.get("KILLS", 20 if num_processes == 1 else 6))
+    seed = int(os.environ.get("KILL_SEED", 1))
     kills_and_resumes(
-        start_here, configs, tmp_path, read_metrics, tool, num_processes, kills, max_iter=16, seed=1
+        start_here, configs, tmp_path, read_metrics, tool, num_processes, kills, max_iter=16, seed=seed
     )

@@ -1,0 +1,33 @@
+// The kernel of float32 for AVX2 with FMA and F16C.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "simd/avx2_begin.h"
+
+namespace pointwise_kernels {
+namespace float32 {
+using namespace pointwise;
+
+// Two registers: twelve sums, and what they are made of, are as many as there are.
+constexpr int64_t kWidth = kLanes;
+#include "float32_impl.h"
+
+}  // namespace float32
+}  // namespace pointwise_kernels
+
+#include "simd/avx2_end.h"
+
+namespace mrcnn_ext {
+namespace pointwise {
+const Float32Kernels& avx2_kernels() {
+  namespace kernels = avx2::pointwise_kernels::float32;
+  static const Float32Kernels all = {kernels::multiply, kernels::kPartChannels};
+  return all;
+}
+}  // namespace pointwise
+}  // namespace mrcnn_ext
+#endif

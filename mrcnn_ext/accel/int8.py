@@ -1,0 +1,336 @@
+"""1x1 convolutions, linear layers and transposed convolutions that double their maps in int8: which of them, with what
+ranges, found from some inputs and kept in a file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cpu_features import int8_kernels_are_available
+from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
+from .fused_module import PreparedWeights
+from .int8_ranges import Int8Range, Observer
+
+__all__ = ["Int8Calibration", "Int8Layer", "apply_int8", "calibrate_int8", "check_int8", "state_digest"]
+
+_FORMAT, _VERSION = "mrcnn_ext int8 calibration", 1
+_LAYERS = (FusedConv2d, FusedConvTranspose2d, FusedLinear)
+# Networks are compared on so many of the inputs.
+_COMPARED = 2
+
+
+@dataclass(frozen=True)
+class Int8Layer:
+    """A layer in int8.
+
+    Attributes:
+        scale, zero_point: of its input, see `mrcnn_ext.accel.int8_ranges.Int8Range`.
+        error: of its results, root mean square, as a part of their standard deviation.
+    """
+
+    scale: float
+    zero_point: int
+    error: float
+
+    @property
+    def range(self) -> Int8Range:
+        return Int8Range(self.scale, self.zero_point)
+
+
+@dataclass
+class Int8Calibration:
+    """Which layers of a model are in int8, and how their inputs are quantised.
+
+    Attributes:
+        digest: `state_digest` of the model that it was made for.
+        layers: by their names in the model.
+        left_out: why others are not in int8, by their names.
+        networks: the error of each network's results, as that of a layer, with all its layers in int8.
+    """
+
+    digest: str
+    layers: dict[str, Int8Layer]
+    left_out: dict[str, str] = field(default_factory=dict)
+    networks: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max([*map(len, self.layers), *map(len, self.left_out), 1])
+        lines = [f"  {name:{width}}  error {layer.error:.2%}" for name, layer in self.layers.items()]
+        lines += [f"  {name:{width}}  not in int8: {why}" for name, why in self.left_out.items()]
+        lines += [f"  results of {name}: error {error:.2%}" for name, error in self.networks.items()]
+        return "\n".join([f"{len(self.layers)} layers in int8:", *lines])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes it as JSON; `load` reads it."""
+        value = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(value, indent=1) + "\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Int8Calibration":
+        """
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no calibration, or one of a later version.
+        """
+        try:
+            value = json.loads(Path(path).read_text())
+        except ValueError as error:  # of the decoding or of JSON
+            raise ValueError(f"{path} is no int8 calibration: it is not JSON ({error})") from error
+        if not isinstance(value, dict) or value.get("format") != _FORMAT:
+            raise ValueError(f'{path} is no int8 calibration: its "format" is not {_FORMAT!r}')
+        if value.get("version") != _VERSION:
+            raise ValueError(
+                f"{path} is of version {value.get('version')} of int8 calibrations; this mrcnn_ext reads {_VERSION}"
+            )
+        try:
+            layers = {
+                str(name): Int8Layer(float(layer["scale"]), int(layer["zero_point"]), float(layer["error"]))
+                for name, layer in value["layers"].items()
+            }
+            left_out = {str(name): str(why) for name, why in value["left_out"].items()}
+            networks = {str(name): float(error) for name, error in value["networks"].items()}
+            digest = str(value["digest"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged int8 calibration: {error!r}") from error
+        bad = [n for n, layer in layers.items() if not (layer.scale > 0 and 0 <= layer.zero_point <= 255)]
+        if bad:
+            raise ValueError(
+                f"{path} is a damaged int8 calibration: scale or zero_point of {bad[0]} is out of range"
+            )
+        return cls(digest, layers, left_out, networks)
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 of the names, dtypes, shapes and values of a model's state; an accelerated model has its original's."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_int8(int8, model: nn.Module, device: torch.device, training: bool, convolutions: bool):
+    """The argument ``int8`` of `accelerate`, a file loaded, or None for no int8.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError: it is something else.
+        ValueError: it was made for other weights, or int8 cannot be had.
+    """
+    if int8 is None or int8 is False:
+        return None
+    why_not = None
+    if training:
+        why_not = "it is for inference"
+    elif not convolutions:
+        why_not = "convolutions is False"
+    elif device.type != "cpu":
+        why_not = f"there is none for {device.type}"
+    elif not int8_kernels_are_available():
+        why_not = "it needs the compiled operators and a processor with AVX512-VNNI"
+    if why_not is not None:
+        raise ValueError(f"int8 cannot be had: {why_not}")
+    calibration = Int8Calibration.load(int8) if isinstance(int8, (str, os.PathLike)) else int8
+    if isinstance(calibration, Int8Calibration):
+        if calibration.digest != state_digest(model):
+            what = f"the calibration {int8}" if calibration is not int8 else "the calibration"
+            raise ValueError(f"int8: {what} was made for other weights; calibrate this model")
+        return calibration
+    if not isinstance(calibration, Sequence):
+        raise TypeError(
+            "int8 must be a list of inputs, an Int8Calibration or the path of one, got "
+            f"{type(calibration).__name__}"
+        )
+    if not calibration:
+        raise ValueError("int8: there are no inputs to calibrate with")
+    return calibration
+
+
+def apply_int8(model: nn.Module, calibration: Int8Calibration) -> str:
+    """Lets the layers of a fused model compute in int8 that a calibration names; returns what was done.
+
+    Raises:
+        ValueError: the model has no such fused layers: it was calibrated with other switches of `accelerate`.
+    """
+    layers = dict(_candidates(model))
+    unknown = [name for name in calibration.layers if name not in layers]
+    if unknown:
+        raise ValueError(
+            f"int8: the calibration has {unknown[0]}, which is no layer that could be in int8 here; calibrate with the "
+            "switches of accelerate that it is to be used with"
+        )
+    for name, layer in layers.items():
+        named = calibration.layers.get(name)
+        _set(layer, None if named is None else named.range)
+    left = f", {len(calibration.left_out)} not" if calibration.left_out else ""
+    return f"{len(calibration.layers)} layers{left}"
+
+
+def calibrate_int8(
+    model: nn.Module,
+    networks: Iterable[tuple[str, bool]],
+    inputs: Sequence,
+    bound: float = 0.1,
+    layer_bound: float = 0.1,
+) -> Int8Calibration:
+    """Finds ranges for the layers of a fused model from inputs, and which of them stay as they are: layers of heads
+    that no ReLU follows, which are predictions; those of a larger error than ``layer_bound``; and, of each network
+    whose results are then wrong by more than ``bound``, those of the largest error until they are not. The model is
+    left without int8; `apply_int8` follows.
+
+    Args:
+        model: accelerated, without int8.
+        networks: name of each network, and whether it is a head, whose results are read as numbers.
+        inputs: each is what the model is called with.
+        bound, layer_bound: errors as of `Int8Layer`.
+    """
+    layers = dict(_candidates(model))
+    networks = dict(networks)
+    for layer in layers.values():
+        _set(layer, None)
+        layer.observer = Observer()
+    recorders = {name: _Recorder(model.get_submodule(name)) for name in networks}
+    try:
+        with torch.inference_mode():
+            for number, value in enumerate(inputs):
+                if number == _COMPARED:
+                    _close(recorders)
+                model(value)
+    finally:
+        _close(recorders)
+        observers = {name: layer.observer for name, layer in layers.items()}
+        for layer in layers.values():
+            layer.observer = None
+    calibration = Int8Calibration(state_digest(model), {})
+    for name, observer in observers.items():
+        why_not = _why_left_out(name, observer, networks)
+        if why_not is None:
+            found = observer.best_range()
+            error = observer.error(found)
+            if error <= layer_bound:
+                calibration.layers[name] = Int8Layer(*found, error)
+                continue
+            why_not = f"its error would be {error:.2%}"
+        calibration.left_out[name] = why_not
+    for name, recorder in recorders.items():
+        _bound_network(name, recorder, layers, calibration, bound)
+    for layer in layers.values():
+        _set(layer, None)
+    return calibration
+
+
+def _candidates(model) -> Iterator[tuple[str, nn.Module]]:
+    """Fused layers that `pointwise_conv` computes, and int8 could."""
+    for name, module in model.named_modules():
+        if isinstance(module, _LAYERS) and module.is_pointwise:
+            yield name, module
+
+
+def _set(layer, range_):
+    if layer.int8 != range_:
+        layer.int8, layer.prepared = range_, PreparedWeights()
+
+
+def _why_left_out(name, observer, networks):
+    if not observer.rows:
+        return "none of the inputs reached it"
+    within = [network for network in networks if name == network or name.startswith(f"{network}.")]
+    if within and networks[max(within, key=len)] and not observer.relu:
+        return "a prediction"
+    return None
+
+
+def _bound_network(name, recorder, layers, calibration, bound):
+    """Takes layers of a network out of int8 until its results are wrong by at most ``bound``."""
+    own = {layer for layer in calibration.layers if layer.startswith(f"{name}.") or layer == name}
+    if not recorder.calls or not own:
+        return
+    while True:
+        for layer in own:
+            _set(layers[layer], calibration.layers[layer].range)
+        error = recorder.error()
+        if error <= bound or not own:
+            calibration.networks[name] = error
+            return
+        worst = sorted(own, key=lambda layer: calibration.layers[layer].error)[-max(1, len(own) // 10) :]
+        for layer in worst:
+            why = f"{name}'s error was {error:.2%} with it, its own is {calibration.layers.pop(layer).error:.2%}"
+            calibration.left_out[layer] = why
+            own.remove(layer)
+            _set(layers[layer], None)
+
+
+class _Recorder:
+    """Keeps the calls of a network whose arguments and results are tensors."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.calls: list[tuple[Any, Any, list[Tensor]]] = []
+        self._begun = None
+        self._hooks = [
+            network.register_forward_pre_hook(self._begin, with_kwargs=True),
+            network.register_forward_hook(self._end),
+        ]
+
+    def _begin(self, network, args, kwargs):
+        self._begun = None
+        if _tensors([args, kwargs]) is not None:
+            self._begun = _copied(args), _copied(kwargs)
+
+    def _end(self, network, args, output):
+        results = _tensors(output)
+        if self._begun is not None and results:
+            self.calls.append((*self._begun, [result.clone() for result in results]))
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def error(self) -> float:
+        """That of the network's results now, of the worst of them."""
+        errors = []
+        with torch.inference_mode():
+            for args, kwargs, expected in self.calls:
+                results = _tensors(self.network(*_copied(args), **_copied(kwargs)))
+                for result, value in zip(results, expected, strict=True):
+                    if value.numel() > 1 and value.is_floating_point():
+                        spread = value.float().std().clamp_min(1e-30)
+                        errors.append((result.float() - value.float()).square().mean().sqrt() / spread)
+        return max(errors, default=torch.zeros(())).item()
+
+
+def _close(recorders):
+    for recorder in recorders.values():
+        recorder.close()
+
+
+def _copied(value):
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _tensors(value) -> list[Tensor] | None:
+    """The tensors of nested lists, tuples and dictionaries; None if there is anything else in them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return None
+    found = [_tensors(item) for item in value]
+    return None if None in found else [tensor for some in found for tensor in some]
