@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,8 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
             continue
         if "accelerate(model)" in snippet:  # "any GeneralizedRCNN of either"
             session["model"] = small_lazy_model(session["model"])
+        if "mrcnn_runtime" in snippet:
+            export_beside_runtime(monkeypatch)
         if "roi_align(" in snippet:
             session |= {"features": torch.rand(1, 4, 20, 30), "boxes": [torch.tensor([[8.0, 8, 90, 70]])]}
             session |= {f"p{k}": torch.rand(1, 4, 256 >> k, 320 >> k) for k in range(2, 6)}
@@ -120,6 +123,21 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
     from mrcnn_ext.accel import FusedModule
 
     assert issubclass(session["FusedGate"], FusedModule)
+
+
+def export_beside_runtime(monkeypatch):
+    """What ``mrcnn-ext export --with-runtime`` leaves in the working directory: model.onnx, and the runtime's module."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from mrcnn_ext.export import export_model, standalone
+
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    cfg.merge_from_file(model_zoo.detectron2_zoo.get_config_file(STOCK))
+    cfg.merge_from_other_cfg(type(cfg)(SMALL))
+    cfg.MODEL.KEYPOINT_ON = True
+    export_model(build_model(cfg).eval(), "model.onnx")
+    monkeypatch.setitem(sys.modules, "mrcnn_runtime", standalone)
 
 
 def small_lazy_model(model):
