@@ -28,6 +28,7 @@ from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
 from .hooks import ValidationLossHook
+from .int8 import int8_from_config
 from .interruption import Interruption
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
@@ -168,7 +169,8 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated.
+    With ``train.accelerate`` an accelerated copy of it is evaluated, with ``train.accelerate_int8`` in int8 where that
+    serves: the path of a calibration, or a dataset's name to calibrate with.
 
     Returns:
         dict: metrics, in the main process.
@@ -177,11 +179,19 @@ def do_test(cfg, model):
         return {}
     evaluator = instantiate(cfg.dataloader.evaluator)
     if cfg.train.get("accelerate", False):
-        model = accelerated(model, [evaluator])
+        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(_test_loader, cfg))
+        model = accelerated(model, [evaluator], int8)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
+
+
+def _test_loader(cfg, dataset_name):
+    """``dataloader.test`` of another dataset."""
+    loader = copy.deepcopy(cfg.dataloader.test)
+    loader.dataset.names = dataset_name
+    return instantiate(loader)
 
 
 def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interruption | None = None):
