@@ -126,7 +126,7 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
 
 
 def export_beside_runtime(monkeypatch):
-    """What ``mrcnn-ext export --with-runtime`` leaves in the working directory: model.onnx, and the runtime's module."""
+    """What ``mrcnn-ext export --with-runtime`` leaves in the working directory: model.onnx and the runtime's module."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from mrcnn_ext.export import export_model, standalone

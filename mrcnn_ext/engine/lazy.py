@@ -34,6 +34,7 @@ from .errors import UserError, did_you_mean
 from .events import build_writers
 from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
+from .int8 import int8_from_config
 from .interruption import Interruption
 from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
@@ -209,8 +210,9 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated; with ``train.report`` a report is written of data
-    in COCO's format.
+    With ``train.accelerate`` an accelerated copy of it is evaluated, with ``train.accelerate_int8`` in int8 where that
+    serves: the path of a calibration, or a dataset's name to calibrate with. With ``train.report`` a report is written
+    of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -219,13 +221,21 @@ def do_test(cfg, model):
         return {}
     evaluator = instantiate(cfg.dataloader.evaluator)
     if cfg.train.get("accelerate", False):
-        model = accelerated(model, [evaluator])
+        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(_test_loader, cfg))
+        model = accelerated(model, [evaluator], int8)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     if cfg.train.get("report", False):
         write_reports([evaluator], cfg.train.output_dir, results)
     return results
+
+
+def _test_loader(cfg, dataset_name):
+    """``dataloader.test`` of another dataset."""
+    loader = copy.deepcopy(cfg.dataloader.test)
+    loader.dataset.names = dataset_name
+    return instantiate(loader)
 
 
 def do_train(
