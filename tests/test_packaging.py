@@ -17,7 +17,8 @@ def test_the_source_distribution_can_be_built_from(tmp_path):
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = [path for folder in ("csrc", "configs") for path in (ROOT / folder).rglob("*") if path.is_file()]
-    wanted += [path for path in (ROOT / "mrcnn_ext").rglob("*.py")]
+    kinds = (".py", ".css", ".html", ".js")
+    wanted += [path for path in (ROOT / "mrcnn_ext").rglob("*") if path.suffix in kinds]
     wanted += [
         ROOT / name for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "mrcnn_ext/py.typed")
     ]
