@@ -31,12 +31,14 @@ class Settings:
     """What the sidebar says.
 
     Attributes:
+        model: of which the pages of one model are.
         pictures: all that there are to look at.
         min_score: detections below are left out.
         labels: classes that are shown, by the model's names; empty for all.
         shown: what is drawn.
     """
 
+    model: ShownModel
     pictures: list[Picture]
     min_score: float
     labels: tuple[str, ...]
