@@ -111,7 +111,7 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
         if "accelerate(model)" in snippet:  # "any GeneralizedRCNN of either"
             session["model"] = small_lazy_model(session["model"])
         if "roi_align(" in snippet:
-            session |= {"features": torch.rand(1, 4, 20, 30), "boxes": [torch.tensor([[8.0, 8, 90, 70]])]}
+            session |= {"features": torch.rand(1, 4, 20, 30), "boxes": torch.tensor([[0, 8.0, 8, 90, 70]])}
             session |= {f"p{k}": torch.rand(1, 4, 256 >> k, 320 >> k) for k in range(2, 6)}
         exec(compile(snippet, "README.md", "exec"), session)
     assert session["instances"].image_size == (60, 90)

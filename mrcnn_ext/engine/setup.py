@@ -23,7 +23,7 @@ from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .from_data import UNSAID, follow_data, mark_unsaid
 from .recipe_config import apply_recipe
-from .settings import check_output_dir, check_settings
+from .settings import building, check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
 __all__ = [
@@ -180,7 +180,9 @@ def complete(cfg: CfgNode) -> CfgNode:
 
 
 def _tell_of_timm(cfg):
-    for message in follow_timm(cfg):
+    with building("the model"):
+        messages = follow_timm(cfg)
+    for message in messages:
         if comm.is_main_process():
             logging.getLogger(__name__).warning("%s", message)
 
