@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from torch import nn
 
 import mrcnn_ext_command
 from mrcnn_ext import add_mrcnn_ext_config, model_zoo
+from mrcnn_ext.accel.cpu_features import int8_kernels_are_available
 from mrcnn_ext.data.data_file import read_data_file
 from mrcnn_ext.engine import load_config
 from mrcnn_ext.engine.launch import argument_parser
@@ -47,10 +49,6 @@ SMALL = {
     "SOLVER": {"MAX_ITER": 1, "IMS_PER_BATCH": 1},
     "TEST": {"DETECTIONS_PER_IMAGE": 3},
 }
-
-
-# A snippet that needs an exported file, which takes long to make, and the test that runs it with one.
-RUN_ELSEWHERE = {"from mrcnn_runtime import Detector": "tests/export/test_standalone.py"}
 
 
 def blocks(language):
@@ -104,12 +102,14 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
     monkeypatch.setattr(model_zoo, "get_config_file", small_config_file)
     session = {"image": np.zeros((60, 90, 3), np.uint8), "Gate": Gate}
     for snippet in blocks("python"):
-        if elsewhere := [test for line, test in RUN_ELSEWHERE.items() if line in snippet]:
-            compile(snippet, "README.md", "exec")
-            assert any(line in (ROOT / elsewhere[0]).read_text() for line in snippet.splitlines()[:1])
-            continue
+        if "int8=inputs" in snippet:  # "On processors with AVX512-VNNI"
+            if not int8_kernels_are_available():
+                continue
+            session["inputs"] = [[{"image": torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)}]]
         if "accelerate(model)" in snippet:  # "any GeneralizedRCNN of either"
             session["model"] = small_lazy_model(session["model"])
+        if "mrcnn_runtime" in snippet:
+            export_beside_runtime(monkeypatch)
         if "roi_align(" in snippet:
             session |= {"features": torch.rand(1, 4, 20, 30), "boxes": torch.tensor([[0, 8.0, 8, 90, 70]])}
             session |= {f"p{k}": torch.rand(1, 4, 256 >> k, 320 >> k) for k in range(2, 6)}
@@ -120,6 +120,21 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
     from mrcnn_ext.accel import FusedModule
 
     assert issubclass(session["FusedGate"], FusedModule)
+
+
+def export_beside_runtime(monkeypatch):
+    """What ``mrcnn-ext export --with-runtime`` leaves in the working directory: model.onnx and the runtime's module."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from mrcnn_ext.export import export_model, standalone
+
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    cfg.merge_from_file(model_zoo.detectron2_zoo.get_config_file(STOCK))
+    cfg.merge_from_other_cfg(type(cfg)(SMALL))
+    cfg.MODEL.KEYPOINT_ON = True
+    export_model(build_model(cfg).eval(), "model.onnx")
+    monkeypatch.setitem(sys.modules, "mrcnn_runtime", standalone)
 
 
 def small_lazy_model(model):

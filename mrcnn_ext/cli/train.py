@@ -13,12 +13,13 @@ from .jobs import engine_job, weights_of
 @click.option(
     "--output", metavar="DIR", help="Folder of the results. Default: the config's, ./output as a rule."
 )
-@click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 @click.option(
     "--recipe",
     type=click.Choice(["auto"]),
-    help="Choose schedule, learning rate, anchors and image sizes from the data, and say why.",
+    help="auto: schedule, learning rate, image sizes and anchors by the training data, where you do not set them; "
+    "they are told with reasons, and written to the output folder.",
 )
+@click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 @click.option(
     "--view/--no-view",
     default=None,
@@ -26,7 +27,7 @@ from .jobs import engine_job, weights_of
 )
 @launch_options
 @click.pass_context
-def command(ctx, words, config_file, output, resume, recipe, view, **_):
+def command(ctx, words, config_file, output, recipe, resume, view, **_):
     """Train a model.
 
     \b
@@ -69,7 +70,7 @@ def command(ctx, words, config_file, output, resume, recipe, view, **_):
         trust=ctx.params["trust_files"],
     )
     click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
-    run(main, namespace(ctx, resume=resume, brief=True, recipe=recipe, **values))
+    run(main, namespace(ctx, resume=resume, recipe=recipe, brief=True, **values))
     click.echo(f"trained: {folder}/model_final.pth")
 
 

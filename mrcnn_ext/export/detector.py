@@ -18,6 +18,7 @@ from ..modeling.mask_head import MaskHead, MaskScoringHead
 
 __all__ = ["Detector"]
 
+_LAST = -1e30  # below every finite score
 _IN_LINE = 1000  # boxes of 4000 coordinates
 
 
@@ -179,8 +180,8 @@ def _clipped(boxes: Tensor, limit: Tensor) -> Tensor:
 
 def _kept(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """`torchvision.ops.nms`, which torch.export believes to keep two boxes at least: so two without area, which
-    nothing suppresses, come last."""
-    return nms(F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=-torch.inf), threshold)[:-2]
+    nothing suppresses, come last. Their scores are finite: OpenVINO leaves out boxes of score -inf."""
+    return nms(F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=_LAST), threshold)[:-2]
 
 
 def _apart(boxes: Tensor, classes: Tensor, num_classes: int) -> Tensor:

@@ -246,8 +246,7 @@ def _finish(sample: Sample, *, predictor, source, keep: Filter, kinds, results, 
 
 def _rgb(image, image_format):
     """(H, W, 3) uint8; detectron2's read_image gives gray images one channel."""
-    image = utils.convert_image_to_rgb(image, image_format)
-    return image.repeat(3, axis=2) if image.shape[2] == 1 else image
+    return image.repeat(3, axis=2) if image.shape[2] == 1 else utils.convert_image_to_rgb(image, image_format)
 
 
 def predictions(

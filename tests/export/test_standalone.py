@@ -37,7 +37,8 @@ SMALL = (
     *("MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']", "MODEL.RPN.PRE_NMS_TOPK_TEST", "40"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "30", "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
     *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_HEADS.NUM_CLASSES", "3"),
-    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1", "TEST.DETECTIONS_PER_IMAGE", "12"),
+    # No more than are found: what a runtime loses at the end of a list is missed.
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.25", "TEST.DETECTIONS_PER_IMAGE", "100"),
     *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", "1"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "7"),
     *("MODEL.ROI_MASK_HEAD.NUM_CONV", "1", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
@@ -213,7 +214,7 @@ def test_masks_are_pasted_as_by_detectron2():
     boxes = torch.tensor(
         [[3.2, 4.7, 60.1, 50.9], [0, 0, 100, 80], [90.5, 70.5, 91.2, 71.9], [40, 20, 44, 79.9]]
     )
-    expected = paste_masks_in_image(masks, boxes, (80, 100)).numpy()
+    expected = paste_masks_in_image(masks[:, 0], boxes, (80, 100)).numpy()
     found = standalone.paste_masks(masks[:, 0].numpy(), boxes.numpy(), (80, 100))
     assert expected.any(axis=(1, 2)).sum() >= 3 and (found != expected).mean() < 1e-4
 
