@@ -37,7 +37,7 @@ __all__ = [
     "start",
 ]
 
-# What detectron2 logs before anything happens.
+# What detectron2 logs that does not help who waits.
 _FOR_THE_LOG_FILE = (
     *(
         "Rank of current process",
@@ -45,7 +45,13 @@ _FOR_THE_LOG_FILE = (
         "Command line arguments",
         "Contents of args.config_file",
     ),
-    *("Running with full config", "Model:\n"),
+    *("Running with full config", "Model:\n", "[DatasetMapper]", "Serializ", "Using training sampler"),
+    *(
+        "Making batched data loader",
+        "Evaluate annotation type",
+        "COCOeval_opt.",
+        "Accumulating evaluation results",
+    ),
 )
 
 
