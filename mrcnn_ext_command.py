@@ -8,6 +8,7 @@ import importlib
 import sys
 
 import click
+import click.shell_completion
 
 __all__ = ["COMMANDS", "command", "main"]
 
@@ -15,9 +16,11 @@ __all__ = ["COMMANDS", "command", "main"]
 COMMANDS = {
     "train": "Train a model.",
     "eval": "Evaluate a checkpoint.",
+    "compare": "Lay the APs of several runs side by side, with intervals.",
     "predict": "Predict for images, videos and datasets; write results and pictures.",
     "export": "Write a model to one file: ONNX, TorchScript, torch.export or OpenVINO.",
     "benchmark": "Benchmark models and operators.",
+    "report": "Write a page of curves, errors and pictures about predictions.",
     "datasets": "Check, convert and describe datasets; draw synthetic scenes.",
     "app": "Look at a model's predictions in the browser.",
     "zoo": "List, show and fetch the configs and weights of the model zoo.",
@@ -35,6 +38,14 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         return importlib.import_module(f"mrcnn_ext.cli.{name}").command
+
+    def shell_complete(self, ctx, incomplete):
+        found = [
+            click.shell_completion.CompletionItem(name, help=line)
+            for name, line in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def resolve_command(self, ctx, args):
         name = click.utils.make_str(args[0])
@@ -75,7 +86,7 @@ def main(arguments: list[str] | None = None, program: str = "mrcnn-ext") -> None
     except ValueError as error:  # UserError among them: the message says what is wrong and what is right
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except OSError as error:  # DiskFullError among them
+    except (OSError, FloatingPointError) as error:  # full disks; losses or weights that are not finite
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 

@@ -67,7 +67,13 @@ TORCH_LIBRARY(mrcnn_ext, m) {
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 
-// Makes the shared object importable; importing it runs the static registrations.
+// Makes the shared object importable under the name that it is built with (setup.py); importing it runs the
+// static registrations. Only what is in Python's limited API.
+#define MRCNN_EXT_JOIN(a, b) a##b
+#define MRCNN_EXT_INIT(name) MRCNN_EXT_JOIN(PyInit_, name)
+#define MRCNN_EXT_QUOTE(name) #name
+#define MRCNN_EXT_NAME(name) MRCNN_EXT_QUOTE(name)
+
 extern "C" {
 #if defined(_WIN32)
 __declspec(dllexport)
@@ -75,9 +81,16 @@ __declspec(dllexport)
 __attribute__((visibility("default")))
 #endif
 PyObject*
-PyInit__C(void) {
-  static struct PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+MRCNN_EXT_INIT(TORCH_EXTENSION_NAME)(void) {
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                                      MRCNN_EXT_NAME(TORCH_EXTENSION_NAME),
+                                      nullptr,
+                                      -1,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr};
   return PyModule_Create(&module);
 }
 }

@@ -1,4 +1,8 @@
-"""What detectron2 needs to work with today's packages.
+"""What detectron2 needs to work with today's packages, and to name our keys.
+
+Three of its classes do not know what keys of ours ask them for, and would be silent or obscure about it:
+`DefaultTrainer` and `DefaultPredictor` warn of those that they do not heed, and `ROIPooler` says which ROI heads have
+the poolers that it lacks. Otherwise they do what they did.
 
 Every repair belongs to one module and is made while that module is being imported, so that
 ``import mrcnn_ext`` imports nothing for it and nothing changes for who never imports the module. A repair of what is
@@ -127,6 +131,33 @@ def _provide_pkg_resources(model_zoo):
 
 def _resource_filename(package, path):
     return os.path.join(os.path.dirname(importlib.import_module(package).__file__), path)
+
+
+@contextlib.contextmanager
+def _dynamo_when_called(roi_align):
+    """``torchvision.ops.roi_align`` imports TorchDynamo, a second's work, for one function that it calls on GPUs in
+    deterministic mode: it imports that when it is called."""
+    name = "torch._dynamo.utils"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(name)
+    stand_in.is_compile_supported = lambda device: importlib.import_module(name).is_compile_supported(device)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _disabled_when_called(wrappers):
+    """`disable_torch_compiler`, which marks functions on rotated boxes, imports TorchDynamo at once; PyTorch's own
+    decorator for itself does so when the function is called."""
+    yield
+    import torch  # which the module has imported
+
+    wrappers.disable_torch_compiler = getattr(torch, "_disable_dynamo", wrappers.disable_torch_compiler)
 
 
 @contextlib.contextmanager
@@ -270,13 +301,133 @@ def _to_python(value):
     return value.item() if isinstance(value, np.generic) else value.__dict__
 
 
+@contextlib.contextmanager
+def _defaults(defaults):
+    with _ddp_without_device_ids_on_cpu(defaults), _unheeded_keys_named(defaults):
+        yield
+
+
+@contextlib.contextmanager
+def _unheeded_keys_named(defaults):
+    """`DefaultTrainer` and `DefaultPredictor` do not heed the keys of ours that are not for components; a config that
+    sets some is warned of, once."""
+    yield
+    _warn_before(defaults.DefaultTrainer, "Trainer", {})
+    heeded_by_predictors = ("MODEL.", "DATASETS.COCO_FORMAT", "SOLVER.EMA_DECAY")
+    _warn_before(defaults.DefaultPredictor, "Predictor", {"prefixes": heeded_by_predictors})
+
+
+def _warn_before(stock, ours, options):
+    init = stock.__init__
+    if hasattr(init, "__wrapped__"):
+        return
+
+    @functools.wraps(init)
+    def init_with_warning(self, cfg, *args, **kwargs):
+        if not getattr(self, "heeds_our_keys", False):
+            keys = _unheeded_keys(type(self), stock, cfg, **options)
+            if keys:
+                warnings.warn(
+                    f"detectron2's {stock.__name__} does not heed {', '.join(keys)}: mrcnn_ext.engine.{ours}, which "
+                    "takes its place, does",
+                    stacklevel=2,
+                )
+        init(self, cfg, *args, **kwargs)
+
+    stock.__init__ = init_with_warning
+
+
+# Keys that components read for themselves, or that only leave a check out.
+_HEEDED_BY_COMPONENTS = ("MODEL.TIMM.", "MODEL.ROI_", "MODEL.ALLOW_PARTIAL_WEIGHTS", "DATASETS.CHECK")
+# key -> the method by which a subclass may heed it.
+_BY_METHOD = {
+    "SOLVER.OPTIMIZER": "build_optimizer",
+    "MODEL.ACCELERATE": "test",
+    "MODEL.ACCELERATE_TRAINING": "build_model",
+    "MODEL.CHANNELS_LAST": "build_model",
+    "TEST.BOUNDARY_AP": "build_evaluator",
+    "INPUT.": "build_train_loader",
+}
+
+
+def _unheeded_keys(cls, stock, cfg, prefixes=("",)):
+    from detectron2.config import get_cfg
+
+    from .config import add_mrcnn_ext_config
+
+    theirs, defaults = get_cfg(), get_cfg()
+    add_mrcnn_ext_config(defaults)
+    keys = []
+    for key, default in _leaves(defaults):
+        value = _leaf(cfg, key)
+        if value is None or value == default or _leaf(theirs, key) is not None:
+            continue
+        if not key.startswith(prefixes) or key.startswith(_HEEDED_BY_COMPONENTS):
+            continue
+        if key in ("MODEL.ACCELERATE_TRAINING",) and not hasattr(stock, "build_optimizer"):
+            continue
+        method = next((method for name, method in _BY_METHOD.items() if key.startswith(name)), None)
+        if method is not None and getattr(cls, method, None) != getattr(stock, method, None):
+            continue
+        if key == "DATASETS.COCO_FORMAT" and _are_registered(value):
+            continue
+        keys.append(key)
+    return keys
+
+
+def _leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _leaf(node, key):
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _are_registered(datasets):
+    from detectron2.data import DatasetCatalog
+
+    return all(dataset[0] in DatasetCatalog.list() for dataset in datasets)
+
+
+@contextlib.contextmanager
+def _poolers_named(poolers):
+    """`ROIPooler` refuses the pooler types of our ROI heads, and does not say who has them."""
+    yield
+    init = poolers.ROIPooler.__init__
+
+    @functools.wraps(init)
+    def init_naming_poolers(self, output_size, scales, sampling_ratio, pooler_type, *args, **kwargs):
+        try:
+            init(self, output_size, scales, sampling_ratio, pooler_type, *args, **kwargs)
+        except ValueError as error:
+            if pooler_type not in _OUR_POOLERS:
+                raise
+            raise ValueError(
+                f"POOLER_TYPE {pooler_type!r} is for the ROI heads of mrcnn_ext: set MODEL.ROI_HEADS.NAME "
+                "FusedROIHeads (or FusedCascadeROIHeads, FusedRes5ROIHeads); in a LazyConfig take FusedROIPooler"
+            ) from error
+
+    poolers.ROIPooler.__init__ = init_naming_poolers
+
+
+_OUR_POOLERS = ("ROIAlignMax", "ROIWarpAvg", "ROIWarpMax", "PrROIPool")
+
 _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
     "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
     "detectron2.data.detection_utils": _images_read_whole,
+    "torchvision.ops.roi_align": _dynamo_when_called,
+    "detectron2.layers.wrappers": _disabled_when_called,
     "fvcore.nn.focal_loss": _quiet_scripting,
     "detectron2.modeling.box_regression": _quiet_scripting,
-    "detectron2.engine.defaults": _ddp_without_device_ids_on_cpu,
+    "detectron2.engine.defaults": _defaults,
+    "detectron2.modeling.poolers": _poolers_named,
     "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling": _instance_evaluation,
     "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling": _numpy_with_in1d,
 }

@@ -22,8 +22,7 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     """
     # Any timm model as the backbone: MODEL.BACKBONE.NAME "build_timm_backbone" (one map, for C4),
     # "build_timm_fpn_backbone" or "build_timm_retinanet_fpn_backbone". MODEL.BACKBONE.FREEZE_AT works as for
-    # detectron2's ResNet. timm weights want INPUT.FORMAT "RGB" and the PIXEL_MEAN and PIXEL_STD of their
-    # training.
+    # detectron2's ResNet.
     timm = cfg.MODEL.setdefault("TIMM", CfgNode())
     # A name of timm.list_models().
     timm.setdefault("NAME", "resnet50")
@@ -35,6 +34,10 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     timm.setdefault("WEIGHTS", "")
     # "" for the model's own normalisation; "FrozenBN" freezes every batch normalisation.
     timm.setdefault("NORM", "")
+    # "auto": where INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are detectron2's defaults, for the weights of its
+    # ResNets, they become the timm model's, RGB; and where MODEL.WEIGHTS are ImageNet weights of its ResNets, training
+    # starts from timm's instead. By mrcnn_ext.engine, which then says "config": as the config has them.
+    timm.setdefault("INPUT", "auto")
     # Further arguments of the timm model: in a file any, {drop_path_rate: 0.1}; on the command line those
     # that the file has.
     timm.setdefault("ARGS", CfgNode(new_allowed=True))
@@ -108,6 +111,16 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Boundary AP beside mask AP, where the evaluator is COCO's.
     cfg.TEST.setdefault("BOUNDARY_AP", False)
 
+    # After each evaluation of data in COCO's format, write OUTPUT_DIR/report_<dataset>.html: losses, average
+    # precisions, confusions, calibration, the worst errors as pictures. Takes about as long as the evaluator.
+    cfg.TEST.setdefault("REPORT", False)
+
+    # Experiment trackers that a training writes to besides TensorBoard: "wandb", "mlflow".
+    cfg.setdefault("LOGGERS", [])
+
+    # Show the training as bars and a table of losses where the standard output is a terminal; log files do not change.
+    cfg.setdefault("TERMINAL_VIEW", True)
+
     # Data in COCO's format to register: [name, annotation file, image folder] each, and if need be a description of
     # what the file does not say, {names, keypoints, flip_pairs, skeleton, sigmas, colors} or the path of such a file;
     # see mrcnn_ext.data.description.
@@ -124,11 +137,26 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Brightness, contrast and saturation of training images are each multiplied by up to this much more or less than 1.
     cfg.INPUT.setdefault("COLOR_JITTER", 0.0)
 
+    # Copy-paste (Ghiasi et al., CVPR 2021) in training: objects of another image, augmented like the first, are pasted
+    # into an image with this probability; 0 to all of them, at random, or to MAX_OBJECTS (0: no limit). Needs masks in
+    # the data, even where MODEL.MASK_ON is False. The paper has INPUT.LSJ beside it.
+    copy_paste = cfg.INPUT.setdefault("COPY_PASTE", CfgNode())
+    copy_paste.setdefault("ENABLED", False)
+    copy_paste.setdefault("PROBABILITY", 1.0)
+    copy_paste.setdefault("MAX_OBJECTS", 0)
+
     # Before training, read every annotation and look at every image file of DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("CHECK", True)
 
     # Load whatever fits of MODEL.WEIGHTS. Otherwise a file of another architecture is an error.
     cfg.MODEL.setdefault("ALLOW_PARTIAL_WEIGHTS", False)
+
+    # Start the classes of the training data from those of MODEL.WEIGHTS, a detector of other classes: by their names,
+    # and where these differ by PAIRS, [["rider", "person"]] say, of a class of the data and one of the weights. The
+    # classes of weights are known from checkpoints of this package, and for COCO's.
+    classes = cfg.MODEL.setdefault("MAP_CLASSES", CfgNode())
+    classes.setdefault("ENABLED", False)
+    classes.setdefault("PAIRS", [])
 
     # Convolutions run channels-last, which is faster on most processors, on GPUs in half precision above all.
     cfg.MODEL.setdefault("CHANNELS_LAST", False)

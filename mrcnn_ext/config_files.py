@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-__all__ = ["CONFIGS", "get_config_file", "list_configs"]
+__all__ = ["CONFIGS", "find_name", "get_config_file", "list_configs"]
 
 
 def _find_configs(package: Path) -> Path:
@@ -20,6 +20,28 @@ def list_configs() -> list[str]:
     files = [*CONFIGS.rglob("*.yaml"), *CONFIGS.rglob("*.py")]
     names = sorted(path.relative_to(CONFIGS).as_posix() for path in files)
     return [name for name in names if not name.startswith(("Base-", "common/", "ablations/"))]
+
+
+def find_name(wanted: str, names: list[str]) -> str | None:
+    """The name that is meant by one without its folder or suffix; None if there is none.
+
+    Args:
+        wanted: "mask_rcnn_R_50_FPN", "cityscapes/mask_rcnn_R_50_FPN" or "mask_rcnn_R_50_FPN.py", say. Case is ignored.
+        names: as of `list_configs`. Of several that are meant COCO's is taken, and yaml before LazyConfig.
+    """
+    wanted = wanted.lower().removesuffix("/")
+    meant = []
+    for name in names:
+        stem = name.lower().rpartition(".")[0]
+        if (
+            wanted in (name.lower(), stem)
+            or name.lower().endswith(f"/{wanted}")
+            or stem.endswith(f"/{wanted}")
+        ):
+            meant.append(name)
+    return min(
+        meant, key=lambda name: (not name.startswith("COCO"), name.endswith(".py"), name), default=None
+    )
 
 
 def get_config_file(config_path: str) -> str:

@@ -1,7 +1,8 @@
 """What every test shares: a small model's config and a batch for it, and one line that says what was skipped for want
 of detectron2."""
 
-import ast
+import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,30 +16,43 @@ if find_spec("detectron2") is not None:
     from mrcnn_ext import add_mrcnn_ext_config
 
 TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # for synchronizations
 
 
-def _needs_detectron2(path):
-    return 'pytest.importorskip("detectron2")' in path.read_text()
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if _imports_detectron2(item.module):
+            item.add_marker("detectron2")
+        if find_spec("detectron2") is None and item.get_closest_marker("detectron2"):
+            item.add_marker(pytest.mark.skip(reason="could not import 'detectron2'"))
 
 
-def _count_tests(path):
-    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
-    return sum(function.name.startswith("test_") for function in functions)
+@cache
+def _imports_detectron2(module):
+    """Such a module needs it, whether it says so or not."""
+    return any(
+        str(getattr(value, "__module__", None) or getattr(value, "__name__", "")).startswith("detectron2.")
+        for value in vars(module).values()
+    )
 
 
 def pytest_terminal_summary(terminalreporter):
     if find_spec("detectron2") is not None:
         return
     skipped = {
-        path: _count_tests(path) for path in sorted(TESTS.rglob("test_*.py")) if _needs_detectron2(path)
+        report.nodeid
+        for report in terminalreporter.stats.get("skipped", ())
+        if "could not import 'detectron2" in str(report.longrepr)
     }
+    files = sorted(name for name in skipped if name.endswith(".py"))
     terminalreporter.section("detectron2 IS NOT INSTALLED", sep="!", red=True, bold=True)
     terminalreporter.line(
-        f"SKIPPED {sum(skipped.values())} test functions in {len(skipped)} files that need detectron2 "
+        f"SKIPPED {len(files)} test files and {len(skipped) - len(files)} tests of others that need detectron2 "
         "(get it with `make setup DETECTRON2=<pip requirement, URL or path>`):"
     )
-    for path, count in skipped.items():
-        terminalreporter.line(f"  {path.relative_to(TESTS.parent)}: {count}")
+    for name in files:
+        terminalreporter.line(f"  {name}")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ FLOORS = (
     ("studies",),
     ("inference", "export"),
     ("engine", "model_zoo"),
-    ("integrations", "data", "evaluation", "modeling"),
+    ("integrations", "data", "evaluation", "modeling", "reports"),
     ("accel",),
     ("compat",),
     ("layers",),
@@ -27,8 +27,11 @@ BESIDE = {
     ("integrations", "data"),
     ("integrations", "evaluation"),
     ("modeling", "data"),
+    ("reports", "data"),
+    ("reports", "evaluation"),
+    ("inference", "export"),
 }
-WITHOUT_DETECTRON2 = ("ops", "layers", "accel", "scenes", "integrations")
+WITHOUT_DETECTRON2 = ("ops", "layers", "accel", "scenes", "integrations", "reports")
 
 
 def modules():

@@ -1,19 +1,14 @@
 #!/usr/bin/env python
-"""Report what is in a dataset and what is wrong with it, draw it, mend it. ``--help`` gives examples."""
+"""Report what is wrong with a dataset: `mrcnn-ext datasets check`. ``--help`` gives examples."""
 
 import sys
 from pathlib import Path
 
 try:
-    import mrcnn_ext  # noqa: F401
+    import mrcnn_ext_command
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from mrcnn_ext.data.cli import REFUSED, check_main
+    import mrcnn_ext_command
 
 if __name__ == "__main__":
-    try:
-        sys.exit(check_main())
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
+    mrcnn_ext_command.main(["datasets", "check", *sys.argv[1:]])

@@ -10,7 +10,7 @@ BUILD_DIR=${BUILD_DIR:-${TMPDIR:-/tmp}/mrcnn_ext_sanitize_$(id -u)}
 mkdir -p "$BUILD_DIR/mrcnn_ext"
 
 # A copy of the package that the sanitized library joins: the one in the source tree stays as it is.
-rm -rf "$BUILD_DIR/mrcnn_ext" && cp -rp mrcnn_ext "$BUILD_DIR/mrcnn_ext" && rm -f "$BUILD_DIR"/mrcnn_ext/_C*
+rm -rf "$BUILD_DIR/mrcnn_ext" && cp -rp mrcnn_ext "$BUILD_DIR/mrcnn_ext" && rm -f "$BUILD_DIR"/mrcnn_ext/_C_torch_*
 rm -rf "$BUILD_DIR/csrc" && cp -rp csrc "$BUILD_DIR/csrc"
 rm -rf "$BUILD_DIR/tests" && cp -rp tests "$BUILD_DIR/tests" && cp pyproject.toml "$BUILD_DIR"
 cp -r setup.py configs "$BUILD_DIR"
@@ -22,7 +22,7 @@ FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-fr
   # setup.py leaves the optimization to an -O in CFLAGS; -O3 under the sanitizers compiles several times longer.
   CFLAGS="$FLAGS" CXXFLAGS="$FLAGS" LDFLAGS="-fsanitize=address,undefined" FORCE_CUDA=0 \
     "$PYTHON" setup.py -q build_ext --inplace --build-temp "$BUILD_DIR/build"
-  ls mrcnn_ext/_C*.so >/dev/null || { echo "the sanitized library was not built" >&2; exit 1; }
+  ls mrcnn_ext/_C_torch_*.so >/dev/null || { echo "the sanitized library was not built" >&2; exit 1; }
 
   # Leaks are not looked for: the interpreter and torch never free what they hold at exit.
   # libstdc++ is preloaded too, so that the sanitizer finds the C++ exceptions it intercepts.

@@ -2,7 +2,7 @@
 # Makes the virtual environment .venv that `make quickstart` and `make test` run in. Each step leaves a stamp that
 # holds what it was done for, and is done again only when that changes.
 #
-#   PYTHON      the interpreter to make the environment with (default: python3; 3.10 to 3.12)
+#   PYTHON      the interpreter to make the environment with (default: python3; 3.10 to 3.14)
 #   DETECTRON2  where detectron2 comes from: any pip requirement, URL or path (default: requirements-detectron2.txt)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,8 +16,8 @@ hash_of() { cat "$@" | cksum; }
 
 key=$(hash_of requirements.txt)
 if ! done_for torch "$key"; then
-  "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' ||
-    { echo "setup: $("$PYTHON" --version) found, 3.10 to 3.12 needed: set PYTHON=python3.11, say" >&2; exit 1; }
+  "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' ||
+    { echo "setup: $("$PYTHON" --version) found, 3.10 to 3.14 needed: set PYTHON=python3.12, say" >&2; exit 1; }
   echo "setup: PyTorch into .venv (about 5.5 GB, a few minutes)"
   [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
   $pip -r requirements.txt

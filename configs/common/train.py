@@ -6,6 +6,7 @@ train.eval_period = 0  # once, after training
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 train.val_loss = dict(enabled=True, max_images=0)
 train.allow_partial_weights = False
+train.map_classes = dict(enabled=False, pairs=[])  # as MODEL.MAP_CLASSES
 train.check_datasets = True  # before training
 train.seed = -1  # random
 train.cudnn_benchmark = False
@@ -21,3 +22,6 @@ train.skip_nonfinite = 0  # iterations with losses or gradients that are not fin
 train.ema_decay = 0.0  # of a moving average of the weights; 0: none
 train.patience = 0  # evaluations without improvement after which training ends; 0: never
 train.checkpointer.best = ""  # metric by which the best checkpoint is kept, "segm/AP" say
+train.report = False  # an HTML page about each evaluation by our evaluator
+train.loggers = []  # experiment trackers besides TensorBoard: "wandb", "mlflow"
+train.terminal_view = True  # bars and losses where the output is a terminal

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .fused_module import replace_child, restore
+from .cuda_graphs import GraphedMethod, choose_cuda_graphs
+from .fused_module import FusedModule, replace_child, replace_method, restore
 from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
-from .policy import KernelPolicy, choose_bf16, choose_winograd
+from .policy import KernelPolicy, choose_half, choose_winograd
 from .rules import fuse, fuse_children
 from .trained_layers import train_as_matrix_products, train_with_winograd
 
@@ -35,13 +36,22 @@ class Framework:
         as features."""
         raise NotImplementedError
 
+    def networks_of_fixed_shapes(self, model: nn.Module, padded: bool) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of each network that takes and gives tensors whose shapes depend on those of the images
+        alone, and which contains no other of them.
+
+        Args:
+            padded: whether proposals are.
+        """
+        return iter(())
+
     def fuse_poolers(self, model: nn.Module) -> str:
         """Pools RoIs from all levels in one call."""
         raise NotImplementedError
 
-    def autocast(self, network: nn.Module, is_head: bool) -> nn.Module:
-        """What runs a network that cannot be fused in bf16."""
-        return AutocastNetwork(network, float32=is_head)
+    def autocast(self, network: nn.Module, is_head: bool, dtype: torch.dtype) -> nn.Module:
+        """What runs a network that cannot be fused in bf16 or float16."""
+        return AutocastNetwork(network, float32=is_head, dtype=dtype)
 
     def fuse_between(self, model: nn.Module, policy: KernelPolicy) -> None:
         """Fuses what more networks than one have a part in."""
@@ -63,6 +73,15 @@ class Framework:
 
     def masks(self, model: nn.Module, lazy: bool) -> str:
         """Pastes masks within their boxes, or when they are looked at."""
+        raise NotImplementedError
+
+    def why_not_padded(self, model: nn.Module) -> str | None:
+        """Why the proposals and detections of a model cannot be padded; None if they can. The model may be accelerated
+        or not."""
+        return f"there is none for {self.name}"
+
+    def pad(self, model: nn.Module) -> None:
+        """Pads proposals and detections, which `detections` selects, by `run_padded`."""
         raise NotImplementedError
 
     def targets(self, model: nn.Module) -> str:
@@ -125,6 +144,8 @@ def accelerate(
     detections: bool = True,
     keypoints: bool = True,
     masks: bool | str = True,
+    padded: bool | str = "auto",
+    cuda_graphs: bool | str = "auto",
     targets: bool = True,
     int8: Sequence | Int8Calibration | str | os.PathLike | None = None,
 ) -> nn.Module:
@@ -155,11 +176,18 @@ def accelerate(
             float32 without, except that a processor with AMX is faster in plain bf16; False not. The
             transformed weights take four times the memory of these convolutions' own, int16 twice.
         bf16: networks compute in bf16; coordinates and scores stay in float32. "auto" where the processor or
-            GPU multiplies bf16 by itself. Networks not covered by ``convolutions`` use autocast.
+            GPU multiplies bf16 by itself. "float16" computes in float16 instead, for GPUs that multiply that alone:
+            its largest number is 65504. Networks not covered by ``convolutions`` use autocast.
         detections: proposals and detections that cannot be among the results are dropped before they cost.
         keypoints: heatmaps are decoded all at once, by `mrcnn_ext.layers.heatmaps_to_keypoints`.
         masks: True pastes each mask within its box; "lazy" gives `LazyMasks`, which are pasted when looked at; "auto"
             those where the model makes its results as stock does, and else as True; False leaves them to the framework.
+        padded: between the steps of the model there are always as many proposals and detections of an image as there
+            may be at most, the rest padding, so that the host waits for the device once, in the end, to learn how many
+            there are. Models of stock's box heads over a feature pyramid; "auto" on CUDA devices.
+        cuda_graphs: backbone, RPN head and, of padded detections, the box head are launched as CUDA graphs, each
+            recorded when a shape of inputs comes for the third time, of the last 8 shapes; True and "auto" on CUDA
+            devices. What has hooks runs as ever.
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
         int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
@@ -174,32 +202,41 @@ def accelerate(
     Raises:
         TypeError: ``model`` is no GeneralizedRCNN.
         OSError: the calibration of ``int8`` cannot be read.
-        ValueError: ``winograd``, ``bf16`` or ``masks`` is not one of the values above, or what is asked for by
-            name cannot be had; ``model`` is as it was.
+        ValueError: an argument is not one of the values above, or what is asked for by name cannot be had, or by
+            ``padded`` or ``cuda_graphs`` True; ``model`` is as it was.
     """
     framework = framework_of(model)
-    if bf16 not in (True, False, "auto"):
-        raise ValueError(f'bf16 must be True, False or "auto", got {bf16!r}')
+    if bf16 not in (True, False, "auto", "float16"):
+        raise ValueError(f'bf16 must be True, False, "auto" or "float16", got {bf16!r}')
     if winograd not in (True, False, "auto", "float32", "int16"):
         raise ValueError(f'winograd must be "auto", "float32", "int16" or False, got {winograd!r}')
     if masks not in (True, False, "auto", "lazy"):
         raise ValueError(f'masks must be True, False, "auto" or "lazy", got {masks!r}')
+    for name, value in (("padded", padded), ("cuda_graphs", cuda_graphs)):
+        if value not in (True, False, "auto"):
+            raise ValueError(f'{name} must be True, False or "auto", got {value!r}')
     training = model.training if training is None else training
     device, dtype = _device_and_dtype(model)
     # All that can be refused before anything is changed.
-    use_bf16, why_bf16 = (None, "") if training else choose_bf16(bf16, device, dtype)
-    arithmetic, how = choose_winograd(winograd, device, dtype, convolutions, use_bf16)
-    int8 = check_int8(int8, model, device, training, convolutions)
+    half, why_half = (None, "") if training else choose_half(bf16, device, dtype)
+    float16 = half == torch.float16
+    in_bf16 = None if training else half == torch.bfloat16
+    arithmetic, how = choose_winograd(
+        winograd, device, torch.float16 if float16 else dtype, convolutions, in_bf16
+    )
+    calibration = check_int8(int8, model, device, training, convolutions)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
     if masks == "lazy" and not training and not can_be_lazy:
         raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
+    padding = (False, "") if training else _choose_padding(framework, model, padded, detections, device)
+    graphs = (False, "") if training else choose_cuda_graphs(cuda_graphs, device)
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
     networks = [(name, is_head) for name, _, is_head in framework.networks(model)]
-    report = Acceleration("training" if training else "inference", bool(use_bf16))
+    report = Acceleration("training" if training else "inference", bool(in_bf16))
     steps = report.steps
     steps["pooler"] = framework.fuse_poolers(model) if pooler else "off"
     if channels_last:
@@ -208,20 +245,26 @@ def accelerate(
     if training:
         _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets)
     else:
-        policy = KernelPolicy.choose(
-            device, torch.bfloat16 if report.bf16 else dtype, convolutions, arithmetic
-        )
+        policy = KernelPolicy.choose(device, half or dtype, convolutions, arithmetic, float16)
         not_fused = _fuse_networks(framework, model, policy, convolutions, steps)
         steps["winograd"] = how
-        steps["bf16"] = f"on: {why_bf16}{not_fused}" if report.bf16 else f"off: {why_bf16}"
+        steps["bf16"] = f"on: {why_half}{not_fused}" if half else f"off: {why_half}"
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
-        if int8 is not None:
-            calibrated = isinstance(int8, Int8Calibration)
-            report.int8 = int8 if calibrated else calibrate_int8(model, networks, int8)
-        steps["int8"] = "off" if int8 is None else apply_int8(model, report.int8)
-    model.acceleration = report
+        steps["int8"] = "off"
+        if calibration is not None:
+            if not isinstance(calibration, Int8Calibration):
+                calibration = calibrate_int8(model, networks, calibration)
+            report.int8 = calibration
+            steps["int8"] = apply_int8(model, calibration)
+        steps["padded"] = padding[1]
+        if padding[0]:
+            framework.pad(model)
+        steps["cuda_graphs"] = graphs[1]
+        if graphs[0]:
+            steps["cuda_graphs"] += _launch_as_graphs(framework, model, padding[0])
+    model.acceleration = report  # type: ignore[assignment]  # any attribute may be set
     return model
 
 
@@ -232,6 +275,29 @@ def fuse_poolers(model: nn.Module) -> str:
         TypeError: ``model`` is no GeneralizedRCNN.
     """
     return framework_of(model).fuse_poolers(model)
+
+
+def _choose_padding(framework, model, padded, detections, device) -> tuple[bool, str]:
+    """Whether to pad proposals and detections, and why."""
+    if not padded:
+        return False, "off"
+    why_not = "detections is False" if not detections else framework.why_not_padded(model)
+    if why_not is not None:
+        if padded is True:
+            raise ValueError(f"padded=True cannot be had: {why_not}")
+        return False, f"off: {why_not}"
+    if padded == "auto" and device.type != "cuda":
+        return False, f"off: nothing is to be waited for on a {device.type} device"
+    return True, "proposals and detections"
+
+
+def _launch_as_graphs(framework, model, padded) -> str:
+    """Launches networks whose inputs have the same shapes from image to image as CUDA graphs; returns which."""
+    done = []
+    for name, network in framework.networks_of_fixed_shapes(model, padded):
+        replace_method(GraphedMethod(network, "infer" if isinstance(network, FusedModule) else "forward"))
+        done.append(name)
+    return ", ".join(done) or "nothing known here"
 
 
 def _device_and_dtype(model):
@@ -250,22 +316,22 @@ def _prepare_training(framework, model, steps, convolutions, arithmetic, how, ta
 
 
 def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
-    """Fuses each network or, in bf16, runs it under autocast; returns which could not be fused."""
-    bf16 = policy.dtype == torch.bfloat16
+    """Fuses each network or, in a half precision, runs it under autocast; returns which could not be fused."""
+    half = policy.autocast
     fused, autocast, float32, left = [], [], [], []
     for name, network, is_head in framework.networks(model):
         replacement = fuse(network, policy) if convolutions else None
         if replacement is not None:
             fused.append(name)
             if is_head and hasattr(replacement, "float32"):
-                replacement.float32 = True
-        elif bf16 and is_float32_only(network):
+                replacement.float32 = True  # type: ignore[assignment]
+        elif half and is_float32_only(network):
             replacement = Float32Network(network)
             float32.append(name)
         else:
             layers = len(fuse_children(network, policy)) if convolutions else 0
-            if bf16:
-                replacement = framework.autocast(network, is_head)
+            if half:
+                replacement = framework.autocast(network, is_head, half)
                 autocast.append(f"{name} ({layers} layers fused)" if layers else name)
             elif layers:
                 fused.append(f"{layers} layers of {name}")
@@ -276,7 +342,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
             replace_child(model.get_submodule(parent), leaf, replacement)
     if convolutions:
         framework.fuse_between(model, policy)
-    if bf16:
+    if half:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""
     ours = policy.bf16_kernels or policy.float32_kernels

@@ -53,7 +53,13 @@ class ConvNorm:
     def run(self, module: nn.Module, x: Tensor, relu: bool = False, **added) -> Tensor:
         """As `FusedConv2d.run`, with the normalisation."""
         norm = None if self.norm is None else module.get_submodule(self.norm)
-        return module.get_submodule(self.conv).run(x, relu=relu or self.relu, norm=norm, **added)
+        return self.layer(module).run(x, relu=relu or self.relu, norm=norm, **added)
+
+    def layer(self, module: nn.Module) -> FusedConv2d:
+        """What `fuse` put in the convolution's place."""
+        layer = module.get_submodule(self.conv)
+        assert isinstance(layer, FusedConv2d)
+        return layer
 
 
 class FusedBlock(FusedModule):
@@ -129,7 +135,7 @@ class FusedStem(FusedModule):
         super().__init__(original)
         self.stem_conv = conv
         conv.fuse(original, policy)
-        original.get_submodule(conv.conv).fuses += ("relu", "max_pool")
+        conv.layer(original).fuses += ("relu", "max_pool")
 
     def runs_in_one_pass(self, x: Tensor) -> bool:
         """Whether convolution and pooling are `stem_conv_pool`."""
@@ -183,7 +189,8 @@ class FusedPyramid(FusedModule):
         Returns:
             (N, C, H_l, W_l) for each of them.
         """
-        results, merged = [], None
+        results: list[Tensor] = []
+        merged: Tensor | None = None
         for x, lateral, output in zip(maps[::-1], self.laterals[::-1], self.outputs[::-1], strict=True):
             if merged is None:
                 merged = lateral.run(self, x)

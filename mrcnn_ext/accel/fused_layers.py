@@ -29,10 +29,9 @@ class _FusedLayer(FusedModule):
         super().__init__(original)
         self.policy = policy
         self.prepared = PreparedWeights()
-        self.fuses = ()  # what a caller of `run` makes part of this layer, for `print`
-        self.int8: Int8Range | None = (
-            None  # how the input is quantised where `pointwise_conv` would compute it
-        )
+        self.fuses: tuple[str, ...] = ()  # what a caller of `run` makes part of this layer, for `print`
+        # How the input is quantised where `pointwise_conv` would compute it.
+        self.int8: Int8Range | None = None
         self.observer: Observer | None = None  # of what `pointwise_conv` is given
 
     def infer(self, x: Tensor) -> Tensor:
@@ -100,6 +99,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                 add = F.interpolate(add_doubled, scale_factor=2.0, mode="nearest")
             if folds:
                 return self._convolve(kernel, x, norm, relu, add)
+            assert norm is not None  # foldable(None) is True
             x = norm(to_float32(self._convolve(kernel, x, None))).to(policy.dtype)
             return _finish(x, relu, add)
 
@@ -237,6 +237,7 @@ class FusedConvTranspose2d(_FusedLayer, nn.ConvTranspose2d):
             return tuple(_to(value, self.policy.dtype) for value in (self.weight, self.bias))
 
         weight, bias = self.prepared.get((self.weight, self.bias), None, make)
+        assert isinstance(self.padding, tuple)  # no names of paddings for a transposed convolution
         with torch.autocast(x.device.type, enabled=False):
             x = F.conv_transpose2d(
                 x.to(weight.dtype),

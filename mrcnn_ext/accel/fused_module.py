@@ -11,9 +11,11 @@ __all__ = [
     "MethodStep",
     "PreparedWeights",
     "defines",
+    "original_of",
     "replace_child",
     "replace_method",
     "restore",
+    "version_of",
 ]
 
 # What a fused module and its original are to have in common: the very dictionaries, so that moving, loading or
@@ -148,6 +150,11 @@ def replace_child(parent: nn.Module, name: str, child: nn.Module) -> None:
             value[:] = [child if item is before else item for item in value]
 
 
+def original_of(module: nn.Module | None) -> nn.Module | None:
+    """What a fused module stands in for; any other module itself."""
+    return module.original if isinstance(module, FusedModule) else module
+
+
 def defines(module: nn.Module, owner: type, *methods: str) -> bool:
     """Whether ``module`` is an ``owner`` whose subclass, if it is of one, leaves these methods alone."""
     return isinstance(module, owner) and all(
@@ -169,21 +176,22 @@ class PreparedWeights:
             setting: whatever else the result depends on, comparable.
             make: without arguments; runs without autograd, autocast and inference mode.
         """
-        sources = tuple(source for source in sources if source is not None)
-        stamp = (setting, [(source.data_ptr(), _version(source)) for source in sources])
+        tensors = tuple(source for source in sources if source is not None)
+        stamp = (setting, [(tensor.data_ptr(), version_of(tensor)) for tensor in tensors])
         made_of, made_at, value = self._made
-        same = len(sources) == len(made_of) and all(map(operator.is_, sources, made_of))
+        same = len(tensors) == len(made_of) and all(map(operator.is_, tensors, made_of))
         if not same or stamp != made_at:
             # Not as tensors of inference mode: calls outside of it are to have them too.
             outside = torch.inference_mode(False), torch.no_grad()
-            with outside[0], outside[1], torch.autocast(sources[0].device.type, enabled=False):
+            with outside[0], outside[1], torch.autocast(tensors[0].device.type, enabled=False):
                 value = make()
-            self._made = (sources, stamp, value)
+            self._made = (tensors, stamp, value)
         return value
 
     def __reduce__(self):
         return PreparedWeights, ()
 
 
-def _version(tensor):
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None where nobody counts."""
     return None if tensor.is_inference() else tensor._version  # those of inference mode have none

@@ -201,11 +201,12 @@ def calibrate_int8(
         bound, layer_bound: errors as of `Int8Layer`.
     """
     layers = dict(_candidates(model))
-    networks = dict(networks)
-    for layer in layers.values():
+    is_head = dict(networks)
+    observers = {name: Observer() for name in layers}
+    for name, layer in layers.items():
         _set(layer, None)
-        layer.observer = Observer()
-    recorders = {name: _Recorder(model.get_submodule(name)) for name in networks}
+        layer.observer = observers[name]
+    recorders = {name: _Recorder(model.get_submodule(name)) for name in is_head}
     try:
         with torch.inference_mode():
             for number, value in enumerate(inputs):
@@ -214,17 +215,16 @@ def calibrate_int8(
                 model(value)
     finally:
         _close(recorders)
-        observers = {name: layer.observer for name, layer in layers.items()}
         for layer in layers.values():
             layer.observer = None
     calibration = Int8Calibration(state_digest(model), {})
     for name, observer in observers.items():
-        why_not = _why_left_out(name, observer, networks)
+        why_not = _why_left_out(name, observer, is_head)
         if why_not is None:
             found = observer.best_range()
             error = observer.error(found)
             if error <= layer_bound:
-                calibration.layers[name] = Int8Layer(*found, error)
+                calibration.layers[name] = Int8Layer(found.scale, found.zero_point, error)
                 continue
             why_not = f"its error would be {error:.2%}"
         calibration.left_out[name] = why_not
@@ -235,7 +235,7 @@ def calibrate_int8(
     return calibration
 
 
-def _candidates(model) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(model) -> Iterator[tuple[str, Any]]:
     """Fused layers that `pointwise_conv` computes, and int8 could."""
     for name, module in model.named_modules():
         if isinstance(module, _LAYERS) and module.is_pointwise:
@@ -315,7 +315,7 @@ class _Recorder:
         with torch.inference_mode():
             for args, kwargs, expected in self.calls:
                 args, kwargs = _copied((args, kwargs), noisy if noise else Tensor.clone)
-                results = _tensors(self.network(*args, **kwargs))
+                results = _tensors(self.network(*args, **kwargs)) or []
                 for result, value in zip(results, expected, strict=True):
                     if value.numel() > 1 and value.is_floating_point():
                         spread = value.float().std().clamp_min(1e-30)
@@ -345,5 +345,10 @@ def _tensors(value) -> list[Tensor] | None:
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
         return None
-    found = [_tensors(item) for item in value]
-    return None if None in found else [tensor for some in found for tensor in some]
+    tensors: list[Tensor] = []
+    for item in value:
+        found = _tensors(item)
+        if found is None:
+            return None
+        tensors += found
+    return tensors

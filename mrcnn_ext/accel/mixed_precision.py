@@ -1,4 +1,4 @@
-"""bf16 for networks whose layers are not replaced, and float32 where it matters."""
+"""bf16 or float16 for networks whose layers are not replaced, and float32 where it matters."""
 
 import torch
 from torch import Tensor, nn
@@ -51,27 +51,35 @@ def is_float32_only(network: nn.Module) -> bool:
     return any(isinstance(module, tuple(_FLOAT32_ONLY)) for module in network.modules())
 
 
-def _autocast(network):
+def _autocast(network, dtype):
     parameter = next(network.parameters(), None)
-    return torch.autocast("cpu" if parameter is None else parameter.device.type, torch.bfloat16)
+    return torch.autocast("cpu" if parameter is None else parameter.device.type, dtype)
 
 
 class AutocastNetwork(FusedModule):
-    """A network under bf16 autocast.
+    """A network under autocast.
 
     Args:
         original: the network.
         float32: whether to give float32 in the end.
         reason: why it is not fused, for `print`.
+        dtype: to compute in, bfloat16 or float16.
     """
 
-    def __init__(self, original: nn.Module, float32: bool = False, reason: str = ""):
+    def __init__(
+        self,
+        original: nn.Module,
+        float32: bool = False,
+        reason: str = "",
+        dtype: torch.dtype = torch.bfloat16,
+    ):
         super().__init__(original)
+        self.dtype = dtype
         self.float32 = float32
         self.reason = reason
 
     def infer(self, *args, **kwargs):
-        with _autocast(self.original):
+        with _autocast(self.original, self.dtype):
             result = self.original.forward(*args, **kwargs)
         return to_float32(result) if self.float32 else result
 
@@ -93,12 +101,21 @@ class Float32Network(FusedModule):
 
 
 class AutocastMethod(MethodStep):
-    """bf16 autocast in one method of a module, ``layers`` of detectron2's heads; contiguous float32 results."""
+    """Autocast in one method of a module, ``layers`` of detectron2's heads; contiguous float32 results.
+
+    Args:
+        module, method: see `MethodStep`.
+        dtype: to compute in, bfloat16 or float16.
+    """
+
+    def __init__(self, module: nn.Module, method: str, dtype: torch.dtype):
+        super().__init__(module, method)
+        self.dtype = dtype
 
     def __call__(self, *args, **kwargs):
         if self.module.training:
             return self.stock(*args, **kwargs)
-        with _autocast(self.module):
+        with _autocast(self.module, self.dtype):
             return contiguous_float32(self.stock(*args, **kwargs))
 
 

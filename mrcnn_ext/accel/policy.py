@@ -16,7 +16,7 @@ from .cpu_features import (
 )
 from .kernel_support import supports_dilated_winograd, supports_pointwise, supports_stem
 
-__all__ = ["ConvKernel", "KernelPolicy", "choose_bf16", "choose_winograd", "onednn_fuses"]
+__all__ = ["ConvKernel", "KernelPolicy", "choose_half", "choose_winograd", "onednn_fuses"]
 
 
 class ConvKernel(Enum):
@@ -40,13 +40,20 @@ class KernelPolicy:
         bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
             of a ResNet `stem_conv_pool`.
         float32_kernels: the same in float32.
+        float16: whether ``dtype`` is float16 for the sake of speed, the parameters being float32.
     """
 
     dtype: torch.dtype = torch.float32
     onednn: bool = False
     winograd: str | None = None
     bf16_kernels: bool = False
+    float16: bool = False
     float32_kernels: bool = False
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What operations that are not those of fused layers compute in under autocast; None for no autocast."""
+        return self.dtype if self.dtype == torch.bfloat16 or self.float16 else None
 
     @property
     def uses_bf16_kernels(self) -> bool:
@@ -92,11 +99,13 @@ class KernelPolicy:
         dtype: torch.dtype,
         convolutions: bool = True,
         winograd: str | None = None,
+        float16: bool = False,
     ) -> "KernelPolicy":
         """What is fastest on a device.
 
         Args:
             dtype: to compute in. The CPU's kernels are for float32 and bfloat16; others are left to PyTorch.
+            float16: as the attribute; ``dtype`` is float16 then.
             convolutions: False leaves convolutions to PyTorch.
             winograd: as the attribute.
         """
@@ -107,7 +116,8 @@ class KernelPolicy:
             onednn=on_cpu and onednn_fuses(dtype),
             winograd=winograd if on_cpu else None,
             bf16_kernels=on_cpu and bf16 and bf16_kernels_are_available(),
-            float32_kernels=on_cpu and not bf16 and float32_kernels_are_available(),
+            float16=float16,
+            float32_kernels=on_cpu and not (bf16 or float16) and float32_kernels_are_available(),
         )
 
 
@@ -124,22 +134,27 @@ def onednn_fuses(dtype: torch.dtype) -> bool:
     return False
 
 
-def choose_bf16(bf16: bool | str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Whether to compute in bf16, and why.
+def choose_half(bf16: bool | str, device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype | None, str]:
+    """bfloat16 or float16 if networks are to compute in it, None if not, and why.
 
     Args:
         bf16: as of `accelerate`.
         device, dtype: of the model's parameters.
     """
+    if bf16 == "float16":
+        return torch.float16, "float16, asked for"
     if bf16 != "auto":
-        return bf16, "asked for"
+        return torch.bfloat16 if bf16 else None, "asked for"
     if dtype != torch.float32:
-        return False, f"the model is {str(dtype).removeprefix('torch.')}"
+        return None, f"the model is {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
         has_it = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         has_it = device.type == "cpu" and cpu_has_bf16()
-    return has_it, f"this {device.type} device has {'' if has_it else 'no '}bf16 instructions"
+    why = f"this {device.type} device has {'' if has_it else 'no '}bf16 instructions"
+    if device.type == "cuda" and not has_it:
+        why += '; bf16="float16" computes in float16'
+    return torch.bfloat16 if has_it else None, why
 
 
 def choose_winograd(
@@ -178,5 +193,5 @@ def choose_winograd(
         return "float32 alone", how
     if automatic and bf16 is None:
         return "auto", "3x3 convolutions multiply int16 under bf16 autocast, float32 without"
-    arithmetic = ("int16" if bf16 else "float32") if automatic else winograd
+    arithmetic = ("int16" if bf16 else "float32") if automatic else str(winograd)
     return arithmetic, f"3x3 convolutions multiply {arithmetic}"

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeGuard
 
 from torch import nn
 
@@ -55,7 +56,11 @@ def has_rule(module: nn.Module) -> bool:
     return isinstance(module, FusedModule) or _fuses_itself(module) or _rule(module) is not None
 
 
-def _fuses_itself(module):
+class _FusesItself(Protocol):
+    def fuse(self, policy: KernelPolicy) -> nn.Module | None: ...
+
+
+def _fuses_itself(module: object) -> TypeGuard[_FusesItself]:
     """Whether its class has a method ``fuse(policy)``; other libraries have methods of that name which take nothing."""
     method = getattr(type(module), "fuse", None)
     return inspect.isfunction(method) and list(inspect.signature(method).parameters)[1:] == ["policy"]

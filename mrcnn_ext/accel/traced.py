@@ -1,6 +1,5 @@
 """Networks whose operations `torch.fx` can follow: what follows a convolution or a linear layer becomes part of it."""
 
-import contextlib
 import inspect
 import operator
 import threading
@@ -294,8 +293,10 @@ class _Program:
             if name in given:
                 values[number] = given[name]
         device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
-        bf16 = device is not None and self.policy.dtype == torch.bfloat16
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        half = self.policy.autocast
+        if device is None or half is None:
+            return self._run(root, values)
+        with torch.autocast(device.type, half):
             return self._run(root, values)
 
     def _run(self, root, values):
@@ -414,17 +415,20 @@ class _Matcher:
 
     def __init__(self, nodes: list[fx.Node], modules: dict[fx.Node, nn.Module]):
         self._modules = modules
-        self._calls = {}
-        for module in modules.values():
-            self._calls[module] = self._calls.get(module, 0) + 1
+        self._calls: dict[nn.Module, int] = {}
+        for called in modules.values():
+            self._calls[called] = self._calls.get(called, 0) + 1
         self._order = {node: number for number, node in enumerate(nodes)}
-        self.layers, self.layer_nodes, self.absorbed, self.aliases = {}, {}, set(), set()
+        self.layers: dict[fx.Node, _Layer] = {}
+        self.layer_nodes: dict[fx.Node, fx.Node] = {}
+        self.absorbed: set[fx.Node] = set()
+        self.aliases: set[fx.Node] = set()
         for node in nodes:
             module = modules.get(node)
             if type(module) in _NOTHING_AT_INFERENCE:
                 self.aliases.add(node)
             elif isinstance(module, FusedBlock) and len(node.args) == 1 and not node.kwargs:
-                self._add(node, node, _Layer(node.target, node.args[0]))
+                self._add(node, node, _Layer(str(node.target), node.args[0]))
             elif isinstance(module, _LAYERS) and len(node.args) == 1 and not node.kwargs:
                 self._match(node, module)
 

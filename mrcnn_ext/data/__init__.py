@@ -10,12 +10,15 @@ if find_spec("detectron2") is not None:
     from .build import build_test_loader, build_train_loader, read_lazily
     from .check import check_dataset
     from .coco_format import register_coco_format
+    from .copy_paste import CopyPasteMapper, build_copy_paste_train_loader
     from .loading import get_detection_dataset_dicts, load_dataset
     from .mapper import DatasetMapper
     from .register import register_scenes
 
     __all__ += [
+        "CopyPasteMapper",
         "DatasetMapper",
+        "build_copy_paste_train_loader",
         "build_test_loader",
         "build_train_loader",
         "check_dataset",

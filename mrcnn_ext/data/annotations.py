@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -97,10 +98,10 @@ def rle_pixels(counts: str | bytes) -> int:
         Unusable: it is no compressed RLE.
     """
     try:
-        codes = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8)
+        written = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError:
         raise Unusable("its RLE has counts that pycocotools has not written") from None
-    codes = codes.astype(np.int64) - 48
+    codes = np.frombuffer(written, np.uint8).astype(np.int64) - 48
     if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise Unusable("its RLE has counts that pycocotools has not written, or that are cut off")
     # A number is its pieces of 5 bits, the lowest first; 32 says that more follow, 16 of the last is the sign.
@@ -219,7 +220,7 @@ def _nested(polygon, note: Note) -> list[list[float]]:
 
 def _rle(raw: dict, height: int, width: int) -> dict:
     counts = raw.get("counts")
-    size = raw.get("size")
+    size: Any = raw.get("size")  # not iterable: TypeError, as looked for
     try:
         found = tuple(int(plain_number(v)) for v in size)
     except (TypeError, Unusable):

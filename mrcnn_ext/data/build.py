@@ -1,15 +1,17 @@
 """detectron2's data loaders over datasets as `load_dataset` reads them."""
 
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_test_loader, build_detection_train_loader
 from detectron2.data import DatasetMapper as _DatasetMapper
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig
 from torch.utils.data import Sampler
 
+from .copy_paste import CopyPasteMapper
 from .loading import get_detection_dataset_dicts, load_dataset
 from .mapper import DatasetMapper
 
@@ -17,7 +19,7 @@ __all__ = ["build_test_loader", "build_train_loader", "read_lazily"]
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sampler | None = None):
-    """As ``build_detection_train_loader(cfg)``.
+    """As ``build_detection_train_loader(cfg)``, with copy-paste augmentation where ``INPUT.COPY_PASTE`` is enabled.
 
     Args:
         cfg: DATASETS.TRAIN, DATALOADER, INPUT and SOLVER.IMS_PER_BATCH.
@@ -32,6 +34,16 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        )
+    copy_paste = cfg.INPUT.get("COPY_PASTE")
+    if copy_paste is not None and copy_paste.ENABLED:
+        if dataset is None:
+            raise ValueError(
+                "INPUT.COPY_PASTE does not work with MODEL.LOAD_PROPOSALS: switch one of them off"
+            )
+        dataset = DatasetFromList(dataset, copy=False)
+        mapper = CopyPasteMapper(
+            mapper, dataset, copy_paste.PROBABILITY, copy_paste.MAX_OBJECTS, keep_masks=cfg.MODEL.MASK_ON
         )
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
 
@@ -58,7 +70,7 @@ def read_lazily(cfg: DictConfig):
     }
     for loader in (cfg.dataloader.get("train"), cfg.dataloader.get("test")):
         for part in ("dataset", "mapper"):
-            node = loader.get(part) if loader is not None else None
+            node: Any = loader.get(part) if loader is not None else None
             target = node.get("_target_") if hasattr(node, "get") else None
             name = target if isinstance(target, str) or target is None else _convert_target_to_string(target)
             if name in ours and not node.get("proposal_files"):

@@ -5,15 +5,18 @@ Training, the check, both evaluators and torchvision's data read annotation file
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from .annotations import SMALLEST_SIDE, clean_annotation, plain_number
 from .json_stream import stream_sections
 from .keypoint_names import keypoints_of_categories
 from .problems import Problems, Unusable, kind_of, shown
+from .reading_once import file_key, kept
 
 __all__ = ["CocoFile", "MOST_STRAYING", "check_box"]
 
@@ -67,6 +70,15 @@ class CocoFile:
         most_common = self._keypoint_counts.most_common(1)
         self.num_keypoints = len(self.keypoint_names) or (most_common[0][0] if most_common else None)
 
+    @classmethod
+    def shared(cls, path: str | os.PathLike, problems: Problems) -> CocoFile:
+        """As the constructor; within `reading_once` what it reads is read once."""
+        first = kept(("head", file_key(path)), lambda: cls(path, Problems(problems.dataset, problems.source)))
+        file = copy.copy(first)
+        file.problems = problems
+        problems.include(first.problems)
+        return file
+
     def _sections(self) -> Iterator[tuple[str, object, bool]]:
         try:
             yield from stream_sections(self.path, arrays=_SECTIONS)
@@ -116,7 +128,8 @@ class CocoFile:
         )
 
     def _set_categories(self, categories: list[dict]):
-        ids, names = {}, {}
+        ids: dict[Any, Any] = {}
+        names: dict[Any, Any] = {}
         for category in categories:
             number, name = category.get("id"), category.get("name")
             is_number = isinstance(number, (int, str)) and not isinstance(number, bool)
@@ -196,7 +209,8 @@ class CocoFile:
             renumber: give all new ids if one is not a number above 0 or there twice. pycocotools takes an object
                 of id 0 for one that was not found.
         """
-        seen, boxes, number = set(), 0, 0
+        seen: set = set()
+        boxes = number = 0
         if self._odd_ids:
             text = (
                 f"{self._odd_ids} of its {self.num_annotations} annotations have an id that is missing, or no whole "

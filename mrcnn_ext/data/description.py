@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 from collections.abc import Sequence
 
 import yaml
 
 from .annotations import plain_number
-from .keypoint_names import skeleton_lines, suggested_sigmas
+from .keypoint_names import skeleton_lines
+from .keypoint_sigmas import checked_sigmas
 from .problems import Unusable
 
-__all__ = ["read_description"]
+__all__ = ["DESCRIPTION_KEYS", "read_description"]
 
-_KEYS = ("names", "keypoints", "flip_pairs", "skeleton", "sigmas", "colors")
-_UNIFORM_SIGMA = 0.05
+DESCRIPTION_KEYS = ("names", "keypoints", "flip_pairs", "skeleton", "sigmas", "colors")
 
 
 def read_description(
-    description: dict | str | None, *, classes: Sequence[str], keypoints: Sequence[str], where: str
+    description: dict | str | None,
+    *,
+    classes: Sequence[str],
+    keypoints: Sequence[str],
+    where: str,
+    json_file: str | None = None,
 ) -> dict:
     """A checked description of a dataset.
 
@@ -32,13 +36,15 @@ def read_description(
     * ``skeleton``: [a, b] pairs to draw lines between, names or numbers from 1 (from 0 if there is a 0);
     * ``sigmas``: one for each keypoint, the standard deviation of annotators relative to object scale, for object
       keypoint similarity; or "coco", which takes COCO's for the parts that COCO has and 0.05 for others, or
-      "uniform", 0.05 for all;
+      "uniform", 0.05 for all; or {"annotators": [...]}, annotation files of the same images by other people, from
+      which they are estimated (`estimate_sigmas`), with paths that start from the description's file;
     * ``colors``: [red, green, blue] from 0 to 255 of each class.
 
     Args:
         description: such a dict, or the path of a yaml or JSON file with it; None for none.
         classes, keypoints: names in the annotation file.
         where: the dataset, for messages.
+        json_file: its annotation file.
 
     Returns:
         dict: as described, sigmas as numbers and the skeleton as pairs of names.
@@ -49,9 +55,10 @@ def read_description(
     """
     if description is None:
         return {}
-    source = "its description"
+    source, folder = "its description", ""
     if isinstance(description, (str, os.PathLike)):
         source = f"its description {os.fspath(description)}"
+        folder = os.path.dirname(description)
         if not os.path.isfile(description):
             raise FileNotFoundError(f"{where}: there is no description {os.fspath(description)}")
         with open(description) as file:
@@ -60,20 +67,29 @@ def read_description(
             except yaml.YAMLError as error:
                 raise ValueError(f"{where}: {source} is neither yaml nor JSON: {error}") from error
     if not hasattr(description, "items"):
-        raise ValueError(f"{where}: {source} must have keys among {', '.join(_KEYS)}, got {description!r}")
-    described = dict(description)
+        raise ValueError(
+            f"{where}: {source} must have keys among {', '.join(DESCRIPTION_KEYS)}, got {description!r}"
+        )
+    described: dict = dict(description)  # type: ignore[arg-type]  # it has items
     for key in described:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_KEYS)}"
+        if key not in DESCRIPTION_KEYS:
+            close = difflib.get_close_matches(str(key), DESCRIPTION_KEYS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(DESCRIPTION_KEYS)}"
             raise ValueError(f"{where}: {source} has an unknown key {key!r}{hint}")
     try:
-        return _checked(described, classes, keypoints, where)
+        return _checked(described, classes, keypoints, where, json_file, folder)
     except Unusable as problem:
         raise ValueError(f"{where}: {source}: {problem}") from None
 
 
-def _checked(described: dict, classes: Sequence[str], keypoints: Sequence[str], where: str) -> dict:
+def _checked(
+    described: dict,
+    classes: Sequence[str],
+    keypoints: Sequence[str],
+    where: str,
+    json_file: str | None,
+    folder: str,
+) -> dict:
     if "names" in described:
         described["names"] = _strings("names", described["names"], len(classes), "classes")
     if "keypoints" in described:
@@ -89,7 +105,8 @@ def _checked(described: dict, classes: Sequence[str], keypoints: Sequence[str], 
     if "skeleton" in described:
         described["skeleton"] = _skeleton(described["skeleton"], keypoints, where)
     if "sigmas" in described:
-        described["sigmas"] = _sigmas(described["sigmas"], keypoints, where)
+        sigmas = checked_sigmas(described["sigmas"], keypoints, where, json_file, folder)
+        described["sigmas"] = _sigmas(sigmas, keypoints)
     if "colors" in described:
         described["colors"] = _colors(described["colors"], len(classes))
     return described
@@ -136,13 +153,7 @@ def _skeleton(value, keypoints: Sequence[str], where: str) -> list[tuple[str, st
     return skeleton_lines(value, keypoints, where)
 
 
-def _sigmas(value, keypoints: Sequence[str], where: str) -> list[float]:
-    named = {"coco": suggested_sigmas(keypoints), "uniform": [_UNIFORM_SIGMA] * len(keypoints)}
-    if isinstance(value, str):
-        if value not in named:
-            raise Unusable(f"sigmas must be numbers, 'coco' or 'uniform', got {value!r}")
-        logging.getLogger(__name__).warning("%s: sigmas of its keypoints are %s", where, named[value])
-        return named[value]
+def _sigmas(value, keypoints: Sequence[str]) -> list[float]:
     if not isinstance(value, (list, tuple)) or len(value) != len(keypoints):
         raise Unusable(f"sigmas must be {len(keypoints)} numbers, one for each keypoint, got {value!r}")
     sigmas = [float(plain_number(v)) for v in value]

@@ -70,7 +70,7 @@ def check_image_file(path: str, *, max_size: int = _MAX_SIZE, decode: bool = Fal
         ) from None
     except Image.DecompressionBombError:
         raise ImageProblem(
-            f"it has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which Pillow refuses: cut it into parts"
+            f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which Pillow refuses: cut it into parts"
         ) from None
     except UnidentifiedImageError:
         raise ImageProblem("the file is not an image, or its beginning is damaged: fetch it again") from None

@@ -83,7 +83,7 @@ def mirrored_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     several do (lwrist, lhip). Case and blanks around a name do not matter.
     """
     by_key = {name.strip().lower(): name for name in names}
-    pairs = {}
+    pairs: dict[str, str] = {}
     for name in names:
         other = next(
             (key for key in _other_sides(name) if key in by_key and key != name.strip().lower()), None

@@ -10,7 +10,8 @@ __all__ = ["DatasetMapper"]
 class DatasetMapper(_DatasetMapper):
     """detectron2's, which fails on an image without objects where ``INPUT.CROP`` is enabled and there are masks.
 
-    Takes ``INPUT.LSJ`` and ``INPUT.COLOR_JITTER`` of the config too.
+    Takes ``INPUT.LSJ`` and ``INPUT.COLOR_JITTER`` of the config too. Gives bitmaps for ``INPUT.COPY_PASTE``, which
+    `CopyPasteMapper` does.
     """
 
     @classmethod
@@ -31,6 +32,9 @@ class DatasetMapper(_DatasetMapper):
             ]
             # The boxes of what a crop leaves of objects are those of their masks.
             arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
+        copy_paste = cfg.INPUT.get("COPY_PASTE")
+        if copy_paste is not None and copy_paste.ENABLED:
+            arguments["use_instance_mask"], arguments["instance_mask_format"] = True, "bitmask"
         if jitter:
             colors = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
             arguments["augmentations"] += [color(1 - jitter, 1 + jitter) for color in colors]

@@ -35,7 +35,7 @@ def draw_images(path: str, image_root: str, image_ids: Sequence, folder: str) ->
     """
     wanted = dict.fromkeys(image_ids)
     file = CocoFile(path, Problems(os.path.basename(path), path))
-    annotations = {image_id: [] for image_id in wanted}
+    annotations: dict = {image_id: [] for image_id in wanted}
     for annotation in file.annotations():
         if annotation["image_id"] in wanted:
             annotations[annotation["image_id"]].append(annotation)
@@ -43,9 +43,9 @@ def draw_images(path: str, image_root: str, image_ids: Sequence, folder: str) ->
     skeleton = next(
         (c["skeleton"] for c in file.categories if c.get("keypoints") and c.get("skeleton")), None
     )
-    lines = skeleton_lines(skeleton, file.keypoint_names, file.path)
+    named = skeleton_lines(skeleton, file.keypoint_names, file.path)
     places = {name: place for place, name in enumerate(file.keypoint_names)}
-    lines = [(places[a], places[b]) for a, b in lines]
+    lines = [(places[a], places[b]) for a, b in named]
     os.makedirs(folder, exist_ok=True)
     written = []
     for image_id, found in annotations.items():
@@ -111,4 +111,5 @@ def _draw_keypoints(draw: ImageDraw.ImageDraw, keypoints, lines, color, radius: 
 
 
 def _color(number: int) -> tuple[int, int, int]:
-    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.9, 1))
+    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.9, 1)
+    return round(255 * red), round(255 * green), round(255 * blue)

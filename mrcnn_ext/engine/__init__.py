@@ -6,11 +6,13 @@ from .errors import UserError
 from .events import ProgressPrinter, build_writers
 from .hooks import ValidationLossHook, compute_losses
 from .launch import argument_parser, launch, run_tool
+from .predictor import Predictor
 from .setup import load_config, setup
 from .trainer import Trainer
 
 __all__ = [
     "Checkpointer",
+    "Predictor",
     "ProgressPrinter",
     "Trainer",
     "UserError",

@@ -27,7 +27,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self._model = model
         self._decay = decay
-        self._average = None
+        self._average: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -9,13 +10,17 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
 from ..files import DamagedFileError, replacing, verify_archive
+from ..integrations.torchvision.parameter_names import is_torchvision_detector
+from ..integrations.torchvision.weights import detectron2_weights
 from .averaging import WeightAverage
+from .class_mapping import ClassMapping
 from .description import ABOUT
 from .errors import NonFiniteError, UserError
 from .weight_files import read_weights
 
 __all__ = ["Checkpointer", "not_finite"]
 
+_TORCHVISION_STD = torch.tensor([58.395, 57.120, 57.375])
 _AVERAGED = "averaged_model"  # key of the moving average of the weights
 
 
@@ -33,6 +38,7 @@ class Checkpointer(DetectionCheckpointer):
         averaged: saved beside the weights; such an average in a file is loaded instead of its weights
             wherever training is not resumed.
         trust: run whatever code a file holds.
+        classes: maps the class-specific weights of a file with other classes, wherever training is not resumed.
     """
 
     # Tensors of the file that may be without a place in the model: a mask head, predictors of other classes.
@@ -49,9 +55,11 @@ class Checkpointer(DetectionCheckpointer):
         about: Callable[[], dict] | None = None,
         averaged: WeightAverage | None = None,
         trust: bool = False,
+        classes: ClassMapping | None = None,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
+        self._classes = classes
         self.trust = trust
         self.about = about
         self.averaged = averaged
@@ -145,14 +153,19 @@ class Checkpointer(DetectionCheckpointer):
         """As detectron2's.
 
         Raises:
-            UserError: no such file, not a checkpoint, damaged, holding code, with weights that are not finite, or one
-                of another architecture.
+            UserError: no such file, not a checkpoint, damaged, holding code, with weights that are not finite, one
+                of another architecture, or at an address that cannot be fetched.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise UserError(f"weights file not found: {path}")
         self._file = path
         try:
             return super().load(path, *args, **kwargs)
+        except URLError as error:
+            raise UserError(
+                f"the weights {path} could not be fetched ({error.reason}). Without a network: put the file there by "
+                'hand and give its path, or "" to start from random weights (MODEL.WEIGHTS, train.init_checkpoint)'
+            ) from error
         finally:
             # detectron2 forgets to, after an error, and then refuses to load anything else.
             self._parsed_url_during_load = None
@@ -171,7 +184,27 @@ class Checkpointer(DetectionCheckpointer):
         weights = _mapping(loaded, "model")
         if not weights or not all(isinstance(value, (Tensor, np.ndarray)) for value in weights.values()):
             raise UserError(f"{self._file}: not a checkpoint: it holds no tensors by their names")
+        if is_torchvision_detector(weights):
+            self.logger.info(
+                "%s is a detector of torchvision: its weights get detectron2's names", self._file
+            )
+            self._check_torchvision_settings()
+            loaded = {**loaded, "model": detectron2_weights(weights)}
         return loaded
+
+    def _check_torchvision_settings(self):
+        """torchvision's weights want its images and its ResNet; nothing else would tell."""
+        wrong = []
+        std = getattr(self.model, "pixel_std", None)
+        if std is not None and not torch.allclose(std.flatten().cpu(), _TORCHVISION_STD, rtol=0.01):
+            wrong.append("MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]")
+        if getattr(self.model, "input_format", None) not in ("RGB", None):
+            wrong.append('INPUT.FORMAT "RGB"')
+        if wrong and not self._allow_partial:
+            raise UserError(
+                f"{self._file}: weights of torchvision need {' and '.join(wrong)}; the whole config is "
+                "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_torchvision.yaml (or COCO-Keypoints/keypoint_..., or .py)"
+            )
 
     def _torch_load(self, f):
         loaded = read_weights(f, self.trust)
@@ -193,6 +226,9 @@ class Checkpointer(DetectionCheckpointer):
                 f"{self._file}: {len(wrong)} of its {len(checkpoint['model'])} tensors are not finite ({wrong[0]}, "
                 "...): it was saved by a training that had diverged. Take an older checkpoint"
             )
+        if self._classes is not None and not self._resuming:
+            checkpoint["model"], report = self._classes.apply(checkpoint, self.model.state_dict(), self._file)
+            self.logger.info(report)
         incompatible = super()._load_model(checkpoint)
         if not self._allow_partial:
             self._check(incompatible)

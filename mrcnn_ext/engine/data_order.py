@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from detectron2.data import MapDataset
@@ -41,7 +42,7 @@ def resumable(loader):
     ):
         collate, inner = inner._map_func, inner._dataset  # a MapDataset of batches
     grouped = isinstance(inner, AspectRatioGroupedDataset)
-    batch_size = inner.batch_size
+    batch_size = getattr(inner, "batch_size", None)  # of a loader; a user's may be any iterable
     data = inner.dataset if grouped else inner
     source = data.dataset if isinstance(data, DataLoader) else None
     if type(source) is not ToIterableDataset or not source.shard_sampler:
@@ -100,7 +101,7 @@ class ResumableLoader(IterableDataset):
         collate: Callable | None = None,
         **options,
     ):
-        self.dataset = dataset
+        self.dataset: Any = dataset  # with a length
         self.sampler = sampler
         self.batch_size = batch_size
         self._grouped = grouped
@@ -109,8 +110,10 @@ class ResumableLoader(IterableDataset):
         self._options = options
         self._seed = comm.shared_random_seed()
         self._taken = 0  # images of the order so far
-        self._iterator = None
-        self._waiting = []  # (place, index) of images that were taken and are in no batch yet
+        self._iterator: Any = None  # of the DataLoader
+        self._waiting: list[
+            tuple[int, int]
+        ] = []  # (place, index) of images that were taken and are in no batch yet
 
     def __iter__(self) -> Iterator[list]:
         options = dict(self._options)
@@ -127,7 +130,7 @@ class ResumableLoader(IterableDataset):
             generator=torch.Generator().manual_seed(self._seed),
             **options,
         )
-        groups = {}
+        groups: dict[bool, list] = {}
         again = len(self._waiting)
         self._waiting = []
         self.close()

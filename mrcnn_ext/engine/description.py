@@ -19,6 +19,7 @@ from .weight_files import HOW_TO_TRUST, read_weights
 
 __all__ = [
     "ABOUT",
+    "check_targets",
     "config_of",
     "describe",
     "describe_lazily",
@@ -33,10 +34,12 @@ _NAMES = (
     *("thing_classes", "thing_dataset_id_to_contiguous_id", "keypoint_names", "keypoint_flip_map"),
     *("keypoint_connection_rules", "keypoint_oks_sigmas", "thing_colors"),
 )
-# Modules whose classes and functions a LazyConfig in a file may call: they make models and resize images.
+_OF_EVALUATORS = ("_target_", "tasks", "max_dets_per_image", "kpt_oks_sigmas")
+# Modules whose classes and functions a LazyConfig in a file may call: they make models, resize images and evaluate.
 _ALLOWED = (
     *("detectron2.modeling.", "detectron2.layers.", "detectron2.structures.", "detectron2.data.transforms."),
     *("detectron2.data.dataset_mapper", "mrcnn_ext.modeling.", "mrcnn_ext.layers.", "torch.nn.modules."),
+    *("detectron2.evaluation.", "mrcnn_ext.evaluation.", "mrcnn_ext.data.mapper"),
 )
 
 
@@ -58,6 +61,8 @@ def describe_lazily(cfg: DictConfig, names) -> dict:
             "model": _plain(cfg.model),
             "mapper": _plain(OmegaConf.select(cfg, "dataloader.test.mapper")),
             "device": cfg.train.device,
+            "datasets": _test_datasets(cfg),
+            "evaluator": _evaluator(cfg),
         }
         return {**about, "config": yaml.safe_dump(parts)}
     except (TypeError, AttributeError, yaml.YAMLError) as error:
@@ -66,6 +71,17 @@ def describe_lazily(cfg: DictConfig, names) -> dict:
             error,
         )
         return about
+
+
+def _test_datasets(cfg):
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=[])
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _evaluator(cfg):
+    """What its results depend on; not where they are written."""
+    evaluator = OmegaConf.select(cfg, "dataloader.evaluator")
+    return evaluator and {key: _plain(evaluator[key]) for key in _OF_EVALUATORS if key in evaluator}
 
 
 def _base(kind, datasets):
@@ -139,6 +155,7 @@ def config_of(about: Mapping, path: str) -> CfgNode:
         raise UserError(f"{path} was trained with a LazyConfig: give --config-file")
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
+    cfg.MODEL.TIMM.INPUT = "config"  # before there was the key, checkpoints were trained as their config says
     try:
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(about["config"])))
     except (KeyError, ValueError) as error:
@@ -166,19 +183,23 @@ def instantiate_described(part, path: str, trust: bool = False):
         UserError: it calls something else than components of detectron2, mrcnn_ext and PyTorch, and is not trusted.
     """
     if not trust:
-        _check_targets(part, path)
+        check_targets(part, path)
     return instantiate(OmegaConf.create(part, flags={"allow_objects": True}))
 
 
-def _check_targets(part, path):
+def check_targets(part, path: str) -> None:
+    """
+    Raises:
+        UserError: a part of a LazyConfig in a checkpoint calls something else than components, or holds an expression.
+    """
     if isinstance(part, Mapping):
         if "_target_" in part:
             _check_target(str(part["_target_"]), path)
         for value in part.values():
-            _check_targets(value, path)
+            check_targets(value, path)
     elif isinstance(part, list):
         for value in part:
-            _check_targets(value, path)
+            check_targets(value, path)
     elif isinstance(part, str) and "${" in part:
         raise UserError(f"{path}: its config holds the expression {part!r}, and was not used; {HOW_TO_TRUST}")
 

@@ -10,22 +10,25 @@ import torch
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from ..files import naming_full_disk, replacing
+from .loggers import build_loggers
 
 try:
     import resource
 except ImportError:  # not on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
-__all__ = ["MetricsWriter", "ProgressPrinter", "build_writers"]
+__all__ = ["MetricsWriter", "ProgressPrinter", "build_writers", "peak_memory"]
 
 
-def build_writers(output_dir, max_iter):
-    """A progress line, ``metrics.json`` and TensorBoard files in ``output_dir``."""
+def build_writers(output_dir, max_iter, loggers=(), config=None):
+    """A progress line, ``metrics.json`` and TensorBoard files in ``output_dir``, and the experiment trackers that
+    ``loggers`` names, which get ``config``: see `build_loggers`."""
     os.makedirs(output_dir, exist_ok=True)
     return [
         ProgressPrinter(max_iter),
         MetricsWriter(os.path.join(output_dir, "metrics.json")),
         CurvesWriter(output_dir),
+        *build_loggers(loggers, output_dir, config or {}),
     ]
 
 
@@ -87,8 +90,10 @@ class ProgressPrinter(EventWriter):
         window_size: iterations that a loss is smoothed over.
     """
 
+    LOGGER = "detectron2.engine.progress"
+
     def __init__(self, max_iter: int, window_size: int = 20):
-        self._logger = logging.getLogger("detectron2.engine.progress")
+        self._logger = logging.getLogger(self.LOGGER)
         self._max_iter = max_iter
         self._window_size = window_size
 
@@ -114,13 +119,13 @@ class ProgressPrinter(EventWriter):
             fields.append(f"{recent('time'):.3g} s/iter (data {recent('data_time'):.2g})")
         if "lr" in histories:
             fields.append(f"lr {histories['lr'].latest():.3g}")
-        if (memory := _peak_memory()) is not None:
+        if (memory := peak_memory()) is not None:
             fields.append(f"mem {memory / 2**20:.0f}M")
         self._logger.info(" | ".join(fields))
 
 
-def _peak_memory():
-    """Bytes; None where the system does not tell."""
+def peak_memory():
+    """Most bytes allocated on the GPU, or resident in this process where there is none; None where nobody knows."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     if resource is None:

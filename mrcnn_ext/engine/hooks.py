@@ -93,7 +93,8 @@ def compute_losses(model: nn.Module, loader: Iterable[list[dict]]):
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         # Processes may have unequal shares: no synchronisation between batches.
         model = model.module
-    sums, count = defaultdict(float), 0
+    sums: defaultdict[str, float] = defaultdict(float)
+    count = 0
     with (
         torch.no_grad(),
         _losses_without_side_effects(model) as restore,

@@ -1,6 +1,7 @@
 """One program on several GPUs, several CPU processes, several machines, or under torchrun."""
 
 import argparse
+import multiprocessing
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from ..files import DiskFullError
 from .errors import NonFiniteError, UserError
 from .interruption import forwarding_signals
 
-__all__ = ["add_trust_option", "argument_parser", "launch", "run_tool"]
+__all__ = ["add_trust_option", "argument_parser", "launch", "run", "run_tool"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -39,6 +40,12 @@ def argument_parser(epilog=None):
         type=int,
         default=1,
         help="processes on each machine when running on the CPU (--num-gpus 0), connected by gloo",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=["auto"],
+        help="auto: choose schedule, learning rate, image sizes and anchors by the training data, where the command "
+        "line and your config do not; what was chosen and why is told, and written to the output folder",
     )
     add_trust_option(parser)
     return parser
@@ -66,6 +73,8 @@ examples:
     machine 1: {program} --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://HOST0:PORT
   torchrun starts the processes
     torchrun --nproc-per-node 8 {program} --config-file CONFIG
+  schedule, learning rate, image sizes and anchors by the data
+    {program} --config-file CONFIG --recipe auto
   evaluate; resume; change the config
     {program} --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
     {program} --config-file CONFIG --resume
@@ -131,8 +140,9 @@ def launch(main: Callable, args: argparse.Namespace):
         if args.num_machines > 1:
             raise UserError("several machines need the same --dist-url, tcp://HOST:PORT of machine 0")
         url = f"tcp://127.0.0.1:{_free_port()}"
+    workers = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     processes = mp.spawn(
-        _run_spawned, nprocs=num_local, args=(main, args, world_size, num_local, url), join=False
+        _run_spawned, nprocs=num_local, args=(main, args, world_size, num_local, url, workers), join=False
     )
     # They end in order, with a checkpoint, and this one after them.
     with forwarding_signals(processes.pids):
@@ -140,7 +150,9 @@ def launch(main: Callable, args: argparse.Namespace):
             pass
 
 
-def _run_spawned(local_rank, main, args, world_size, num_local, url):
+def _run_spawned(local_rank, main, args, world_size, num_local, url, workers):
+    # A spawned process would spawn its data workers too, each of which imports everything again.
+    multiprocessing.set_start_method(workers, force=True)
     rank = args.machine_rank * num_local + local_rank
     _exit_on_user_error(rank, _run_process, local_rank, main, args, rank, world_size, num_local, url)
 
@@ -163,14 +175,18 @@ def _run_process(local_rank, main, args, rank, world_size, num_local, url):
 
 
 def run_tool(main, parser):
-    """A tool's body: parse the command line and launch ``main``.
+    """A tool's body: parse the command line and `run` ``main``."""
+    run(main, parser.parse_args())
+
+
+def run(main, args):
+    """Launch ``main`` from a command line, and return what it returns.
 
     Errors whose message says all are one line: UserError with exit code 2, losses or weights that are not finite and
     full disks with 1. Ctrl-C gives 130; a training that a signal has ended, 128 + its number.
     """
-    args = parser.parse_args()
     try:
-        _exit_on_user_error(int(os.environ.get("RANK", 0)), launch, main, args)
+        return _exit_on_user_error(int(os.environ.get("RANK", 0)), launch, main, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

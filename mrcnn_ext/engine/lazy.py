@@ -1,11 +1,13 @@
 """Train and evaluate the model of a LazyConfig: what ``tools/lazyconfig_train_net.py`` runs."""
 
 import argparse
+import contextlib
 import copy
 import functools
 import logging
 import os
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,23 +22,31 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config_files import CONFIGS
 from ..data import read_lazily
+from ..data.reading_once import reading_once
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
+from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
+from .described import described_lazy_config
 from .description import describe_lazily
 from .errors import UserError, did_you_mean
 from .events import build_writers
+from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
 from .int8 import int8_from_config
 from .interruption import Interruption
+from .loggers import LoggersHook
+from .recipe_lazy import apply_lazy_recipe
+from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import start
+from .setup import register_datasets, start
 from .steps import StepTrainer
+from .terminal import build_terminal_view
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
 
-__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main"]
+__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
 
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -45,7 +55,8 @@ def main(args: argparse.Namespace):
     """Train, or evaluate with ``--eval-only``, in this process.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
+            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -53,21 +64,13 @@ def main(args: argparse.Namespace):
     Raises:
         UserError: the config, a dataset or the weights are wrong.
     """
-    cfg = load_lazy_config(args.config_file, args.opts)
-    device = cfg.train.device
-    if args.num_gpus == 0:
-        cfg.train.device = "cpu"
-    check_lazy_settings(cfg, args.eval_only, args.resume)
-    check_output_dir("train.output_dir", cfg.train.output_dir)
-    start(cfg, args, cfg.train.output_dir)
-    if cfg.train.device != device:
-        logging.getLogger(__name__).warning(
-            "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
-        )
-    check_lazy_config(cfg, args.eval_only)
-    if not args.eval_only:
-        with Interruption().catching() as interruption:
-            return do_train(args, cfg, interruption)
+    with contextlib.ExitStack() as reading:
+        reading.enter_context(reading_once())
+        register_datasets(getattr(args, "coco_format", ()))
+        cfg = _set_up(args)
+        if not args.eval_only:
+            with Interruption().catching() as interruption:
+                return do_train(args, cfg, interruption, reading.close)
     model = _instantiate(cfg.model, "model")
     model.to(cfg.train.device)
     checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files)
@@ -77,7 +80,33 @@ def main(args: argparse.Namespace):
     return do_test(cfg, model)
 
 
-def load_lazy_config(config_file: str, overrides: list[str] = ()):
+def _set_up(args):
+    recipe = None
+    if args.eval_only and not args.config_file:
+        cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts)
+    else:
+        cfg = load_lazy_config(args.config_file, args.opts)
+        if getattr(args, "follow_data", False):
+            follow_data_lazily(cfg, args.opts, any_number=True)
+        if getattr(args, "recipe", None):
+            recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
+    device = cfg.train.device
+    if args.num_gpus == 0:
+        cfg.train.device = "cpu"
+    check_lazy_settings(cfg, args.eval_only, args.resume)
+    check_output_dir("train.output_dir", cfg.train.output_dir)
+    start(cfg, args, cfg.train.output_dir)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.train.output_dir)
+    if cfg.train.device != device:
+        logging.getLogger(__name__).warning(
+            "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
+        )
+    check_lazy_config(cfg, args.eval_only)
+    return cfg
+
+
+def load_lazy_config(config_file: str, overrides: Sequence[str] = ()):
     """Load a LazyConfig file, which runs it, and apply ``key=value`` overrides.
 
     Args:
@@ -86,7 +115,7 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
             ``+a.b=value`` adds any key.
 
     Returns:
-        DictConfig:
+        DictConfig: with the numbers of classes and keypoints of its data; see `follow_data_lazily`.
 
     Raises:
         UserError: no such file, not a config for training, or an unknown key.
@@ -108,14 +137,25 @@ def load_lazy_config(config_file: str, overrides: list[str] = ()):
     missing = [section for section in _SECTIONS if section not in cfg]
     if missing:
         raise UserError(f"{config_file} lacks {', '.join(missing)}; needed: {', '.join(_SECTIONS)}")
+    return override(cfg, overrides)
+
+
+def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides, which are checked first, and our reading of data.
+
+    Raises:
+        UserError: an unknown key, or what is no override.
+    """
     read_lazily(cfg)
-    for override in overrides:
-        _check_override(cfg, override)
+    for text in overrides:
+        _check_override(cfg, text)
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
+    follow_data_lazily(cfg, overrides)
+    return cfg
 
 
 @functools.cache
@@ -162,6 +202,7 @@ def _build_checkpointer(cfg, model, **checkpointables):
         model,
         cfg.train.output_dir,
         allow_partial=cfg.train.get("allow_partial_weights", False),
+        classes=lazily_mapped_classes(cfg),
         **checkpointables,
     )
 
@@ -170,7 +211,8 @@ def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
     With ``train.accelerate`` an accelerated copy of it is evaluated, with ``train.accelerate_int8`` in int8 where that
-    serves: the path of a calibration, or a dataset's name to calibrate with.
+    serves: the path of a calibration, or a dataset's name to calibrate with. With ``train.report`` a report is written
+    of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -184,6 +226,8 @@ def do_test(cfg, model):
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+    if cfg.train.get("report", False):
+        write_reports([evaluator], cfg.train.output_dir, results)
     return results
 
 
@@ -194,7 +238,12 @@ def _test_loader(cfg, dataset_name):
     return instantiate(loader)
 
 
-def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interruption | None = None):
+def do_train(
+    args: argparse.Namespace,
+    cfg: DictConfig,
+    interruption: Interruption | None = None,
+    when_read: Callable[[], None] = lambda: None,
+):
     """Train as :class:`mrcnn_ext.engine.Trainer` does.
 
     Args:
@@ -203,8 +252,10 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
-            ``train.patience``, ``train.checkpointer.best``; they are what the yaml keys of those names are.
+            ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
+            ``train.terminal_view``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
+        when_read: called when the training loader has its data.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
@@ -220,6 +271,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg.optimizer, "optimizer")
     loader = _instantiate(cfg.dataloader.train, "dataloader.train")
+    when_read()
 
     model = create_ddp_model(model, **train.ddp)
     precision, scaler = _precision(train)
@@ -248,7 +300,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
         state=state,
     )
 
-    results = {}
+    results: dict = {}
 
     def test():
         results.clear()
@@ -261,7 +313,10 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
     )
     best = options.get("best", "")
     val_loss = train.get("val_loss", {})
-    writers = build_writers(train.output_dir, train.max_iter) if comm.is_main_process() else []
+    writers = []
+    if comm.is_main_process():
+        plain = {"train": OmegaConf.to_container(train, resolve=False)}
+        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -274,6 +329,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
             BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
             hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+            LoggersHook(writers),
+            *build_terminal_view(train.get("terminal_view", True)),
             ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
         ]
     )

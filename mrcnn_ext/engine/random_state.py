@@ -12,7 +12,8 @@ __all__ = ["kept_random_state", "random_state", "seeded", "set_random_state"]
 
 def random_state() -> dict:
     """States of Python's, NumPy's and PyTorch's generators, as what ``torch.load(weights_only=True)`` takes."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
     state = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),

@@ -6,8 +6,9 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
@@ -23,7 +24,7 @@ from .random_state import kept_random_state, random_state, set_random_state
 from .steps import loss_normalizers
 from .stopping import StopTraining
 
-__all__ = ["BestHook", "CheckpointHook", "ResumeHook", "TrainingState", "evaluation_hook"]
+__all__ = ["BestHook", "CheckpointHook", "ResumeHook", "ResumingWriter", "TrainingState", "evaluation_hook"]
 
 _SCALARS = 20  # values that the writers smooth over
 
@@ -38,8 +39,8 @@ class TrainingState:
 
     def __init__(self, step_trainer: Callable):
         self._step_trainer = step_trainer
-        self._saved = None
-        self._loaded = None
+        self._saved: dict[str, Any] | None = None
+        self._loaded: Any = None  # a dict, once there is one
 
     @property
     def loaded(self) -> bool:
@@ -143,6 +144,11 @@ class CheckpointHook(HookBase):
         number = self._step_trainer().interrupted_by
         if number:
             self.end_by_signal(number)
+
+    def finish(self):
+        """Saves the final checkpoint where a training was killed between the last iteration's and that one."""
+        if Path(self._checkpointer.get_checkpoint_file()).name != "model_final.pth":
+            self.save("model_final")
 
     def after_train(self):
         loader = self._step_trainer().data_loader
@@ -274,9 +280,9 @@ class BestHook(HookBase):
 def evaluation_hook(
     period: int,
     evaluate: Callable,
-    average: WeightAverage,
+    average: WeightAverage | None,
     checkpoint_hook: CheckpointHook,
-    interruption: Interruption,
+    interruption: Interruption | None,
 ):
     """detectron2's EvalHook, which leaves the training as it was.
 
@@ -307,6 +313,26 @@ def evaluation_hook(
     return hook
 
 
+class ResumingWriter(hooks.PeriodicWriter):
+    """detectron2's PeriodicWriter, the last hook, and `ResumeHook` in one: a hook that a script inserts before the last
+    is there when a training goes on.
+
+    Args:
+        state, trainer_hooks: of `ResumeHook`.
+        writers: empty but in the main process.
+        period: iterations between two writes.
+    """
+
+    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: list, period: int = 20):
+        super().__init__(writers, period)
+        able = [writer for writer in writers if hasattr(writer, "resume_at")]
+        self._resume = ResumeHook(state, trainer_hooks, able)
+
+    def before_train(self):
+        self._resume.trainer = self.trainer
+        self._resume.before_train()
+
+
 class ResumeHook(HookBase):
     """Continues where a checkpoint was saved: within the iteration, behind the `CheckpointHook`. The last hook, in all
     processes.
@@ -317,7 +343,7 @@ class ResumeHook(HookBase):
         writers: those that can leave out what they had written beyond the checkpoint.
     """
 
-    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: list = ()):
+    def __init__(self, state: TrainingState, trainer_hooks: Callable, writers: Sequence = ()):
         self._state = state
         self._trainer_hooks = trainer_hooks
         self._writers = writers
@@ -340,6 +366,8 @@ class ResumeHook(HookBase):
         all_hooks = self._trainer_hooks()
         index = next(i for i, hook in enumerate(all_hooks) if isinstance(hook, CheckpointHook))
         trainer.iter = trainer.storage.iter = start - 1
+        if start >= trainer.max_iter:
+            all_hooks[index].finish()
         for hook in all_hooks[index + 1 :]:
             hook.after_step()
         trainer.iter = trainer.storage.iter = start

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from omegaconf import OmegaConf
 
 from .errors import UserError, did_you_mean
+from .loggers import check_loggers
 
 __all__ = ["building", "check_output_dir", "check_settings", "check_lazy_settings"]
 
@@ -22,6 +23,7 @@ _CHOICES = {
     "MODEL.ROI_BOX_HEAD.NORM": _NORMS,
     "MODEL.ROI_MASK_HEAD.NORM": _NORMS,
     "MODEL.ROI_KEYPOINT_HEAD.NORM": _NORMS,
+    "MODEL.TIMM.INPUT": ("auto", "config"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -87,6 +89,7 @@ def check_settings(cfg: CfgNode, eval_only: bool = False, resume: bool = False):
         _check_at_least(key, _value(cfg, key), lowest)
     _check_batch("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, "SOLVER.ACCUMULATE", cfg.SOLVER.ACCUMULATE)
     _check_decay("SOLVER.EMA_DECAY", cfg.SOLVER.EMA_DECAY)
+    check_loggers(cfg.LOGGERS)
     if cfg.SOLVER.PATIENCE and not (cfg.CHECKPOINT.BEST and cfg.TEST.EVAL_PERIOD):
         raise UserError(
             "SOLVER.PATIENCE needs a metric, CHECKPOINT.BEST, and evaluations, TEST.EVAL_PERIOD above 0"
@@ -110,6 +113,8 @@ def check_lazy_settings(cfg, eval_only=False, resume=False):
             "dataloader.train.total_batch_size", batch, "train.accumulate", train.get("accumulate", 1)
         )
     _check_decay("train.ema_decay", train.get("ema_decay", 0.0))
+    loggers = train.get("loggers", [])
+    check_loggers(OmegaConf.to_container(loggers) if OmegaConf.is_config(loggers) else loggers)
     if train.get("patience", 0) and not (train.checkpointer.get("best") and train.eval_period):
         raise UserError(
             "train.patience needs a metric, train.checkpointer.best, and train.eval_period above 0"

@@ -5,7 +5,9 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import warnings
+from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -14,15 +16,37 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.registry import Registry
 
-from ..config import add_mrcnn_ext_config
+from ..config import add_mrcnn_ext_config, with_defaults
 from ..data import register_coco_format
+from ..modeling.backbone import follow_timm
 from .description import config_of, read_description
 from .errors import UserError, did_you_mean
-from .from_data import follow_data, mark_unsaid
+from .from_data import UNSAID, follow_data, mark_unsaid
+from .recipe_config import apply_recipe
 from .settings import check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
-__all__ = ["load_config", "merge_options", "naming_unknown_objects", "register_datasets", "setup", "start"]
+__all__ = [
+    "complete",
+    "load_config",
+    "merge_config",
+    "merge_options",
+    "naming_unknown_objects",
+    "register_datasets",
+    "setup",
+    "start",
+]
+
+# What detectron2 logs before anything happens.
+_FOR_THE_LOG_FILE = (
+    *(
+        "Rank of current process",
+        "Environment info",
+        "Command line arguments",
+        "Contents of args.config_file",
+    ),
+    *("Running with full config", "Model:\n"),
+)
 
 
 def setup(args: argparse.Namespace):
@@ -31,7 +55,10 @@ def setup(args: argparse.Namespace):
     To evaluate, ``MODEL.WEIGHTS`` is enough without a file: checkpoints hold their config.
 
     Args:
-        args: of :func:`mrcnn_ext.engine.argument_parser`.
+        args: of :func:`mrcnn_ext.engine.argument_parser`. ``described_by``, if it has that, is a checkpoint whose
+            config is taken, to train with too; with ``follow_data`` the numbers of classes and keypoints in a config
+            file give way to those of the data; ``brief`` keeps what fills screens, config and model, out of the
+            terminal: it is in the log file.
 
     Returns:
         CfgNode: frozen.
@@ -40,13 +67,22 @@ def setup(args: argparse.Namespace):
         UserError: the config is wrong.
     """
     trust = getattr(args, "trust_files", False)
-    weights = _weights_alone(args)
+    weights, recipe = _weights_alone(args), None
+    if weights and getattr(args, "recipe", None):
+        raise UserError(
+            "--recipe is for a config file: the config in a checkpoint stays as it was trained with"
+        )
     if weights:
         cfg = config_of(read_description(weights, trust), weights)
+        # Of the data that it was trained on; other data have other numbers.
+        described = mark_unsaid(cfg)
         merge_options(cfg, args.opts)
         register_datasets(cfg.DATASETS.COCO_FORMAT)
+        follow_data(cfg, described)
     else:
-        cfg = load_config(args.config_file, args.opts, trust)
+        cfg = load_config(args.config_file, args.opts, trust, getattr(args, "follow_data", False))
+        if getattr(args, "recipe", None):
+            recipe = apply_recipe(cfg, args.config_file, args.opts)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -54,6 +90,8 @@ def setup(args: argparse.Namespace):
     check_settings(cfg, getattr(args, "eval_only", False), getattr(args, "resume", False))
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     start(cfg, args, cfg.OUTPUT_DIR)
+    if recipe is not None:
+        recipe.tell_and_write(cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE != device:
         logging.getLogger(__name__).warning(
             "Running on the CPU (no GPU, or --num-gpus 0) although MODEL.DEVICE is %s", device
@@ -85,20 +123,30 @@ def start(cfg, args, output_dir):
     """detectron2's ``default_setup``, and the same logging for this package."""
     # detectron2's anchors cause it; who trains can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    if getattr(args, "brief", False):
+        _keep_off_terminal(output_dir)
     default_setup(cfg, args)
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
 
 
-def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
+def _keep_off_terminal(output_dir):
+    logger = setup_logger(output_dir, distributed_rank=comm.get_rank())
+    for handler in logger.handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(lambda record: not record.getMessage().startswith(_FOR_THE_LOG_FILE))
+
+
+def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False, follow: bool = False):
     """Read a yaml config over detectron2's defaults and ours.
 
     Registers its ``DATASETS.COCO_FORMAT``. The numbers of classes and keypoints are those of its data, unless the file
-    or ``opts`` have others.
+    or ``opts`` have others; with a timm backbone its input and weights are timm's (`follow_timm`).
 
     Args:
         config_file: path; "" for the defaults alone.
         opts: KEY VALUE pairs that go over the file.
         trust: run the code that Python tags in the file, or in its ``_BASE_``, hold.
+        follow: the numbers in the file give way to those of its data.
 
     Returns:
         CfgNode: not frozen.
@@ -109,6 +157,36 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
     defaults = mark_unsaid(cfg)
+    merge_config(cfg, config_file, trust=trust)
+    if follow:
+        said = {key: value for key, value in mark_unsaid(cfg).items() if value != UNSAID}
+        defaults = {**defaults, **said}
+    merge_options(cfg, opts)
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    follow_data(cfg, defaults)
+    _tell_of_timm(cfg)
+    return cfg
+
+
+def complete(cfg: CfgNode) -> CfgNode:
+    """A config of anybody's script as our classes use it: a copy with every key of ours, its ``DATASETS.COCO_FORMAT``
+    registered, and with what follows from a timm backbone (`follow_timm`). Frozen; complete already, it stays."""
+    cfg = with_defaults(cfg)
+    cfg.defrost()
+    _tell_of_timm(cfg)
+    register_datasets(cfg.DATASETS.COCO_FORMAT)
+    cfg.freeze()
+    return cfg
+
+
+def _tell_of_timm(cfg):
+    for message in follow_timm(cfg):
+        if comm.is_main_process():
+            logging.getLogger(__name__).warning("%s", message)
+
+
+def merge_config(cfg, config_file, opts=(), trust=False):
+    """Merge a yaml file, "" for none, and KEY VALUE pairs into a config; `load_config` says what is raised."""
     if config_file:
         if not os.path.isfile(config_file):
             raise UserError(f"config file not found: {config_file}")
@@ -117,9 +195,6 @@ def load_config(config_file: str, opts: list[str] = (), trust: bool = False):
         with _one_line_errors(cfg, config_file):
             merge_from_file(cfg, config_file, trust)
     merge_options(cfg, opts)
-    register_datasets(cfg.DATASETS.COCO_FORMAT)
-    follow_data(cfg, defaults)
-    return cfg
 
 
 def merge_options(cfg, opts):
@@ -131,7 +206,9 @@ def merge_options(cfg, opts):
 
 
 def _weights_alone(args):
-    """The checkpoint that is to be evaluated without a config file, "" if there is one."""
+    """The checkpoint whose config is to be used, "" if there is a config file."""
+    if getattr(args, "described_by", ""):
+        return args.described_by
     if args.config_file or not getattr(args, "eval_only", False):
         return ""
     return dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS", "")

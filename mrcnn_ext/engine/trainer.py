@@ -5,8 +5,10 @@ import logging
 import os
 import weakref
 from functools import partial
+from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
@@ -21,7 +23,8 @@ from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
-from .checks import learnt_from, names_for_losses
+from .checks import check_config, learnt_from, names_for_losses
+from .class_mapping import mapped_classes
 from .data_order import resumable
 from .description import describe
 from .errors import UserError
@@ -29,12 +32,15 @@ from .events import build_writers
 from .hooks import ValidationLossHook
 from .int8 import INT8_KEY, int8_from_config
 from .interruption import Interruption
+from .loggers import LoggersHook
 from .optim import build_optimizer
-from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
+from .reporting import write_reports
+from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building
-from .setup import naming_unknown_objects
+from .setup import complete, naming_unknown_objects
 from .steps import StepTrainer
 from .stopping import Stoppable
+from .terminal import build_terminal_view
 
 __all__ = ["Trainer", "build_validation_loader", "check_iterations", "thin_out"]
 
@@ -42,13 +48,16 @@ __all__ = ["Trainer", "build_validation_loader", "check_iterations", "thin_out"]
 class Trainer(Stoppable, DefaultTrainer):
     """detectron2's trainer with evaluators, validation losses and trainings that can be continued, on the CPU too.
 
-    Adds to :class:`detectron2.engine.DefaultTrainer`: the evaluator of each test dataset by its metadata;
-    ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model, from which a training goes on as if
-    it had never ended, the last few or the best of them (``CHECKPOINT``); steps that are known to be finite
-    (``SOLVER.SKIP_NONFINITE``), gradient accumulation (``SOLVER.ACCUMULATE``), a moving average of the weights
-    (``SOLVER.EMA_DECAY``) and early stopping (``SOLVER.PATIENCE``); a readable progress line;
-    channels-last models (``MODEL.CHANNELS_LAST``) and accelerated ones (``MODEL.ACCELERATE_TRAINING``); bf16
-    autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU.
+    It can be put in the place of :class:`detectron2.engine.DefaultTrainer` in any script: the constructor takes the
+    same config, with our keys or without, and what is to be overridden has the same names. Adds to it: the evaluator
+    of each test dataset by its metadata; ``val/loss_*`` (``VAL_LOSS``); atomic checkpoints checked against the model,
+    from which a training goes on as if it had never ended, the last few or the best of them (``CHECKPOINT``); steps
+    that are known to be finite (``SOLVER.SKIP_NONFINITE``), gradient accumulation (``SOLVER.ACCUMULATE``), a moving
+    average of the weights (``SOLVER.EMA_DECAY``) and early stopping (``SOLVER.PATIENCE``); ``SOLVER.OPTIMIZER``; a
+    readable progress line; channels-last models (``MODEL.CHANNELS_LAST``) and accelerated ones (``MODEL.ACCELERATE``,
+    ``MODEL.ACCELERATE_TRAINING``); bf16 autocast where ``SOLVER.AMP.ENABLED`` is set on the CPU;
+    ``DATASETS.COCO_FORMAT``, a check of the data (``DATASETS.CHECK``) that our loaders read, and the input of a timm
+    backbone (``MODEL.TIMM.INPUT``).
 
     Args:
         cfg (CfgNode):
@@ -57,12 +66,13 @@ class Trainer(Stoppable, DefaultTrainer):
         trust: run the code that checkpoints may hold.
     """
 
+    heeds_our_keys = True  # of which detectron2's own warn (mrcnn_ext.compat)
+    _trainer: Any  # detectron2's own first, then a `StepTrainer` of what that has built
+
     def __init__(self, cfg, interruption: Interruption | None = None, trust: bool = False):
         self._interruption, self._trust = interruption, trust
-        if "VAL_LOSS" not in cfg:
-            raise UserError(
-                "the config lacks our keys: call mrcnn_ext.add_mrcnn_ext_config(cfg) before merging"
-            )
+        cfg = complete(cfg)
+        self._check_data(cfg)
         cpu_autocast = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
         if cpu_autocast:
             # detectron2's AMPTrainer is for CUDA alone.
@@ -87,7 +97,20 @@ class Trainer(Stoppable, DefaultTrainer):
         )
 
     @classmethod
+    def _check_data(cls, cfg):
+        """Checks what our loaders read and our evaluators evaluate, not what a subclass replaces."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        if cls.build_train_loader.__func__ is not Trainer.build_train_loader.__func__:
+            cfg.DATASETS.TRAIN = ()
+        own = (cls.build_test_loader.__func__, cls.build_evaluator.__func__)
+        if own != (Trainer.build_test_loader.__func__, Trainer.build_evaluator.__func__):
+            cfg.DATASETS.TEST = ()
+        check_config(cfg)
+
+    @classmethod
     def build_model(cls, cfg):
+        cfg = complete(cfg)
         with naming_unknown_objects(cfg), building("the model"):
             model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
@@ -96,15 +119,15 @@ class Trainer(Stoppable, DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg, model):
-        return build_optimizer(cfg, model)
+        return build_optimizer(complete(cfg), model)
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_train_loader(cfg)
+        return build_train_loader(complete(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_test_loader(cfg, dataset_name)
+        return build_test_loader(complete(cfg), dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -124,6 +147,7 @@ class Trainer(Stoppable, DefaultTrainer):
             about=lambda: describe(cfg),
             averaged=average,
             trust=self._trust,
+            classes=mapped_classes(cfg),
             trainer=weakref.proxy(self),
             state=state,
         )
@@ -148,7 +172,8 @@ class Trainer(Stoppable, DefaultTrainer):
                     self._interruption,
                 )
             )
-        # In the same order in every process; evaluation before the writers.
+        # In the same order in every process; evaluation before the writers, which are the last: scripts insert their
+        # hooks before them, at [-1].
         result, writers = [], []
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
@@ -162,11 +187,12 @@ class Trainer(Stoppable, DefaultTrainer):
                 result += evaluation
                 if cfg.CHECKPOINT.BEST:
                     result.append(BestHook(cfg.CHECKPOINT.BEST, checkpoints, period, cfg.SOLVER.PATIENCE))
+            elif isinstance(hook, hooks.PeriodicWriter):
+                writers = hook._writers
             elif not isinstance(hook, hooks.PeriodicCheckpointer):
                 result.append(hook)
-            if isinstance(hook, hooks.PeriodicWriter):
-                writers = [writer for writer in hook._writers if hasattr(writer, "resume_at")]
-        return [*result, ResumeHook(state, lambda: self._hooks, writers)]
+        watching = [LoggersHook(writers), *build_terminal_view(cfg.TERMINAL_VIEW)]
+        return [*result, *watching, ResumingWriter(state, lambda: self._hooks, writers)]
 
     def resume_or_load(self, resume=True):
         """As detectron2's.
@@ -180,15 +206,21 @@ class Trainer(Stoppable, DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
-        become COCO's encoding directly where the evaluators are ours."""
-        if cfg.MODEL.ACCELERATE and not isinstance(model, GeneralizedRCNNWithTTA):
-            if evaluators is None:
-                # detectron2 says what is missing where a subclass has none.
-                with contextlib.suppress(NotImplementedError):
-                    evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+        become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
+        data set in COCO's format."""
+        cfg = complete(cfg)
+        augmented = isinstance(model, GeneralizedRCNNWithTTA)
+        if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
+            # detectron2 says what is missing where a subclass has none.
+            with contextlib.suppress(NotImplementedError):
+                evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
+        if cfg.MODEL.ACCELERATE and not augmented:
             model = accelerated(model, some, cls._int8(cfg))
-        return super().test(cfg, model, evaluators)
+        results = super().test(cfg, model, evaluators)
+        if cfg.TEST.REPORT:
+            write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
+        return results
 
     @classmethod
     def test_with_augmentation(cls, cfg, model):
@@ -211,7 +243,9 @@ class Trainer(Stoppable, DefaultTrainer):
         return int8_from_config(cfg.MODEL.ACCELERATE_INT8, partial(cls.build_test_loader, cfg))
 
     def build_writers(self):
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return build_writers(
+            self.cfg.OUTPUT_DIR, self.max_iter, self.cfg.LOGGERS, yaml.safe_load(self.cfg.dump())
+        )
 
 
 def accelerated(model, evaluators=(), int8=None):
@@ -289,7 +323,12 @@ def build_validation_loader(cfg: CfgNode):
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
     )
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
+    mapper = DatasetMapper(
+        cfg,
+        is_train=True,
+        augmentations=build_augmentation(cfg, is_train=False),
+        use_instance_mask=cfg.MODEL.MASK_ON,  # which copy-paste needs beyond
+    )
     return build_detection_test_loader(
         thin_out(dicts, cfg.VAL_LOSS.MAX_IMAGES), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

@@ -3,6 +3,7 @@
 import ast
 import operator
 import os
+from collections.abc import Callable
 
 import yaml
 from detectron2.config import CfgNode, downgrade_config, upgrade_config
@@ -10,7 +11,8 @@ from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
-from .errors import UserError
+from ..config_files import CONFIGS, list_configs
+from .errors import UserError, did_you_mean
 
 __all__ = ["merge_from_file"]
 
@@ -28,16 +30,20 @@ _OPERATORS = {
 _LARGEST = 1e9  # of numbers in a formula, lest a power takes for ever
 
 
-def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
+def merge_from_file(
+    cfg: CfgNode, filename: str, trust: bool = False, only: Callable[[str], bool] | None = None
+):
     """``cfg.merge_from_file`` with a safe loader.
 
     Of yaml's Python tags it knows two: ``!!python/tuple``, and ``!!python/object/apply:eval`` with formulas of
-    numbers and lists, by which detectron2's RetinaNet configs write their anchors.
+    numbers and lists, by which detectron2's RetinaNet configs write their anchors. ``_BASE_`` may name one of our
+    configs too, ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml`` say, where there is no such file beside this one.
 
     Args:
         cfg: what the file goes over.
         filename: path.
         trust: run the code that other tags hold.
+        only: of the file and its bases, merge those whose paths it is true for; not with ``trust``.
 
     Raises:
         UserError: a tag that would run code, a ``_BASE_`` that is not there or leads back to itself, or a file that is
@@ -46,7 +52,7 @@ def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
     """
     if trust:
         return cfg.merge_from_file(filename, allow_unsafe=True)
-    content = CfgNode(_read_with_base(filename))
+    content = CfgNode(_read_with_base(filename, only=only))
     version = content.get("VERSION") or guess_version(content, filename)
     if version >= cfg.VERSION:
         cfg.merge_from_other_cfg(content)
@@ -59,7 +65,7 @@ def merge_from_file(cfg: CfgNode, filename: str, trust: bool = False):
         cfg.update(new)
 
 
-def _read_with_base(filename, within=()):
+def _read_with_base(filename, within=(), only=None):
     """A yaml file over those that its ``_BASE_`` names, as a dict."""
     here = os.path.abspath(filename) if "://" not in filename else filename
     if here in within:
@@ -79,11 +85,17 @@ def _read_with_base(filename, within=()):
             raise UserError(f"{filename}: {BASE_KEY} must be a file or a list of files, got {base!r}")
         path = os.path.expanduser(base)
         if "://" not in path:
-            path = os.path.join(os.path.dirname(filename), path)
+            beside = os.path.join(os.path.dirname(filename), path)
+            ours = str(CONFIGS / path)
+            path = beside if os.path.isfile(beside) or not os.path.isfile(ours) else ours
             if not os.path.isfile(path):
-                raise UserError(f"{filename}: its {BASE_KEY} {path} does not exist")
-        _merge(_read_with_base(path, (*within, here)), merged, filename)
-    _merge(content, merged, filename)
+                raise UserError(
+                    f"{filename}: its {BASE_KEY} {path} does not exist, and there is no config of this name in the zoo"
+                    f"{did_you_mean(base, list_configs())}"
+                )
+        _merge(_read_with_base(path, (*within, here), only), merged, filename)
+    if only is None or only(here):
+        _merge(content, merged, filename)
     return merged
 
 
@@ -125,9 +137,11 @@ def _place(node):
     return f"{node.start_mark.name}, line {node.start_mark.line + 1}"
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-)
+def _construct_tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_formula)
 _Loader.add_multi_constructor(
     "tag:yaml.org,2002:python/", lambda loader, suffix, node: _refuse(loader, f"python/{suffix}", node)

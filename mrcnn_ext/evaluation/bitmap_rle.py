@@ -1,9 +1,12 @@
 """Predicted masks to COCO run-length encoding; of image-sized bitmaps only the part with pixels is encoded."""
 
 import numpy as np
+import torch
 from pycocotools import mask as mask_utils
 
-__all__ = ["bitmap_to_rle", "encode_masks"]
+__all__ = ["bitmap_to_rle", "bitmaps_to_rle", "encode_masks"]
+
+_PIXELS = 2**28  # that are looked at together on a device
 
 
 def encode_masks(masks) -> list[dict]:
@@ -15,7 +18,34 @@ def encode_masks(masks) -> list[dict]:
     """
     if hasattr(masks, "to_rle"):
         return masks.to_rle()
-    return [bitmap_to_rle(mask.cpu().bool().numpy()) for mask in masks]
+    if masks.device.type != "cpu":
+        return bitmaps_to_rle(masks)
+    return [bitmap_to_rle(mask.bool().numpy()) for mask in masks]
+
+
+def bitmaps_to_rle(bitmaps: torch.Tensor) -> list[dict]:
+    """Encodes masks on their device, from which only the ends of the runs are copied.
+
+    Args:
+        bitmaps: (N, H, W) bool.
+
+    Returns:
+        As `bitmap_to_rle`, of each.
+    """
+    height, width = bitmaps.shape[1:]
+    if len(bitmaps) == 0:
+        return []
+    size = {"size": [height, width]}
+    encoded = []
+    for some in bitmaps.split(max(1, _PIXELS // max(height * width, 1))):
+        columns = some.bool().transpose(1, 2).flatten(1)
+        changes = columns.clone()
+        changes[:, 1:] ^= columns[:, :-1]
+        index, places = changes.nonzero().cpu().numpy().T
+        for own in np.split(places, np.searchsorted(index, np.arange(1, len(some)))):
+            runs = np.diff(own, prepend=0, append=height * width)
+            encoded.append(mask_utils.frPyObjects({**size, "counts": runs.tolist()}, height, width))
+    return encoded
 
 
 def bitmap_to_rle(bitmap: np.ndarray) -> dict:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
+from ..data.keypoint_sigmas import named_sigmas
 from ..data.loading import coco_content
 from .bitmap_rle import encode_masks
 from .boundary import BoundaryCOCOeval
@@ -53,7 +55,8 @@ class COCOEvaluator(_COCOEvaluator):
         output_dir: where predictions are written; None for nowhere.
         max_dets_per_image: how many boxes and masks of an image count; None as above.
         use_fast_impl: detectron2's compiled evaluation where it is built.
-        kpt_oks_sigmas: (K,) standard deviation of each keypoint, relative to object scale.
+        kpt_oks_sigmas: (K,) standard deviation of each keypoint, relative to object scale, or "coco" or "uniform"; see
+            `mrcnn_ext.data.keypoint_sigmas`.
         allow_cached_coco: taken for detectron2's configs; nothing is cached.
 
     Raises:
@@ -70,12 +73,15 @@ class COCOEvaluator(_COCOEvaluator):
         *,
         max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
-        kpt_oks_sigmas: list[float] = (),
+        kpt_oks_sigmas: list[float] | str = (),
         allow_cached_coco=None,
     ):
         # Not super().__init__, which reads the file as it is, writes a cached one for data registered in Python, moves
         # their keypoints and adds to their metadata.
         self._logger = logging.getLogger(__name__)
+        self.dataset_name = dataset_name
+        self.records, self.evaluated_tasks = None, ()  # of the last evaluation, in the main process
+        self.seconds = 0.0  # from its first image to its last
         self._distributed = distributed
         self._output_dir = output_dir
         self._tasks = tuple(tasks) if tasks is not None else None
@@ -85,15 +91,44 @@ class COCOEvaluator(_COCOEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api = TruthCOCO(coco_content(dataset_name))
         self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._leave_out_boundary(dataset_name)
+        names = self._metadata.get("keypoint_names", ())
+        kpt_oks_sigmas = named_sigmas(kpt_oks_sigmas, names, f"dataset {dataset_name!r}")
         self._kpt_oks_sigmas = list(kpt_oks_sigmas) or list(self._metadata.get("keypoint_oks_sigmas", ()))
         if self._do_evaluation and (tasks is None or "keypoints" in tasks):
             annotations = self._coco_api.anns.values()
             counts = {len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a}
             if counts or tasks is not None:
-                names = self._metadata.get("keypoint_names", ())
                 self._kpt_oks_sigmas = oks_sigmas(
                     self._kpt_oks_sigmas, names, counts, f"dataset {dataset_name!r}"
                 )
+
+    @property
+    def truth(self) -> TruthCOCO:
+        return self._coco_api
+
+    @property
+    def metadata(self):
+        return self._metadata
+
+    @property
+    def sigmas(self) -> list[float]:
+        return self._kpt_oks_sigmas
+
+    def reset(self):
+        super().reset()
+        self._started = time.perf_counter()
+
+    def _leave_out_boundary(self, dataset_name: str):
+        """Without masks in the data there is no boundary AP."""
+        annotations = self._coco_api.dataset.get("annotations", ())
+        has_masks = any(a.get("segmentation") and not a["iscrowd"] for a in annotations)
+        if self._tasks and "boundary" in self._tasks and annotations and not has_masks:
+            self._tasks = tuple(task for task in self._tasks if task != "boundary")
+            self._logger.warning(
+                "TEST.BOUNDARY_AP (task 'boundary') is left out for dataset %r: none of its objects has a segmentation",
+                dataset_name,
+            )
 
     def process(self, inputs, outputs):
         for input, output in zip(inputs, outputs, strict=True):
@@ -106,6 +141,7 @@ class COCOEvaluator(_COCOEvaluator):
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:
                 self._predictions.append(prediction)
+        self.seconds = time.perf_counter() - self._started
 
     def _eval_predictions(self, predictions, img_ids=None):
         records = [record for prediction in predictions for record in prediction["instances"]]
@@ -119,6 +155,7 @@ class COCOEvaluator(_COCOEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
+        self.records, self.evaluated_tasks = records, tuple(tasks)
         names = self._metadata.get("thing_classes")
         for task in sorted(tasks, key=lambda task: (task == "boundary", task)):
             coco_eval = self._evaluate(records, task, img_ids)

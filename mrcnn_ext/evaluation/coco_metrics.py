@@ -94,7 +94,8 @@ def oks_sigmas(given: Sequence[float], names: Sequence[str], counts: set[int], w
             f"{where}: its {len(names)} keypoints ({', '.join(names[:3])}, ...) are not COCO's, so that object "
             "keypoint similarity needs a standard deviation for each, relative to object scale, in "
             'TEST.KEYPOINT_OKS_SIGMAS or the dataset\'s metadata keypoint_oks_sigmas ("sigmas" of its description). '
-            f"To start from: [{start}]; greater ones forgive more"
+            f"To start from: [{start}], which is 'coco'; greater ones forgive more. Of data that several people have "
+            "annotated they can be estimated: sigmas: {annotators: [files]} in the description"
         )
     if counts - {len(sigmas)} or (names and len(names) != len(sigmas)):
         found = sorted(counts) or [len(names)]

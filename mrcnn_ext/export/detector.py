@@ -1,6 +1,7 @@
 """A detector as one function of tensors: what TorchScript, torch.export and ONNX can follow."""
 
 import math
+from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
@@ -17,6 +18,7 @@ from ..modeling.mask_head import MaskHead, MaskScoringHead
 
 __all__ = ["Detector"]
 
+_LAST = -1e30  # below every finite score
 _IN_LINE = 1000  # boxes of 4000 coordinates
 
 
@@ -120,7 +122,8 @@ class Detector(nn.Module):
         else:
             # The stage that C4 models run on each RoI is part of their pooling.
             stages = [(_mean if self.is_c4 else heads.box_head, heads.box_predictor)]
-        boxes, total = proposals, 0.0
+        total: Any = 0.0
+        boxes = proposals
         for index, (head, predictor) in enumerate(stages):
             boxes = _clipped(boxes, limit) if index > 0 else boxes
             logits, deltas = (y[:-1] for y in predictor(head(self._pool("box", features, boxes))))
@@ -155,7 +158,7 @@ def _scores_masks(mask_head: nn.Module) -> bool:
     return isinstance(mask_head, MaskScoringHead)
 
 
-def _masks(head: nn.Module, x: Tensor, scores: Tensor, classes: Tensor) -> list[Tensor]:
+def _masks(head: Any, x: Tensor, scores: Tensor, classes: Tensor) -> list[Tensor]:
     """What a mask head makes of R + 1 RoIs, for the first R."""
     logits, classes = head.layers(x), F.pad(classes, (0, 1))
     network = head.mask_head if _scores_masks(head) else head
@@ -177,8 +180,8 @@ def _clipped(boxes: Tensor, limit: Tensor) -> Tensor:
 
 def _kept(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """`torchvision.ops.nms`, which torch.export believes to keep two boxes at least: so two without area, which
-    nothing suppresses, come last."""
-    return nms(F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=-torch.inf), threshold)[:-2]
+    nothing suppresses, come last. Their scores are finite: OpenVINO leaves out boxes of score -inf."""
+    return nms(F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=_LAST), threshold)[:-2]
 
 
 def _apart(boxes: Tensor, classes: Tensor, num_classes: int) -> Tensor:
@@ -196,7 +199,7 @@ def _apart(boxes: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     return boxes + torch.where(torch.ones_like(classes).sum() > _IN_LINE, square, line)
 
 
-def _suppressed(boxes: Tensor, scores: Tensor, predictor: nn.Module, limit: Tensor):
+def _suppressed(boxes: Tensor, scores: Tensor, predictor: Any, limit: Tensor):
     """Boxes, scores and classes of the detections, from boxes (R, 4) or (R, 4 K), and scores (R, K + 1)."""
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     scores = scores[:, :-1]  # the last is the background's

@@ -12,9 +12,11 @@ from ..files import verify_archive
 from ..layers import heatmaps_to_keypoints  # importing it also loads the operators that the files call
 from ..layers.boxes import scaled_boxes
 from .archive_check import check_export_archive
+from .standalone import Detector
 
 __all__ = ["METADATA", "SUFFIXES", "ExportedModel", "require"]
 
+STANDALONE = {".onnx": "onnxruntime", ".xml": "openvino"}  # suffix -> package that runs it without PyTorch
 METADATA = "mrcnn_ext.json"  # name of what `ExportedModel` has to know, within the file
 # What `detect` may give besides boxes, scores and classes -> the field of Instances
 _FIELDS = {
@@ -24,14 +26,15 @@ _FIELDS = {
     "heatmaps": "pred_keypoint_heatmaps",
     "keypoint_scores": "keypoint_scores",
 }
-SUFFIXES = {".ts": "torchscript", ".pt2": "torch_export", ".onnx": "onnx"}
+SUFFIXES = {".ts": "torchscript", ".pt2": "torch_export", ".onnx": "onnx", ".xml": "openvino"}
 
 
 class ExportedModel:
     """A detector from a file of `export_model`; takes and gives what the detectron2 model did.
 
     Args:
-        path: ``.ts`` (TorchScript), ``.pt2`` (torch.export) or ``.onnx``, which runs in onnxruntime.
+        path: ``.ts`` (TorchScript), ``.pt2`` (torch.export), ``.onnx``, which runs in onnxruntime, or ``.xml`` with its
+            ``.bin``, which runs in OpenVINO on the CPU.
         providers: of onnxruntime; None for its CPUExecutionProvider.
         trust: open a ``.pt2`` file although it holds pickled objects, whose code then runs, and any file although it
             does not match its checksums. A TorchScript file is a program of PyTorch's operators in any case.
@@ -43,7 +46,7 @@ class ExportedModel:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another suffix, a file that is damaged, holds code, or was not written by `export_model`.
-        ImportError: onnxruntime is not installed.
+        ImportError: onnxruntime or OpenVINO is not installed.
     """
 
     def __init__(self, path: str | os.PathLike, providers: list[str] | None = None, *, trust: bool = False):
@@ -55,12 +58,15 @@ class ExportedModel:
         if not trust:
             check = check_export_archive if path.suffix == ".pt2" else verify_archive
             check(path)
-        load = {".ts": _load_torchscript, ".pt2": _load_torch_export, ".onnx": _load_onnx}[path.suffix]
-        self._run, metadata = load(path, providers) if path.suffix == ".onnx" else load(path)
+        if path.suffix in STANDALONE:
+            require(STANDALONE[path.suffix], f"to run {path.suffix} files")
+            self._run, metadata = _load_standalone(path, providers)
+        else:
+            self._run, metadata = (_load_torchscript if path.suffix == ".ts" else _load_torch_export)(path)
         if not metadata:
             raise ValueError(f"{path} lacks {METADATA}: it was not written by mrcnn_ext.export.export_model")
         self.metadata = json.loads(metadata)
-        self.device = torch.device("cpu" if path.suffix == ".onnx" else self.metadata["device"])
+        self.device = torch.device("cpu" if path.suffix in STANDALONE else self.metadata["device"])
         self.path = path
 
     @torch.no_grad()
@@ -151,15 +157,14 @@ def _load_torch_export(path):
     return program.module(check_guards=False), extra[METADATA]
 
 
-def _load_onnx(path, providers):
-    onnxruntime = require("onnxruntime", "to run ONNX files")
-    session = onnxruntime.InferenceSession(str(path), providers=providers or ["CPUExecutionProvider"])
+def _load_standalone(path, providers):
+    """As the file that stands alone runs it."""
+    detector = Detector(path, providers)
 
     def run(image: Tensor, size: Tensor) -> list[Tensor]:
-        outputs = session.run(None, {"image": image.numpy(), "size": size.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
+        return [torch.from_numpy(output) for output in detector.run(image.numpy(), size.numpy())]
 
-    return run, session.get_modelmeta().custom_metadata_map.get(METADATA)
+    return run, json.dumps(detector.metadata)
 
 
 def require(name: str, what_for: str):

@@ -1,5 +1,7 @@
 """What can be exported. Whatever would change the answers without `Detector` knowing is refused by name."""
 
+from typing import Any
+
 from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -35,7 +37,7 @@ _ROI_HEADS = (
 )
 
 
-def check_exportable(model: nn.Module, format: str) -> None:
+def check_exportable(model: Any, format: str) -> None:
     """
     Args:
         model: a GeneralizedRCNN whose poolers are `FusedROIPooler`s where these can take their place.

@@ -1,5 +1,6 @@
 """A model that is ready to predict, from a config and weights."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ from ..engine.description import config_of, instantiate_described, metadata_of, 
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config
 from ..engine.settings import building, check_device
-from ..engine.setup import merge_options, naming_unknown_objects, register_datasets
+from ..engine.setup import complete, merge_options, naming_unknown_objects
+from ..export import ExportedModel
+from ..export.runtime import SUFFIXES
 
-__all__ = ["Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
+__all__ = ["ExportedDetector", "Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
 
 
 @dataclass
@@ -53,6 +56,32 @@ class Predictor:
         return resized(image, self.mapper)
 
 
+class ExportedDetector(nn.Module):
+    """A file of `export_model` in place of the model.
+
+    Args:
+        exported: the file, opened.
+    """
+
+    def __init__(self, exported: ExportedModel):
+        super().__init__()
+        self.exported = exported
+        self.device = exported.device
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """detectron2's interface."""
+        return self.exported(batched_inputs)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Differs where the answers may."""
+        content = hashlib.sha256()
+        with open(self.exported.path, "rb") as file:
+            while chunk := file.read(2**20):
+                content.update(chunk)
+        return {"model": "exported", "weights": content.hexdigest()[:16]}
+
+
 def resized(image: np.ndarray, mapper: DatasetMapper) -> Tensor:
     """(H, W, C) as it was read -> (C, H', W'), with the mapper's augmentations."""
     augmented = transforms.AugInput(image)
@@ -71,8 +100,11 @@ def load_predictor(
     """
     Args:
         config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content. None
-            for the config that ``weights``, a checkpoint of this package's trainers, holds.
-        weights: a checkpoint; "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
+            for the config that ``weights``, a checkpoint of this package's trainers, holds. A checkpoint, an exported
+            file or a name of detectron2's zoo may stand here too, as if it were ``weights``.
+        weights: a checkpoint; a file of `export_model`, which needs no config; or, without a config, a name of
+            detectron2's model zoo, ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml``, whose weights are
+            downloaded. "" for the config's, ``MODEL.WEIGHTS`` or ``train.init_checkpoint``.
         device: "" for the config's, or the CPU where that has none.
         opts: go over the config file: KEY VALUE pairs of yaml, key=value of a LazyConfig.
         trust: run the code that a checkpoint or a yaml config may hold. A LazyConfig is code, and always runs.
@@ -82,13 +114,76 @@ def load_predictor(
         ValueError: ``opts`` with a config that is read already.
     """
     if not config and not isinstance(config, (CfgNode, DictConfig)):
-        return _from_weights(weights, device, opts, trust)
+        return _from_weights(os.fspath(weights), device, opts, trust)
+    if isinstance(config, (str, os.PathLike)) and not weights and _is_no_config(os.fspath(config)):
+        return _from_weights(os.fspath(config), device, opts, trust)
+    if os.path.splitext(weights)[1] in SUFFIXES:
+        raise UserError(f"{weights} is an exported model and holds all that it needs: give no config with it")
     if isinstance(config, (str, os.PathLike)):
         config = _read(os.fspath(config), opts, trust)
     elif opts:
         raise ValueError(f"opts go over a config file: merge {' '.join(opts)} into the config before")
     load = _from_yaml if isinstance(config, CfgNode) else _from_lazy
     return load(config, weights, device, trust)
+
+
+_CONFIGS = (".yaml", ".yml", ".py")
+
+
+def _is_no_config(name: str) -> bool:
+    """Whether a name is a checkpoint's, an exported file's, or one of detectron2's zoo."""
+    return not name.endswith(_CONFIGS) or (not os.path.isfile(name) and name in _zoo())
+
+
+def _zoo() -> dict[str, str]:
+    """Names of detectron2's model zoo that have trained weights, with the paths of these."""
+    from detectron2.model_zoo.model_zoo import _ModelZooUrls
+
+    return {f"{name}.yaml": name for name in _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX}
+
+
+def _from_zoo(name, device, opts, trust):
+    from detectron2 import model_zoo
+
+    cfg = load_config(model_zoo.get_config_file(name), opts, trust)
+    url = model_zoo.get_checkpoint_url(name)
+    try:
+        return _from_yaml(cfg, url, device, trust)
+    except OSError as error:
+        raise UserError(f"{name}: its weights cannot be downloaded from {url}: {error}") from error
+
+
+def _from_exported(path, device, opts, trust):
+    if opts:
+        raise UserError(f"{path} is an exported model, which takes no config options: {' '.join(opts)}")
+    try:
+        exported = ExportedModel(path, trust=trust)
+    except FileNotFoundError:
+        raise UserError(f"exported model not found: {path}") from None
+    if device and torch.device(device).type != exported.device.type:
+        raise UserError(f"{path} was exported for {exported.device}, and cannot run on {device}")
+    about = exported.metadata
+    size = about.get("test_size")
+    if size is None:
+        raise UserError(
+            f"{path} does not say how large its images should be: export it again with this version, with its config"
+        )
+    resize = transforms.ResizeShortestEdge(size["min"], size["max"])
+    mapper = DatasetMapper(False, augmentations=[resize], image_format=about["input_format"])
+    return Predictor(ExportedDetector(exported), mapper, exported_metadata(about))
+
+
+def exported_metadata(about: dict) -> Metadata:
+    """Names of the classes and keypoints of an exported model, from what its file says."""
+    metadata, classes = Metadata(), about.get("classes") or []
+    if classes:
+        ids = {kind["id"]: label for label, kind in enumerate(classes)}
+        metadata.set(thing_classes=[kind["name"] for kind in classes], thing_dataset_id_to_contiguous_id=ids)
+    if about.get("keypoint_names"):
+        names = about["keypoint_names"]
+        rules = [(names[a], names[b], (255, 255, 255)) for a, b in about.get("skeleton", ())]
+        metadata.set(keypoint_names=names, keypoint_connection_rules=rules)
+    return metadata
 
 
 def _read(name, opts, trust):
@@ -101,10 +196,9 @@ def _read(name, opts, trust):
 
 
 def _from_yaml(cfg, weights, device, trust):
-    cfg = cfg.clone()
+    cfg = complete(cfg)
     cfg.defrost()
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
-    register_datasets(cfg.DATASETS.get("COCO_FORMAT", ()))
     with naming_unknown_objects(cfg), building("the model"):
         model = build_model(cfg)
     partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
@@ -129,8 +223,18 @@ def _from_lazy(cfg, weights, device, trust):
 def _from_weights(weights, device, opts, trust):
     if not weights:
         raise UserError(
-            "no model: give a config (--config-file), or a checkpoint that holds its own (--weights)"
+            "no model: give a checkpoint that holds its own config, an exported file or a name of the zoo (--weights), "
+            "or a config (--config-file)"
         )
+    if os.path.splitext(weights)[1] in SUFFIXES:
+        return _from_exported(weights, device, opts, trust)
+    if weights.endswith(_CONFIGS) and not os.path.isfile(weights):
+        if weights not in _zoo():
+            message = "no model zoo has trained weights of this name"
+            raise UserError(f"{weights}: {message}{did_you_mean(weights, list(_zoo()))}")
+        return _from_zoo(weights, device, opts, trust)
+    if weights.endswith(_CONFIGS):
+        return load_predictor(weights, "", device, opts, trust=trust)
     about = read_description(weights, trust)
     if about["kind"] == "yaml":
         cfg = config_of(about, weights)

@@ -1,6 +1,7 @@
 """Images are read and made ready while the model works, and its answers are finished while it works on."""
 
 import contextlib
+import itertools
 import logging
 import threading
 from collections import deque
@@ -18,7 +19,7 @@ from torch import nn
 from ..engine.errors import UserError
 from ..files import DiskFullError
 from .models import resized
-from .sources import ImageFiles, Video, describe
+from .sources import ImageFiles, Video, Webcam, describe
 
 __all__ = ["Sample", "batches", "overlapped", "run"]
 
@@ -48,7 +49,7 @@ class Sample:
 
 def run(
     model: nn.Module,
-    source: ImageFiles | Video,
+    source: ImageFiles | Video | Webcam,
     mapper: DatasetMapper,
     finish: Callable[[Sample], object],
     *,
@@ -57,6 +58,7 @@ def run(
     workers: int,
     skip_unreadable: bool,
     keep_images: bool = False,
+    limit: int = 0,
 ) -> Iterator[object]:
     """What ``finish`` makes of each image, as it becomes ready.
 
@@ -69,6 +71,7 @@ def run(
         batch_size: images at a time. Only images which the model pads to the same size share a batch, so that each
             has the answer that it would have alone.
         skip_unreadable: an image that cannot be read reaches ``finish`` with its ``error``.
+        limit: images from this place in the source on are left out; 0 for none.
 
     Raises:
         UserError: an image cannot be read, and is not to be skipped.
@@ -96,6 +99,8 @@ def run(
         with contextlib.ExitStack() as stack:
             # Closed from the last to the first when something fails: no thread stays behind.
             readers = source.readers(mapper.image_format, done)
+            if limit:
+                readers = itertools.takewhile(lambda reader: reader[0] < limit, readers)
             samples = stack.enter_context(contextlib.closing(overlapped(read, readers, threads, ahead)))
             groups = batches(_until_end(samples), lambda s: _padded_size(model, s), batch_size)
             # What the model has done is not lost when it fails later.
@@ -163,7 +168,10 @@ def _read(index, record, read_image, mapper, skip_unreadable, keep_image) -> Sam
     except Exception as error:
         reason = str(error) or type(error).__name__
         if not skip_unreadable:
-            raise UserError(f"{describe(record)}: the image cannot be read: {reason}") from error
+            raise UserError(
+                f"{describe(record)}: the image cannot be read: {reason}; to leave out images that cannot be read: "
+                "--skip-unreadable (skip_unreadable=True)"
+            ) from error
         logging.getLogger(__name__).warning("%s: skipped, it cannot be read: %s", describe(record), reason)
         return Sample(index, record, error=reason)
     sample = Sample(index, record, image=image if keep_image else None)

@@ -1,12 +1,13 @@
-"""COCO results on disk, image by image, so that a killed run loses nothing and writes nothing twice."""
+"""Results on disk, image by image, so that a killed run loses nothing and writes nothing twice."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..engine.errors import UserError
 from ..files import naming_full_disk, replacing
+from .formats import FORMATS, read_results, write_results
 
 try:
     import fcntl
@@ -17,24 +18,24 @@ __all__ = ["ResultsFile"]
 
 
 class ResultsFile:
-    """A file of COCO results that grows by one image at a time and appears when it is complete.
+    """A file of results that grows by one image at a time and appears when it is complete.
 
     While it grows it is ``<path>.part``: what is predicted with what in the first line, then one line an image,
     appended whole. A line that a kill cut short is dropped when the run continues. `finish` makes of it
 
-    * ``path``: one JSON array of results, in the order of the source;
-    * ``<path without .json>.images.json``: the images with their ids and file names, the categories, and the
+    * ``path``: the results in the order of the source, in the format of its suffix (`formats.write_results`);
+    * ``<path without suffix>.images.json``: the images with their ids and file names, the categories, and the
       images that were skipped, in COCO's annotation format, so that ``COCO(images).loadRes(results)`` works.
 
     Args:
-        path: of the results, ending with .json.
+        path: of the results, ending with .json, .jsonl or .csv.
         identity: what decides the predictions, as plain values by what they are called. A run continues or is
             found complete only where they are equal.
         overwrite: begin anew, whatever there is.
 
     Attributes:
         done: places in the source of the images that have their results, each with its stamp.
-        complete: whether there is nothing left to do.
+        complete: whether there is nothing left to predict.
 
     Raises:
         UserError: ``path`` belongs to another run, or another process is writing it.
@@ -42,8 +43,8 @@ class ResultsFile:
 
     def __init__(self, path: str | os.PathLike, identity: dict, overwrite: bool = False):
         self.path = Path(path)
-        if self.path.suffix != ".json":
-            raise UserError(f"{path}: the results are JSON, so their file must end with .json")
+        if self.path.suffix not in FORMATS:
+            raise UserError(f"{path}: the name of the results must end with {', '.join(FORMATS)}")
         self.part = Path(f"{path}.part")
         self.images = self.path.with_suffix(".images.json")
         self._identity = json.loads(json.dumps(identity))
@@ -54,7 +55,13 @@ class ResultsFile:
         self._file = None if self.complete else self._open(overwrite)
 
     def write(
-        self, index: int, image: dict, results: list[dict], error: str = "", stamp: int | None = None
+        self,
+        index: int,
+        image: dict,
+        results: list[dict],
+        error: str = "",
+        stamp: int | None = None,
+        made: str = "",
     ) -> None:
         """Appends an image.
 
@@ -64,41 +71,88 @@ class ResultsFile:
             results: COCO results, without anything that is not finite.
             error: why it was skipped; such an image is tried again when the run continues.
             stamp: what tells whether the image is another one when the run continues.
+            made: what tells which other files were made of it.
         """
         line = {"index": index, "image": image, "stamp": stamp, "results": results}
+        if made:
+            line["made"] = made
         if error:
             line["error"] = error
         self._append(line, index)
         if not error:
             self.done[index] = stamp
 
-    def finish(self, categories: list[dict]) -> dict:
+    def lines(self) -> Iterator[tuple[int, dict, list[dict], str]]:
+        """Place in the source, image, results, and what `write` was given as ``made``, of all images that are done.
+
+        Raises:
+            UserError: the results are complete and a CSV file.
+        """
+        if not self.complete:
+            for line in self._in_order():
+                if "error" not in line:
+                    yield line["index"], line["image"], line["results"], line.get("made", "")
+            return
+        content = json.loads(self.images.read_text())
+        images, made = content["images"], content.get("made", {}).get("images", "")
+        found = read_results(self.path, images)
+        for index, image, results in zip(content["stamps"], images, found, strict=True):
+            yield int(index), image, results, made
+
+    def made(self, kind: str) -> str:
+        """What `finish` or `note` was given for the results, when they were complete."""
+        return json.loads(self.images.read_text()).get("made", {}).get(kind, "") if self.complete else ""
+
+    def finish(
+        self,
+        categories: list[dict],
+        made: dict[str, str] | None = None,
+        keypoint_names: Sequence[str] = (),
+        change: Callable[[list[dict], dict], object] | None = None,
+    ) -> dict:
         """Makes the results and the images file, and removes the part file.
+
+        Args:
+            categories: COCO's.
+            made: by kind, what tells which other files there are; see `made`.
+            keypoint_names: for the columns of a CSV file.
+            change: is called with the results of each image, in the order of the source, and the image, and may
+                change them.
 
         Returns:
             {"images", "results", "skipped": [{"file_name", "error"}]}: two counts, and a list.
         """
-        images, stamps, skipped, count = [], {}, [], 0
-        with replacing(self.path, "w") as file:
-            file.write("[")
+        images, stamps, skipped = [], {}, []
+
+        def lines():
             for line in self._in_order():
                 if "error" in line:
                     skipped.append({"file_name": line["image"]["file_name"], "error": line["error"]})
                     continue
                 images.append(line["image"])
                 stamps[line["index"]] = line["stamp"]
-                for result in line["results"]:
-                    file.write((",\n" if count else "") + json.dumps(result))
-                    count += 1
-            file.write("]\n")
+                if change is not None:
+                    change(line["results"], line["image"])
+                yield line["image"], line["results"]
+
+        names = {category["id"]: category["name"] for category in categories}
+        with replacing(self.path, "w") as file:
+            count = write_results(file, self.path.suffix, lines(), names, keypoint_names)
             # Before the results are there: they are complete only with it.
             content = {"images": images, "annotations": [], "categories": categories}
             with replacing(self.images, "w") as sidecar:
                 about = {"skipped": skipped, "run": self._identity, "stamps": stamps, "results": count}
-                json.dump({**content, **about}, sidecar)
+                json.dump({**content, **about, "made": made or {}}, sidecar)
         self.part.unlink()
         self.close()
         return {"images": len(images), "results": count, "skipped": skipped}
+
+    def note(self, made: dict[str, str]) -> None:
+        """Writes down what was made of complete results."""
+        content = json.loads(self.images.read_text())
+        content["made"] = {**content.get("made", {}), **made}
+        with replacing(self.images, "w") as sidecar:
+            json.dump(content, sidecar)
 
     def summary(self) -> dict:
         """What `finish` returned for complete results."""

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, Metadata
+from detectron2.data import detection_utils as utils
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
 from omegaconf import DictConfig
@@ -19,12 +20,16 @@ from tqdm import tqdm
 from ..accel import accelerate as accelerate_model
 from ..engine import UserError
 from ..evaluation import instances_to_coco_json
+from .annotate import AnnotatedVideo, make_missing, write_video
+from .drawing import Style
+from .filters import Filter, make_filter
 from .identity import digest, model_identity, settings
-from .models import Predictor, categories, dataset_metadata, load_predictor
-from .pictures import draw
+from .models import ExportedDetector, Predictor, categories, dataset_metadata, load_predictor
+from .outputs import ImageOutputs, OutputOptions
 from .pipeline import Sample, run
 from .results import ResultsFile
 from .sources import open_source
+from .tracking import Tracker
 
 __all__ = ["predict", "predictions"]
 
@@ -39,120 +44,209 @@ def predict(
     mapper: DatasetMapper | None = None,
     metadata: Metadata | str | None = None,
     min_score: float = 0.0,
+    only: Sequence[str | int] | str = (),
+    top_k: int = 0,
     pictures: str | os.PathLike | None = None,
+    cutouts: str | os.PathLike | None = None,
+    masks: str | os.PathLike | None = None,
+    labelme: str | os.PathLike | None = None,
+    video: str | os.PathLike | None = None,
     picture_score: float = 0.5,
+    style: Style | None = None,
+    fps: float = 0.0,
+    track: bool = False,
     accelerate: bool = True,
     batch_size: int = 0,
     workers: int = 0,
+    limit: int = 0,
     skip_unreadable: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict:
-    """Writes a model's predictions for many images as COCO results.
+    """Writes a model's predictions for many images.
 
     Images are read, predicted and written at the same time. Each image's results are on disk when it is done, in
-    ``<output>.part``; the same call continues an interrupted run, and returns at once after a complete one.
+    ``<output>.part``; the same call continues an interrupted run, and returns at once after a complete one. With
+    other ``pictures``, ``cutouts``, ``masks``, ``labelme``, ``video``, ``picture_score`` or ``style`` it makes these
+    anew from the results that are there.
 
     Args:
-        model: a config, yaml or Lazy, whose weights are loaded; a `Predictor`; or a model, then with ``mapper``.
-        source: see `open_source`: a folder, image, video, registered dataset, or list of files.
-        output: file of results, .json. Beside it comes ``.images.json``: ids, names and sizes of the images, the
-            categories, and what was skipped; ``COCO(images).loadRes(results)`` reads both.
+        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `Predictor`; or a model,
+            then with ``mapper``.
+        source: see `open_source`. A camera is recorded until Ctrl-C, and cannot be continued.
+        output: file of results: COCO's (.json), JSON lines (.jsonl) or a table (.csv). Beside it comes
+            ``.images.json``: ids, names and sizes of the images, the categories, and what was skipped;
+            ``COCO(images).loadRes(results)`` reads both.
         mapper: of a model that is given as such: ``DatasetMapper(cfg, is_train=False)``, say.
         metadata: names of the classes, and their ids in the results, or the registered dataset that has them.
             Default: those of the source, if it is a dataset, or of the config's test data; without any, ids are
             the model's own, from 0.
         min_score: predictions below are left out.
+        only: names or category ids of the classes that are kept; all by default.
+        top_k: predictions of an image that are kept, the likeliest; 0 for all.
         pictures: folder for a picture of each image with its predictions, of the image's name.
-        picture_score: predictions below are not drawn.
+        cutouts: folder for a PNG of each object without its background (RGBA).
+        masks: folder for a PNG of each object's mask.
+        labelme: folder for a JSON file of each image, to correct by hand in LabelMe.
+        video: file of an annotated video (.mp4, .avi, .mkv, .webm), whose tracks have a colour each; of images, too.
+        picture_score: predictions below take no part in these five, nor in tracks.
+        style: of the pictures and the video.
+        fps: frames a second of the video; 0 for the source's, or 10.
+        track: give results the ``track_id`` that the objects of a video have in all its frames; the video has the
+            same.
         accelerate: use `mrcnn_ext.accelerate`, with its defaults, if ``model`` is not accelerated already.
         batch_size: images at a time, at most; only images that are padded to the same size go together, which leaves
             their results alone. 0: one on the CPU, eight on a GPU.
         workers: threads that read images. 0: one on the CPU, where the model needs the cores, four with a GPU.
+        limit: stop after so many images or frames; 0 for none.
         skip_unreadable: leave out images that cannot be read, instead of ending with an error, and try them again
             when the run continues.
         overwrite: begin anew, whatever is there.
         progress: show a progress bar.
 
     Returns:
-        {"images", "results", "skipped", "continued"}: how many images and results there are in the file, a list of
-        {"file_name", "error"}, and how many images an earlier call had done.
+        {"images", "results", "skipped", "continued", "drawn"}: how many images and results there are in the file, a
+        list of {"file_name", "error"}, how many images an earlier call had done, and of how many of these files such
+        as pictures were made now.
 
     Raises:
         UserError: (a ValueError) the source, config, weights or an image are wrong, or ``output`` is of a run with
             another model, config, weights or source; or the classes of the source are others than the model's.
-        ValueError: ``batch_size`` or ``workers`` is negative.
+        ValueError: ``batch_size``, ``workers``, ``limit``, ``top_k`` or a score cannot be.
         RuntimeError: the model failed; the message names the image files.
+        mrcnn_ext.files.DiskFullError: there is no room; the same call continues when there is.
     """
-    _check_counts(batch_size, workers)
+    _check_counts(batch_size=batch_size, workers=workers, limit=limit)
     predictor = _predictor(model, mapper)
     source = open_source(source)
-    if (
-        pictures is not None
-        and source.root
-        and Path(pictures).resolve().is_relative_to(Path(source.root).resolve())
-    ):
-        raise UserError(
-            f"{pictures}: the pictures would be among the images of {source.root}: give another folder"
-        )
     metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
+    keep = make_filter(kinds, min_score, only, top_k)
+    names = {kind["id"]: kind["name"] for kind in kinds.values()}
+    folders = {"pictures": pictures, "cutouts": cutouts, "masks": masks, "labelme": labelme}
+    folders = {kind: None if folder is None else os.fspath(folder) for kind, folder in folders.items()}
+    options = OutputOptions(**folders, min_score=picture_score, style=style or Style())
+    outputs = ImageOutputs(options, names, metadata, source)
     identity = {
-        **model_identity(predictor.model),
+        **_model_identity(predictor.model),
         "preprocessing": digest(settings([predictor.mapper.augmentations, predictor.mapper.image_format])),
         "source": digest(source.identity),
         "categories": digest(sorted(kinds.items())),
-        "min_score": min_score,
+        **keep.identity,
         "accelerate": accelerate,
-        "pictures": None if pictures is None else os.fspath(pictures),
+        **({"limit": limit} if limit else {}),
+        **({"track": picture_score} if track else {}),
     }
     results = ResultsFile(output, identity, overwrite)
-    continued = len(results.done)
-    _check_images(source, results)
-    if results.complete:
-        summary = results.summary()
-        return {**summary, "continued": summary["images"]}
+    with contextlib.closing(results):
+        continued = len(results.done)
+        _check_images(source, results)
 
-    def finish(sample: Sample):
-        image = {
-            "id": sample.record["image_id"],
-            "file_name": source.short_name(sample.record),
-            **{key: sample.record[key] for key in ("height", "width", "frame") if key in sample.record},
-        }
-        if sample.error:
-            return results.write(sample.index, image, [], error=sample.error)
-        instances = _ready(sample, min_score)
-        records = instances_to_coco_json(instances, image["id"])
-        for record in records:
-            record["category_id"] = _category_id(record["category_id"], kinds)
-        if pictures is not None:
-            likely = instances[instances.scores >= picture_score]
-            path = _picture_path(pictures, image, sample.record)
-            draw(sample.image, predictor.mapper.image_format, likely, metadata, path)
-        results.write(sample.index, image, records, stamp=source.stamp(sample.index))
+        def make_video():
+            look = options.style
+            return AnnotatedVideo(os.fspath(video), fps, look, picture_score, names, metadata, source)
 
-    steps = _run(
-        predictor,
-        source,
-        finish,
-        accelerate,
-        batch_size,
-        workers,
-        done=set(results.done),
-        skip_unreadable=skip_unreadable,
-        keep_images=pictures is not None,
-    )
+        drawn_live = make_video() if video is not None and source.live and not results.complete else None
+        tracker = Tracker(picture_score) if track else None
+        about_video = [str(video), fps, picture_score, asdict(options.style)]
+        video_identity = "" if video is None else digest(about_video)
+        if not results.complete:
+            finish = partial(
+                _finish, predictor=predictor, source=source, keep=keep, kinds=kinds, results=results
+            )
+            finish = partial(finish, outputs=outputs, video=drawn_live)
+            _predict_all(
+                *(predictor, source, finish, accelerate, batch_size, workers, progress, continued),
+                done=set(results.done),
+                skip_unreadable=skip_unreadable,
+                keep_images=bool(options.folders) or drawn_live is not None,
+                limit=limit,
+                video=drawn_live,
+            )
+        drawn = make_missing(source, results, outputs, progress)
+        made = {"images": options.identity} if options.identity else {}
+        if drawn_live is None and video is not None:
+            if results.made("video") != video_identity or not os.path.exists(video):
+                write_video(source, results, make_video, progress)
+                drawn = max(drawn, len(results.done)) if continued else drawn
+        if video_identity:
+            made["video"] = video_identity
+        if results.complete:
+            if made:
+                results.note(made)
+            return {**results.summary(), "continued": continued, "drawn": drawn}
+
+        def add_tracks(records, image):
+            tracker.update(records, (image["height"], image["width"]))
+
+        change = add_tracks if tracker is not None else None
+        points = metadata.get("keypoint_names", None) or ()
+        summary = results.finish(list(kinds.values()), made, points, change)
+        return {**summary, "continued": continued, "drawn": drawn}
+
+
+def _predict_all(
+    predictor,
+    source,
+    finish,
+    accelerate,
+    batch_size,
+    workers,
+    progress,
+    continued,
+    *,
+    limit,
+    video,
+    **options,
+):
+    """Runs the model over what is not done. A recording ends with Ctrl-C."""
+    steps = _run(predictor, source, finish, accelerate, batch_size, workers, limit=limit, **options)
+    total = min(len(source), limit) if limit and len(source) else len(source) or limit
     try:
         # Closed before the file: a thread may be writing.
         with (
-            tqdm(total=len(source) or None, initial=continued, unit="image", disable=not progress) as bar,
+            tqdm(total=total or None, initial=continued, unit="image", disable=not progress) as bar,
             contextlib.closing(steps),
         ):
             for _ in steps:
                 bar.update()
-        return {**results.finish(list(kinds.values())), "continued": continued}
-    finally:
-        results.close()
+    except KeyboardInterrupt:
+        if not source.live:
+            raise
+        source.stop()
+        logging.getLogger(__name__).warning("Interrupted: the recording ends here")
+    except BaseException:
+        if video is not None:
+            video.discard()
+        raise
+    if video is not None:
+        video.close()
+
+
+def _finish(sample: Sample, *, predictor, source, keep: Filter, kinds, results, outputs, video) -> None:
+    """Writes what there is to an image."""
+    image = {
+        "id": sample.record["image_id"],
+        "file_name": source.short_name(sample.record),
+        **{key: sample.record[key] for key in ("height", "width", "frame") if key in sample.record},
+    }
+    if sample.error:
+        return results.write(sample.index, image, [], error=sample.error)
+    records = instances_to_coco_json(_ready(sample, keep), image["id"])
+    for record in records:
+        record["category_id"] = _category_id(record["category_id"], kinds)
+    if sample.image is not None:
+        pixels = _rgb(sample.image, predictor.mapper.image_format)
+        outputs.write(pixels, image, os.fspath(sample.record["file_name"]), records)
+        if video is not None:
+            video.write(pixels, [dict(record) for record in records])
+    made = outputs.options.identity
+    results.write(sample.index, image, records, stamp=source.stamp(sample.index), made=made)
+
+
+def _rgb(image, image_format):
+    """(H, W, 3) uint8; detectron2's read_image gives gray images one channel."""
+    return image.repeat(3, axis=2) if image.shape[2] == 1 else utils.convert_image_to_rgb(image, image_format)
 
 
 def predictions(
@@ -161,15 +255,19 @@ def predictions(
     *,
     mapper: DatasetMapper | None = None,
     min_score: float = 0.0,
+    only: Sequence[str | int] | str = (),
+    top_k: int = 0,
     accelerate: bool = True,
     batch_size: int = 0,
     workers: int = 0,
+    limit: int = 0,
     skip_unreadable: bool = False,
 ) -> Iterator[tuple[dict, Instances]]:
     """A model's predictions for many images, one after the other.
 
     Args:
-        model, source, mapper, min_score, accelerate, batch_size, workers, skip_unreadable: as `predict`.
+        model, source, mapper, min_score, only, top_k, accelerate, batch_size, workers, limit, skip_unreadable: as
+            `predict`; ``only`` takes the names that the model, or the dataset it is used for, has.
 
     Yields:
         record: ``file_name``, ``image_id``, ``height``, ``width``, and ``frame`` (from 0) of a video. The order is
@@ -179,31 +277,25 @@ def predictions(
     Raises:
         UserError, RuntimeError: as `predict`.
     """
-    _check_counts(batch_size, workers)
+    _check_counts(batch_size=batch_size, workers=workers, limit=limit)
     predictor = _predictor(model, mapper)
+    source = open_source(source)
+    kinds = categories(_metadata(None, source, predictor)) if only else {}
+    keep = make_filter(kinds, min_score, only, top_k)
 
     def finish(sample: Sample):
-        return sample.record, None if sample.error else _ready(sample, min_score)
+        return sample.record, None if sample.error else _ready(sample, keep)
 
-    options = {"done": set(), "skip_unreadable": skip_unreadable}
-    found = _run(predictor, open_source(source), finish, accelerate, batch_size, workers, **options)
+    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit}
+    found = _run(predictor, source, finish, accelerate, batch_size, workers, **options)
     with contextlib.closing(found):
         for record, instances in found:
             if instances is not None:
                 yield record, instances
 
 
-def _picture_path(folder, image: dict, record: dict) -> Path:
-    """Named as the image is, within the folder."""
-    name = Path(image["file_name"])
-    if "frame" in image:
-        name = Path(f"{name.stem}_{image['frame']:06d}.jpg")
-    elif name.is_absolute() or ".." in name.parts:
-        name = Path(f"{image['id']}_{name.name}")
-    path = Path(folder, name)
-    if path.exists() and path.samefile(record["file_name"]):
-        raise UserError(f"{path}: the picture would take the place of the image: give another folder")
-    return path
+def _model_identity(model) -> dict[str, str]:
+    return model.identity if isinstance(model, ExportedDetector) else model_identity(model)
 
 
 def _category_id(label: int, kinds: dict[int, dict]) -> int:
@@ -229,8 +321,8 @@ def _predictor(model, mapper) -> Predictor:
     return model if mapper is None else replace(model, mapper=mapper)
 
 
-def _check_counts(batch_size, workers):
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
+def _check_counts(**counts):
+    for name, value in counts.items():
         if value < 0:
             raise ValueError(f"{name} must be at least 1, or 0 for the default, got {value}")
 
@@ -266,9 +358,9 @@ def _check_images(source, results):
 
 def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
     model = predictor.model
-    if accelerate and not hasattr(model, "acceleration"):
+    if accelerate and not hasattr(model, "acceleration") and not isinstance(model, ExportedDetector):
         model = _accelerated(model)
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = _device(model).type == "cpu"
     return run(
         model,
         source,
@@ -280,6 +372,10 @@ def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
     )
 
 
+def _device(model) -> torch.device:
+    return model.device if isinstance(model, ExportedDetector) else next(model.parameters()).device
+
+
 def _accelerated(model):
     if not isinstance(model, GeneralizedRCNN):
         logging.getLogger(__name__).warning(
@@ -289,6 +385,5 @@ def _accelerated(model):
     return accelerate_model(model, training=False, masks="auto")
 
 
-def _ready(sample: Sample, min_score: float) -> Instances:
-    instances = sample.instances.to(torch.device("cpu"))
-    return instances[instances.scores >= min_score] if min_score > 0 else instances
+def _ready(sample: Sample, keep: Filter) -> Instances:
+    return keep(sample.instances.to(torch.device("cpu")))

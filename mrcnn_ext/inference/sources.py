@@ -1,13 +1,16 @@
-"""Where images come from: a folder, a video, a registered dataset, or a list of files."""
+"""Where images come from: files, folders, patterns, lists, standard input, the web, videos, cameras, datasets."""
 
-import logging
+import glob
+import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import cv2
-import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from PIL import Image
@@ -15,11 +18,14 @@ from PIL import Image
 from ..data.loading import coco_loader
 from ..data.problems import Problems
 from ..engine.errors import UserError, did_you_mean
+from .downloads import MAX_VIDEO, download, is_url, read_url
+from .videos import Video, Webcam
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Video", "describe", "open_source"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Video", "Webcam", "describe", "open_source"]
 
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 _LOOK = 4096  # bytes
+_WEBCAM = re.compile(r"webcam:(\d+)|(\d{1,2})")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -28,19 +34,30 @@ class ImageFiles:
 
     Args:
         records: of detectron2's standard format; ``file_name`` and ``image_id`` are read, and ``height`` and
-            ``width`` are checked where they are there.
+            ``width`` are checked where they are there. A ``file_name`` may be an address of the web.
         root: folder from which the results name the files.
         metadata: of the dataset that they are.
+        names: by which the results call files that have other names of their own.
 
     Raises:
         UserError: a record lacks one of the two, or two have the same ``image_id``.
     """
 
     sequential = False
+    live = False
+    fps = None
 
-    def __init__(self, records: Sequence[dict], root: str = "", metadata: Metadata | None = None):
+    def __init__(
+        self,
+        records: Sequence[dict],
+        root: str = "",
+        metadata: Metadata | None = None,
+        names: Mapping[str, str] | None = None,
+    ):
         self.metadata = metadata
         self.root = root
+        self._names = dict(names or {})
+        self._folder = None  # of files that are removed with this object
         _check_records(records)
         self._records = [
             {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
@@ -49,6 +66,11 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def short_names(self) -> list[tuple]:
+        """Id and name in the results of each image."""
+        return [(record["image_id"], self.short_name(record)) for record in self._records]
 
     @property
     def identity(self) -> list:
@@ -63,92 +85,21 @@ class ImageFiles:
             return None
 
     def name(self, index: int) -> str:
-        return os.fspath(self._records[index]["file_name"])
+        file_name = os.fspath(self._records[index]["file_name"])
+        return self._names.get(file_name, file_name)
 
     def readers(self, image_format: str, done: set[int]) -> Iterator[tuple[int, dict, Callable]]:
         """Place in the source, record, and what reads the image, of each that is not done."""
         for index, record in enumerate(self._records):
             if index not in done:
-                yield index, record, partial(utils.read_image, record["file_name"], image_format)
+                read = read_url if is_url(record["file_name"]) else utils.read_image
+                yield index, record, partial(read, record["file_name"], image_format)
 
     def short_name(self, record: dict) -> str:
-        file_name = record["file_name"]
-        return Path(os.path.relpath(file_name, self.root)).as_posix() if self.root else os.fspath(file_name)
-
-
-class Video:
-    """The frames of a video file, image ids from 1.
-
-    Args:
-        path: any that OpenCV reads.
-
-    Raises:
-        UserError: OpenCV does not read it.
-    """
-
-    sequential = True  # a frame follows from the one before
-    metadata = None
-    root = ""
-
-    def __init__(self, path: str):
-        self._path = path
-        self._capture = cv2.VideoCapture(path)
-        if not self._capture.isOpened():
-            raise UserError(f"{path}: OpenCV cannot read it as a video, and its name is not an image's")
-        self._place = 0
-        self._ended = False
-
-    def __len__(self) -> int:
-        """Frames that the file announces; there may be fewer or more."""
-        return max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
-    @property
-    def identity(self) -> list:
-        return [os.path.basename(self._path), os.path.getsize(self._path)]
-
-    def stamp(self, index: int) -> None:
-        """None: the size of the file is part of the identity."""
-
-    def name(self, index: int) -> str:
-        return f"{self._path}, frame {index}"
-
-    def readers(self, image_format: str, done: set[int]) -> Iterator[tuple[int, dict, Callable]]:
-        """As `ImageFiles.readers`, without end; what is read beyond the last frame is None."""
-        if self._place:
-            self._capture.open(self._path)
-            self._place = 0
-        index = 0
-        while True:
-            if index not in done:
-                record = {"file_name": self._path, "image_id": index + 1, "frame": index}
-                yield index, record, partial(self._read, index, image_format)
-            index += 1
-
-    def _read(self, index: int, image_format: str) -> np.ndarray | None:
-        while self._place <= index:
-            if not self._capture.grab():
-                self._check_end()
-                return None
-            self._place += 1
-        whole, frame = self._capture.retrieve()
-        if not whole:
-            raise OSError("OpenCV cannot decode the frame")
-        if image_format == "BGR":
-            return frame
-        return utils.convert_PIL_to_numpy(Image.fromarray(frame[:, :, ::-1]), image_format)
-
-    def _check_end(self):
-        if self._place < len(self) and not self._ended:
-            logging.getLogger(__name__).warning(
-                "%s announces %d frames, of which OpenCV reads %d: is it cut short?",
-                self._path,
-                len(self),
-                self._place,
-            )
-        self._ended = True
-
-    def short_name(self, record: dict) -> str:
-        return os.path.basename(self._path)
+        file_name = os.fspath(record["file_name"])
+        if file_name in self._names:
+            return self._names[file_name]
+        return Path(os.path.relpath(file_name, self.root)).as_posix() if self.root else file_name
 
 
 def _check_records(records):
@@ -171,38 +122,162 @@ def describe(record: dict) -> str:
     return f"{record['file_name']}{frame}"
 
 
-def open_source(source) -> ImageFiles | Video:
+def open_source(source) -> ImageFiles | Video | Webcam:
     """
     Args:
-        source: a registered dataset; a folder, whose images are taken with those of the folders in it, sorted
-            by path, ids from 1, hidden files and folders left out; an image or video file; or a sequence of image
-            files or of detectron2's dataset records.
+        source: one of
+
+            * a registered dataset;
+            * a folder: its images and those of the folders in it, sorted by path, hidden ones left out;
+            * an image or video file, or a pattern of image files, ``photos/**/*.jpg``;
+            * a ``.txt`` file of image files or addresses, one a line, relative to its folder or to the working
+              directory; lines that begin with # are left out;
+            * ``-``: standard input, which is an image, or such a list;
+            * ``http://`` or ``https://``: an image (to 100 MB) or a video (to 4 GB);
+            * ``webcam:0``, or 0: a camera of this machine;
+            * a sequence of image files, folders, patterns, lists and addresses, or of detectron2's dataset records.
+
+            Image ids count from 1, but in datasets and records that have their own.
 
     Raises:
         UserError: it is none of these, or has no images.
     """
-    if isinstance(source, (ImageFiles, Video)):
+    if isinstance(source, (ImageFiles, Video, Webcam)):
         return source
+    if isinstance(source, int):
+        return Webcam(source)
     if not isinstance(source, (str, os.PathLike)):
         return _sequence(source)
     name = os.fspath(source)
     if name in DatasetCatalog.list():
         return _dataset(name)
+    if name == "-":
+        return _standard_input()
+    if is_url(name):
+        return _from_web(name)
     if os.path.isdir(name):
-        found = (p for p in Path(name).rglob("*") if _is_image(p, Path(name)))
-        files = sorted(found, key=lambda path: path.relative_to(name).as_posix())
-        if not files:
-            raise UserError(f"{name}: no images in this folder; looked for {' '.join(IMAGE_SUFFIXES)}")
-        return _numbered(files, name)
+        return _numbered(_in_folder(name), name)
+    camera = _WEBCAM.fullmatch(name)
+    if camera and not os.path.exists(name):
+        return Webcam(int(camera[1] or camera[2]))
+    if _is_pattern(name):
+        found = _matching(name)
+        # The only thing that it matches may be a video.
+        return open_source(found[0]) if len(found) == 1 else _numbered(found, "")
     if not os.path.isfile(name):
         raise UserError(
             f"{name!r} is no file, folder or registered dataset{did_you_mean(name, DatasetCatalog.list())}"
         )
     if name.lower().endswith(IMAGE_SUFFIXES):
         return _numbered([name], "")
+    if name.lower().endswith(".txt"):
+        return _numbered(_listed(name), "")
     if _is_text(name):
         raise UserError(f"{name}: it is text, neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video")
     return Video(name)
+
+
+def _in_folder(name: str) -> list[Path]:
+    found = (p for p in Path(name).rglob("*") if _is_image(p, Path(name)))
+    files = sorted(found, key=lambda path: path.relative_to(name).as_posix())
+    if not files:
+        raise UserError(f"{name}: no images in this folder; looked for {' '.join(IMAGE_SUFFIXES)}")
+    return files
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not os.path.exists(name)
+
+
+def _matching(pattern: str) -> list[str]:
+    """Images that a pattern matches, sorted; or the only thing that it matches."""
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    images = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+    if not images and len(found) != 1:
+        raise UserError(f"{pattern}: no image matches this pattern; looked for {' '.join(IMAGE_SUFFIXES)}")
+    return images or found
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a list of image files must be text in UTF-8 ({error})") from error
+    return _lines(text, path, os.path.dirname(path))
+
+
+def _lines(text: str, where: str, folder: str) -> list[str]:
+    """Files that the lines of a text name."""
+    files = []
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        if not is_url(name):
+            places = [os.path.join(folder, name), name]
+            file = next((place for place in places if os.path.isfile(place)), None)
+            if file is None:
+                tried = " or ".join(dict.fromkeys(map(repr, places)))
+                raise UserError(f"{where}, line {number}: there is no file {tried}")
+            if not file.lower().endswith(IMAGE_SUFFIXES):
+                raise UserError(f"{where}, line {number}: {file!r} is no image ({' '.join(IMAGE_SUFFIXES)})")
+            name = file
+        files.append(name)
+    if not files:
+        raise UserError(f"{where}: it names no image files; one a line is expected")
+    return files
+
+
+def _standard_input() -> ImageFiles:
+    if sys.stdin.isatty():
+        raise UserError("- reads an image, or the names of image files, from standard input: pipe them in")
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise UserError("standard input is empty: an image, or names of image files, are expected")
+    if (text := _as_text(content)) is not None:
+        return _numbered(_lines(text, "standard input", ""), "")
+    suffix = _image_suffix(io.BytesIO(content))
+    if suffix is None:
+        raise UserError("standard input is neither an image nor a list of image files")
+    folder, path = _temporary(f"image{suffix}")
+    Path(path).write_bytes(content)
+    return _held(folder, path, f"stdin{suffix}")
+
+
+def _from_web(url: str) -> ImageFiles | Video:
+    name = os.path.basename(urlsplit(url).path)
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        return _numbered([url], "")
+    folder, path = _temporary(name[-100:] or "download")
+    download(url, path, MAX_VIDEO)
+    if _image_suffix(path) is not None:
+        return _held(folder, path, url)
+    if _is_text(path):
+        raise UserError(f"{url}: it is text, neither an image nor a video")
+    video = Video(path, url)
+    video._folder = folder
+    return video
+
+
+def _temporary(name: str) -> tuple[tempfile.TemporaryDirectory, str]:
+    folder = tempfile.TemporaryDirectory(prefix="mrcnn_ext-")
+    return folder, os.path.join(folder.name, name)
+
+
+def _held(folder, path: str, name: str) -> ImageFiles:
+    """One image in a temporary folder, which is there as long as the source."""
+    source = ImageFiles([{"file_name": path, "image_id": 1}], names={path: name})
+    source._folder = folder
+    return source
+
+
+def _image_suffix(file) -> str | None:
+    """The suffix of an image's format, None for what is no image."""
+    try:
+        with Image.open(file) as image:
+            return f".{image.format.lower()}"
+    except Exception:  # decoders raise anything
+        return None
 
 
 def _is_image(path: Path, root: Path) -> bool:
@@ -216,17 +291,22 @@ def _is_image(path: Path, root: Path) -> bool:
 def _is_text(name: str) -> bool:
     """Whether a file begins as text does, which FFmpeg would show as a video of its letters."""
     with open(name, "rb") as file:
-        start = file.read(_LOOK)
+        return _as_text(file.read(_LOOK)) is not None
+
+
+def _as_text(content: bytes) -> str | None:
+    """UTF-8 text, of which the last letter may be cut in two; None for anything else."""
     try:
-        text = start.decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 3:  # not merely a letter that is cut in two
-            return False
-        text = start[: error.start].decode()
-    return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)
+        if error.start < len(content) - 3:
+            return None
+        text = content[: error.start].decode()
+    return text if text and all(letter.isprintable() or letter.isspace() for letter in text) else None
 
 
 def _numbered(files, root):
+    """Images with ids from 1."""
     records = [{"file_name": os.fspath(file), "image_id": i} for i, file in enumerate(files, 1)]
     return ImageFiles(records, root)
 
@@ -235,9 +315,27 @@ def _sequence(source):
     items = list(source)
     if not items:
         raise UserError("the source is empty: it has no images")
-    if not isinstance(items[0], dict):
-        return _numbered(items, "")
-    return ImageFiles([{"image_id": i, **record} for i, record in enumerate(items, 1)])
+    if isinstance(items[0], dict):
+        return ImageFiles([{"image_id": i, **record} for i, record in enumerate(items, 1)])
+    return _numbered([file for item in items for file in _files_of(os.fspath(item))], "")
+
+
+def _files_of(name: str) -> list:
+    """The image files that one of several sources stands for."""
+    if is_url(name) or name.lower().endswith(IMAGE_SUFFIXES):
+        return _matching(name) if not is_url(name) and _is_pattern(name) else [name]
+    if os.path.isdir(name):
+        return _in_folder(name)
+    if _is_pattern(name):
+        return [file for found in _matching(name) for file in _files_of(found)]
+    if name.lower().endswith(".txt") and os.path.isfile(name):
+        return _listed(name)
+    if os.path.isfile(name):
+        raise UserError(f"{name}: it is no image; a video is predicted alone, not with other sources")
+    raise UserError(
+        f"{name!r} is no file or folder; several sources may be image files, folders, patterns, .txt lists and "
+        "addresses of images"
+    )
 
 
 def _dataset(name):

@@ -54,12 +54,15 @@ class LazyMasks:
         if isinstance(item, (int, np.integer)):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"mask {item} of {len(self)}")
-            item = int(item) % len(self)
-            return self[item : item + 1].tensor[0]
+            return self._mask(int(item) % len(self))
         return LazyMasks(self.masks[item], self.boxes[item], self.image_size, self.threshold)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(len(self)))
+        return (self._mask(index) for index in range(len(self)))
+
+    def _mask(self, index: int) -> Tensor:
+        one = slice(index, index + 1)
+        return LazyMasks(self.masks[one], self.boxes[one], self.image_size, self.threshold).tensor[0]
 
     @property
     def tensor(self) -> Tensor:

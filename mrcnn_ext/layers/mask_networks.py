@@ -179,4 +179,5 @@ def _check_layers(conv_dims: Sequence[int], num_deconv: int) -> None:
 def predictor_fill(layer: nn.Conv2d | nn.Linear) -> None:
     """Fills the layer that gives the logits: close to zero, so that at first every mask is about 0.5."""
     nn.init.normal_(layer.weight, std=0.001)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

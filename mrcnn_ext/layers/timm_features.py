@@ -3,11 +3,12 @@
 import difflib
 import os
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TimmFeatures"]
+__all__ = ["TimmFeatures", "input_statistics"]
 
 
 class TimmFeatures(nn.Module):
@@ -26,7 +27,8 @@ class TimmFeatures(nn.Module):
             the feature of stride 2**k. Frozen modules do not train, nor do their normalisation statistics.
         norm: "" for the model's own; "FrozenBN" freezes every batch normalisation.
         in_channels: channels of the input image.
-        model_args: further arguments of the timm model (drop_path_rate; strict_img_size=False for Swin; ...).
+        model_args: further arguments of the timm model, drop_path_rate say. Models that would take images of one size
+            alone, as Swin does, are made with strict_img_size=False.
 
     Attributes:
         channels, strides: of each output feature by its name, finest first.
@@ -58,6 +60,10 @@ class TimmFeatures(nn.Module):
         args = {**(model_args or {}), "in_chans": in_channels}
         random_state = torch.get_rng_state()
         whole = _create(model_name, args)
+        if "strict_img_size" not in args and _wants_one_size(whole):
+            args["strict_img_size"] = False
+            torch.set_rng_state(random_state)
+            whole = _create(model_name, args)
         stages = whole.feature_info
         torch.set_rng_state(random_state)
         args["out_indices"] = _out_indices(model_name, stages, self.strides)
@@ -90,6 +96,28 @@ class TimmFeatures(nn.Module):
         for name, feature in zip(self.out_features, self.net(x)):  # noqa: B905  (TorchScript has no strict=)
             outputs[name] = feature.permute(0, 3, 1, 2) if self._nhwc else feature
         return outputs
+
+
+def input_statistics(model_name: str) -> tuple[tuple, tuple]:
+    """Mean and standard deviation of the RGB channels, in 0..1, that a timm model was trained with; those of ImageNet
+    where timm does not know.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    _check_name(model_name)
+    import timm
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    config = timm.models.get_pretrained_cfg(model_name)
+    if config is None:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return tuple(config.mean), tuple(config.std)
+
+
+def _wants_one_size(net: nn.Module) -> bool:
+    """Whether it refuses images of another size than that of its training, as Swin Transformers do unless told."""
+    return any(getattr(module, "strict_img_size", False) is True for module in net.modules())
 
 
 def _stride_of(feature_name: str) -> int:
@@ -145,13 +173,10 @@ def _batch_norms(net: nn.Module, model_name: str) -> list[str]:
     return names
 
 
-def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> nn.Module:
+def _create(model_name: str, args: dict, pretrained: bool = False, weights: str = "") -> Any:
+    _check_name(model_name)
     import timm  # takes a second, which a user of the others need not wait
 
-    if not timm.is_model(model_name):
-        near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)
-        hint = f"near it are {', '.join(near)}" if near else "timm.list_models() has the names"
-        raise ValueError(f"timm has no model {model_name!r}; {hint}")
     overlay = {}
     if weights:
         overlay = {"file": weights}
@@ -176,6 +201,15 @@ def _create(model_name: str, args: dict, pretrained: bool = False, weights: str 
                 f"The hub's error: {error}"
             ) from error
         raise ValueError(f"timm cannot build {model_name} as a backbone with {args}: {error}") from error
+
+
+def _check_name(model_name: str) -> None:
+    import timm  # takes a second, which a user of the others need not wait
+
+    if not timm.is_model(model_name):
+        near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)
+        hint = f"near it are {', '.join(near)}" if near else "timm.list_models() has the names"
+        raise ValueError(f"timm has no model {model_name!r}; {hint}")
 
 
 def _check_loaded(net: nn.Module, untrained: nn.Module, model_name: str, weights: str) -> None:

@@ -3,11 +3,13 @@
 from ..accel import Acceleration, accelerate
 from ..layers import LazyMasks
 from . import fuse_rules  # noqa: F401  (registration)
+from .anchor_generator import TorchvisionAnchorGenerator
 from .backbone import (
     TimmBackbone,
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
+    timm_input,
 )
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
@@ -32,8 +34,10 @@ __all__ = [
     "MaskScoringHead",
     "SimCCKeypointHead",
     "TimmBackbone",
+    "TorchvisionAnchorGenerator",
     "accelerate",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "timm_input",
 ]

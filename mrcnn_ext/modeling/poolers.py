@@ -4,6 +4,7 @@ import torch
 from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layers import roi_align_pyramid
 from ..ops.roi_options import check_pyramid
@@ -22,6 +23,15 @@ _POOLER_TYPES = {
 }
 # Left to detectron2's own pooler: its boxes have an angle.
 _STOCK_POOLER_TYPES = ("ROIAlignRotated",)
+
+
+def _rois(box_lists: list[Boxes]) -> Tensor:
+    """Rows [image, x0, y0, x1, y1] of all boxes. detectron2's own function, which counts may be traced through, copies
+    the counts to the device and waits for it."""
+    if torch.jit.is_tracing():
+        return convert_boxes_to_pooler_format(box_lists)
+    rows = [F.pad(boxes.tensor, (1, 0), value=float(image)) for image, boxes in enumerate(box_lists)]
+    return torch.cat(rows)
 
 
 class FusedROIPooler(nn.Module):
@@ -104,9 +114,13 @@ class FusedROIPooler(nn.Module):
         )
         if len(box_lists) == 0:
             return x[0].new_zeros([0, x[0].shape[1], self.output_size[0], self.output_size[1]])
+        if torch.jit.is_scripting():
+            rois = convert_boxes_to_pooler_format(box_lists)
+        else:
+            rois = _rois(box_lists)
         return roi_align_pyramid(
             x,
-            convert_boxes_to_pooler_format(box_lists),
+            rois,
             self.output_size,
             self.scales,
             self.sampling_ratio,

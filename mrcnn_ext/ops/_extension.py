@@ -17,16 +17,28 @@ _HOW_TO_BUILD = (
 )
 
 
-def _load() -> str | None:
-    """Loads ``mrcnn_ext/_C*``; returns None, or why it could not be had."""
-    package = Path(__file__).parent.parent
-    found = sorted(path for path in package.glob("_C*") if path.suffix in (".so", ".pyd", ".dylib"))
-    if not found:
-        return f"there is no compiled library _C*.so in {package}"
+def _load(package: Path = Path(__file__).parent.parent) -> str | None:
+    """Loads the ``_C_torch_<major>_<minor>*`` of the running torch; returns None, or why it could not be had.
+
+    torch's C++ interface changes with every minor version: a library for another one could load and fail later.
+    """
+    running = tuple(torch.__version__.split(".")[:2])
+    libraries = {}
+    for path in sorted(package.glob("_C_torch_*")):
+        if path.suffix in (".so", ".pyd", ".dylib"):
+            libraries[tuple(path.name.split(".")[0].split("_")[3:])] = path
+    if not libraries:
+        return f"there is no compiled library _C_torch_*.so in {package}"
+    if running not in libraries:
+        built_for = " and ".join(".".join(minor) for minor in libraries)
+        return (
+            f"they are built for torch {built_for} and this is torch {torch.__version__} "
+            f"(install a mrcnn_ext for torch {'.'.join(running)}, or one of those torch versions)"
+        )
     try:
-        torch.ops.load_library(found[0])
-    except OSError as error:  # built against another torch, or for another platform
-        return f"{found[0]} does not load: {error}"
+        torch.ops.load_library(libraries[running])
+    except OSError as error:  # built for another platform, say
+        return f"{libraries[running]} does not load: {error}"
     return None
 
 

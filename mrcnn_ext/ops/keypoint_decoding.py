@@ -62,8 +62,9 @@ def heatmaps_to_keypoints(
             pixels = length.ceil()
             place, logit = _resized_argmax(maps, pixels)
         else:
-            pixels = torch.tensor(maps.shape[2:], dtype=dtype, device=maps.device)
+            pixels = _vector(maps.shape[2:], maps)
             if method == "oks":
+                assert sigmas is not None  # _check has seen to it
                 similarity = _expected_similarity(maps, covered * length.prod(dim=1), length, sigmas.to(maps))
                 place, logit, height = _taylor_maximum(maps, similarity.clamp(min=_TINY).log(), margin=1)
             else:
@@ -75,6 +76,12 @@ def heatmaps_to_keypoints(
             score = torch.exp(logit - torch.logsumexp(maps.flatten(2), dim=2))
     y, x = ((place + 0.5) * (length / pixels)[:, None] + start[:, None]).unbind(2)
     return torch.stack([x, y, logit, score], dim=2)
+
+
+def _vector(numbers, like: Tensor) -> Tensor:
+    """Numbers in the dtype and on the device of a tensor. ``torch.tensor`` would copy them from the host, for which
+    CUDA waits."""
+    return torch.stack([like.new_full((), number) for number in numbers])
 
 
 def _check(maps: Tensor, rois: Tensor, method: str, sigmas: Tensor | None) -> None:
@@ -144,7 +151,7 @@ _ROUNDS = ((12, 9), (4, 17), (1, 17), (1, 17))  # candidates; places seen per ax
 
 def _search(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     sides = maps.shape[2:]
-    cells = torch.tensor(sides, dtype=maps.dtype, device=maps.device).view(2, 1, 1, 1)
+    cells = _vector(sides, maps).view(2, 1, 1, 1)
     pixels = pixels.T[:, :, None, None]  # (2, R, 1, 1)
     scale = cells / pixels
     spacing = (pixels / (_SAMPLES_PER_CELL * cells)).clamp(min=1)
@@ -191,6 +198,7 @@ def _search(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         best, index = (kernel[0] @ patch @ kernel[1].mT).flatten(3).max(dim=3)
         centre = _take(pixel, index[..., None], count)[..., 0]
         reach = reach * (2 * _REACH / (count - 1))
+    assert best is not None  # there are rounds
     return centre[..., 0].permute(1, 2, 0), best[..., 0]
 
 
@@ -260,7 +268,7 @@ def _taylor_maximum(maps: Tensor, surface: Tensor, margin: int = 0) -> tuple[Ten
     inner = surface[..., margin : margin + H, margin : margin + W]
     index = inner.flatten(2).argmax(dim=2, keepdim=True)
     cell = torch.stack([index // W, index % W])
-    last = torch.tensor([H - 1, W - 1], device=maps.device).view(2, 1, 1, 1)
+    last = _vector((H - 1, W - 1), cell).view(2, 1, 1, 1)
     along = ((cell > -margin) & (cell < last + margin)).all(dim=0).expand(2, -1, -1, -1)
     around = (cell[0] + margin) * surface.shape[3] + cell[1] + margin
     offset, height = _parabola(surface, around, along)

@@ -33,9 +33,10 @@ class _Axis(NamedTuple):
 
     first: int  # the window's first cell
     weights: Tensor  # (P or B * S, cells of the window), float64
-    inside: Tensor | None = None  # (B * S,) bool, max modes: False where the sample is worth 0
-    bins: Tensor | None = None  # (B,) of P, max modes
-    outside: Tensor | None = None  # (B,) bool, max modes: whether a bin has samples that are worth 0
+    # For the max modes alone:
+    inside: Tensor = torch.empty(0)  # (B * S,) bool: False where the sample is worth 0
+    bins: Tensor = torch.empty(0)  # (B,) of P
+    outside: Tensor = torch.empty(0)  # (B,) bool: whether a bin has samples that are worth 0
 
 
 def assign_levels(
@@ -77,7 +78,7 @@ def _round_half_away(x: Tensor) -> Tensor:
     return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
 
 
-def _extent(low: Tensor, high: Tensor, aligned: bool, mode: str) -> tuple[Tensor, Tensor]:
+def roi_extent(low: Tensor, high: Tensor, aligned: bool, mode: str) -> tuple[Tensor, Tensor]:
     """Start and extent of a RoI along one axis, in feature cells, from its scaled corners."""
     offset = 0.5 if aligned and mode != "pool" else 0.0
     if mode in ("pool", "warp_avg", "warp_max"):
@@ -154,7 +155,7 @@ def _edges(start: Tensor, extent: Tensor, bins: int) -> Tensor:
 def _axis(low: Tensor, high: Tensor, bins: int, size: int, options: RoIOptions):
     """The `_Axis` of one RoI from its two scaled corners; None where it takes nothing from the map."""
     mode = options.mode
-    start, extent = _extent(low, high, options.aligned, mode)
+    start, extent = roi_extent(low, high, options.aligned, mode)
     if not torch.isfinite(start + extent):
         return None
     inside = None
@@ -165,7 +166,9 @@ def _axis(low: Tensor, high: Tensor, bins: int, size: int, options: RoIOptions):
     else:
         average = mode in AVERAGE_MODES
         weights, inside = _sampled(start, extent, bins, size, options.sampling_ratio, average) or (None, None)
-    touched = [] if weights is None else weights.any(0).nonzero().flatten().tolist()
+    if weights is None:
+        return None
+    touched = weights.any(0).nonzero().flatten().tolist()
     if not touched:
         return None
     weights = weights[:, touched[0] : touched[-1] + 1]
@@ -328,8 +331,8 @@ def _roi_grad(
     low_x, low_y, high_x, high_y = roi[1:].cpu() * scale
     y_grad = torch.einsum("cpq,chq->ph", grad, window @ visit.x.weights.T)
     x_grad = torch.einsum("cpq,cpw->qw", grad, visit.y.weights @ window)
-    grad_low_y, grad_high_y = _corner_grads(y_grad, visit.y, *_extent(low_y, high_y, aligned, "exact"))
-    grad_low_x, grad_high_x = _corner_grads(x_grad, visit.x, *_extent(low_x, high_x, aligned, "exact"))
+    grad_low_y, grad_high_y = _corner_grads(y_grad, visit.y, *roi_extent(low_y, high_y, aligned, "exact"))
+    grad_low_x, grad_high_x = _corner_grads(x_grad, visit.x, *roi_extent(low_x, high_x, aligned, "exact"))
     zero = torch.zeros((), dtype=torch.float64)
     return torch.stack([zero, grad_low_x, grad_low_y, grad_high_x, grad_high_y]) * scale
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
@@ -75,3 +78,15 @@ def contact_sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
         y, x = divmod(k, columns)
         sheet[y * (h + 4) : y * (h + 4) + h, x * (w + 4) : x * (w + 4) + w] = picture
     return sheet
+
+
+def dataset_sheet(root, count: int) -> np.ndarray:
+    """The first images of a dataset that `write_dataset` wrote, with their annotations, as one picture."""
+    root, pictures = Path(root), []
+    for split in ("train", "val"):
+        content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+        for image in content["images"][: count - len(pictures)]:
+            annotations = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            pixels = cv2.imread(str(root / image["file_name"]))[:, :, ::-1]
+            pictures.append(draw_annotations(pixels, annotations, 2 if image["width"] <= 400 else 1))
+    return contact_sheet(pictures, 4 if pictures[0].shape[1] < 800 else 2)

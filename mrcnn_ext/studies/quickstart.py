@@ -53,6 +53,13 @@ def main(argv=None) -> None:
     print(f"\non {args.num_val} unseen scenes of the preset 'easy':\n\n{metrics_table(runs)}\n")
     print(f"in {args.output}: model_final.pth, metrics.json, summary.json,")
     print("    training.png (losses and AP), predictions.png (ground truth, and right of it the predictions)")
+    print(
+        f"\nthe report of the last evaluation, for a browser:\n\n    {Path(ours['report']).resolve().as_uri()}\n"
+    )
+    if framework == "detectron2":
+        print(
+            f"the model, its heads and RoI layers, in a browser:\n\n    mrcnn-ext app {args.output}/model_final.pth\n"
+        )
 
 
 def _progress(items, total, split):

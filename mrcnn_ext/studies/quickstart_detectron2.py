@@ -25,7 +25,7 @@ def train_and_evaluate(
 
     Returns:
         dict: "coco": {"bbox", "segm", "keypoints": {"AP", "AP50"}}, "cityscapes": {"AP", "AP50"}, AP in points;
-        "train_seconds"; "predictions", the COCO results file.
+        "train_seconds"; "predictions", the COCO results file; "report", the page of the last evaluation.
     """
     opts = {**(opts or {}), "OUTPUT_DIR": str(output_dir)} | (STOCK_COMPONENTS if stock else {})
     cfg = load_config(config_file, [part for pair in opts.items() for part in pair])
@@ -48,6 +48,7 @@ def train_and_evaluate(
         "coco": {task: _points(results[coco][task]) for task in ("bbox", "segm", "keypoints")},
         "cityscapes": _points(results[cityscapes]["segm"]),
         "train_seconds": round(seconds, 1),
+        "report": str(Path(output_dir, f"report_{coco}.html")),
         "predictions": str(Path(output_dir, "inference", coco, "coco_instances_results.json")),
     }
 

@@ -16,6 +16,7 @@ from ..integrations.torchvision.evaluation import evaluate_cityscapes, evaluate_
 from ..integrations.torchvision.models import FPNBackbone, mask_keypoint_rcnn
 from ..integrations.torchvision.training import train
 from ..layers import FCNMaskNetwork, HeatmapKeypointNetwork, TimmFeatures
+from ..reports import report_of_files
 
 __all__ = ["build_model", "train_and_evaluate"]
 
@@ -43,7 +44,7 @@ def train_and_evaluate(
 
     Returns:
         dict: "coco": {"bbox", "segm", "keypoints": {"AP", "AP50"}}, "cityscapes": {"AP", "AP50"}, AP in
-        points; "train_seconds"; "predictions", the COCO results file.
+        points; "train_seconds"; "predictions", the COCO results file; "report", a page about them.
 
     Raises:
         FileNotFoundError: no scenes under ``data_root``.
@@ -81,6 +82,14 @@ def train_and_evaluate(
     with open(os.path.join(output_dir, "metrics.json"), "a") as metrics:
         points = {f"{task}/{name}": value for task, part in coco.items() for name, value in part.items()}
         print(json.dumps({"iteration": iterations, **points}), file=metrics)
+    report = os.path.join(output_dir, "report.html")
+    report_of_files(
+        annotations.format("val"),
+        predictions,
+        report,
+        image_root=data_root,
+        metrics=os.path.join(output_dir, "metrics.json"),
+    )
     return {
         "coco": {task: _points(part) for task, part in coco.items()},
         "cityscapes": _points(
@@ -88,6 +97,7 @@ def train_and_evaluate(
         ),
         "train_seconds": round(seconds, 1),
         "predictions": predictions,
+        "report": report,
     }
 
 

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from pycocotools.coco import COCO
 
+from ..reports import TrainingHistory
+from ..reports.figures import training_figure
 from ..scenes.preview import contact_sheet, draw_annotations
 
 __all__ = ["metrics_table", "plot_metrics", "prediction_sheet"]
@@ -41,36 +43,12 @@ def plot_metrics(metrics_file, output_file, title: str = "") -> None:
     """Draws training losses, validation losses and AP over the iterations.
 
     Args:
-        metrics_file: JSON lines with ``iteration``, ``loss_*``, ``total_loss``, ``val/total_loss`` and
+        metrics_file: JSON lines with ``iteration``, ``loss_*``, ``total_loss``, the same behind ``val/`` and
             ``<dataset>/<task>/AP`` or ``<task>/AP``, as detectron2's JSONWriter writes them.
         output_file: picture to write, its format by its ending.
         title: over the picture.
     """
-    # The figure class, not pyplot: no display and no global state.
-    from matplotlib.figure import Figure
-
-    records = [json.loads(line) for line in Path(metrics_file).read_text().splitlines()]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    losses, precision = figure.subplots(1, 2)
-    for name in sorted({name for record in records for name in record}):
-        points = [(r["iteration"], r[name]) for r in records if name in r and np.isfinite(r[name])]
-        if not points:
-            continue
-        if name in ("total_loss", "val/total_loss"):
-            losses.plot(
-                *zip(*points, strict=True), label=name, color="black", marker="o" if "val" in name else ""
-            )
-        elif name.startswith("loss_"):
-            losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
-        elif name.endswith(("/AP", "/AP50")):
-            precision.plot(*zip(*points, strict=True), label=name, marker="o")
-    losses.set(xlabel="iteration", ylabel="loss", yscale="log", title=title)
-    precision.set(xlabel="iteration", ylabel="AP (points)", ylim=(0, 100), title="on unseen scenes")
-    for axes in (losses, precision):
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend(fontsize="x-small")
-    figure.savefig(output_file, dpi=120)
+    training_figure(TrainingHistory.read(metrics_file), title).savefig(output_file, dpi=120)
 
 
 def prediction_sheet(

@@ -15,6 +15,8 @@ from detectron2.structures import Boxes, Instances
 from mrcnn_ext.benchmark.model import calibrate
 from mrcnn_ext.modeling import accelerate
 
+pytestmark = pytest.mark.detectron2
+
 ROOT = Path(detectron2.model_zoo.__file__).parent / "configs"
 REFUSED = {"RetinaNet", "ProposalNetwork", "SemanticSegmentor"}
 SIZE = (128, 160)

@@ -21,6 +21,8 @@ from mrcnn_ext import accelerate
 from mrcnn_ext.accel import FusedConv2d, FusedModule, FusedNetwork
 from mrcnn_ext.benchmark.model import calibrate
 
+pytestmark = pytest.mark.detectron2
+
 MASK, KEYPOINT = "MODEL.ROI_MASK_HEAD.", "MODEL.ROI_KEYPOINT_HEAD."
 HEADS = {
     "fcn": (MASK + "NAME", "FCNMaskHead"),

@@ -12,6 +12,8 @@ import torch
 from mrcnn_ext.benchmark import keypoints, masks
 from mrcnn_ext.benchmark.memory import peak_memory
 
+pytestmark = pytest.mark.detectron2
+
 IMAGE = (96, 128)
 
 

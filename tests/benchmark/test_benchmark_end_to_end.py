@@ -8,6 +8,8 @@ import torch
 from mrcnn_ext.benchmark import end_to_end
 from mrcnn_ext.modeling import FusedROIPooler
 
+pytestmark = pytest.mark.detectron2
+
 IMAGE = (128, 192)
 
 

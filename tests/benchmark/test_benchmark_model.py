@@ -15,6 +15,8 @@ from mrcnn_ext.benchmark import stages
 from mrcnn_ext.benchmark.tables import write_csv
 from mrcnn_ext.modeling import LazyMasks
 
+pytestmark = pytest.mark.detectron2
+
 SIZE = (60, 80)
 BOXES = [[10.0, 10, 30, 40], [40, 5, 70, 50], [12, 12, 32, 42]]
 

@@ -12,6 +12,8 @@ import torch
 from mrcnn_ext.benchmark import convolutions, masks
 from mrcnn_ext.ops.winograd import winograd_is_available
 
+pytestmark = pytest.mark.detectron2
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
@@ -41,9 +43,9 @@ def test_masks(run, monkeypatch):
 
 
 def test_keypoints(run):
-    sizes = ("--instances", "2", "--keypoints", "3", "--heights", "20", "40", "--threads", "1")
+    sizes = ("--instances", "2", "--keypoints", "3", "--heights", "20,40", "--threads", "1")
     printed, output = run("benchmark_keypoints", "--device", "cpu", *sizes)
-    assert "2 x 3, 40 px" in printed and ">= 50x" in printed
+    assert "2 x 3, 20 px" in printed and "2 x 3, 40 px" in printed and ">= 50x" in printed
     assert (output / "keypoints.csv").is_file()
 
 

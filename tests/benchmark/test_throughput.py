@@ -16,6 +16,8 @@ from mrcnn_ext.data import register_scenes
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.scenes import write_dataset
 
+pytestmark = pytest.mark.detectron2
+
 SMALL = "MODEL.TIMM.ARGS.channels [8,8,16,16] MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 32"
 FEW = "TEST.DETECTIONS_PER_IMAGE 5 INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0"
 ALL = "MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0"

@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from mrcnn_ext import config_files, model_zoo
 
+pytestmark = pytest.mark.detectron2
+
 
 def test_configs_come_in_pairs():
     names = model_zoo.list_configs()

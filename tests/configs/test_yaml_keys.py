@@ -13,6 +13,8 @@ from detectron2.modeling import build_model
 from mrcnn_ext import add_mrcnn_ext_config, modeling
 from mrcnn_ext.model_zoo import detectron2_zoo
 
+pytestmark = pytest.mark.detectron2
+
 
 def values(cfg, prefix=""):
     """Every key with its value, {"MODEL.DEVICE": "cuda", ...}."""

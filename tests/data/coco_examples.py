@@ -2,6 +2,8 @@
 
 import copy
 
+from mrcnn_ext.cli.datasets import command
+
 COCO_NAMES = ["nose"] + [
     f"{side}_{part}"
     for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -54,3 +56,12 @@ def without(*keys):
                 annotation.pop(key, None)
 
     return edit
+
+
+def check_main(arguments):
+    """Exit code of `mrcnn-ext datasets check`."""
+    try:
+        command.main(["check", *arguments], standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code
+    return 0

@@ -15,6 +15,8 @@ from PIL import Image  # noqa: E402
 
 from mrcnn_ext.data import check_dataset  # noqa: E402
 
+pytestmark = pytest.mark.detectron2
+
 EVERYTHING = {"num_classes": 3, "num_keypoints": 17, "needs_masks": True, "needs_keypoints": True}
 
 

@@ -17,6 +17,8 @@ from detectron2.structures import Instances
 from mrcnn_ext.data import check_dataset
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator
 
+pytestmark = pytest.mark.detectron2
+
 CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 STEM = "town_000000_000019_"
 SIZE = (40, 60)

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from coco_examples import change, with_keypoints
+from coco_examples import change, check_main, with_keypoints
 from PIL import Image
 
-from mrcnn_ext.data.cli import FINE, REFUSED, WRONG, check_main
 from mrcnn_ext.data.coco_file import CocoFile
 from mrcnn_ext.data.problems import Problems
+from mrcnn_ext.data.report import FINE, WRONG
 from mrcnn_ext.data.survey import survey_coco_file, write_repaired
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
@@ -130,7 +130,7 @@ def test_exit_codes_for_scripts(write, tmp_path):
     assert check_main([write(), "--images", str(tmp_path), "--quiet"]) == FINE
     command = [sys.executable, str(TOOL), str(tmp_path / "none.json")]
     missing = subprocess.run(command, capture_output=True, text=True)
-    assert missing.returncode == REFUSED and missing.stderr.startswith("error: ")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: ")
     assert "none.json" in missing.stderr and "Traceback" not in missing.stderr
 
 
@@ -140,6 +140,7 @@ def test_what_is_mended_matters_to_the_strict(write, tmp_path):
     assert check_main([path, "--images", str(tmp_path), "--quiet", "--strict"]) == WRONG
 
 
+@pytest.mark.detectron2
 def test_registered_datasets_by_name(register, catalog, capsys, tmp_path):
     pytest.importorskip("detectron2")
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -166,3 +167,18 @@ def test_registered_datasets_by_name(register, catalog, capsys, tmp_path):
     assert check_main(["in_python", "--quiet"]) == WRONG
     with pytest.raises(ValueError, match="'no_such_data' is not registered"):
         check_main(["no_such_data"])
+
+
+def test_all_parts_of_a_data_file(write, tmp_path, capsys):
+    parts = {"train": [write(), str(tmp_path)], "val": [write(change(bbox=[1])), str(tmp_path)]}
+    path = tmp_path / "skiers.yaml"
+    path.write_text(json.dumps(parts))
+    drawn = tmp_path / "drawn"
+    assert check_main([str(path), "--quiet", "--pictures", str(drawn)]) == WRONG
+    report = capsys.readouterr().out
+    train, val = report.split("\nskiers_val:", 1)
+    assert train.startswith("skiers_train:") and "Nothing is wrong with it." in train
+    assert "its bbox must have 4 numbers" in val
+    assert (drawn / "skiers_train" / "1_1.jpg").is_file()
+    with pytest.raises(ValueError, match="--repair writes a copy of one annotation file: name it instead of"):
+        check_main([str(path), "--repair", "x.json"])

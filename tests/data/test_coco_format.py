@@ -8,6 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mrcnn_ext.data import register_coco_format
 
+pytestmark = pytest.mark.detectron2
+
 PEOPLE = {
     "id": 1,
     "name": "person",

@@ -11,10 +11,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import yaml
+from coco_examples import check_main
 from PIL import Image
 
-from mrcnn_ext.data.cli import FINE, check_main
 from mrcnn_ext.data.convert import convert_dataset
+from mrcnn_ext.data.report import FINE
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_dataset.py"
 HEIGHT, WIDTH = 64, 80
@@ -106,6 +107,55 @@ def masks(root):
     return root
 
 
+def cvat(root):
+    save_image(root / "images" / "1.png")
+    x, y, w, h = BOX
+    corners = ";".join(f"{POLYGON[k]},{POLYGON[k + 1]}" for k in range(0, 6, 2))
+    ears = ((name, place, int(name == "right_ear")) for name, place in KEYPOINTS.items())
+    points = "".join(
+        f'<points label="{n}" outside="0" occluded="{hidden}" points="{p[0]},{p[1]}"/>'
+        for n, p, hidden in ears
+    )
+    sub_labels = "".join(f"<label><name>{name}</name><parent>dog</parent></label>" for name in KEYPOINTS)
+    (root / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version><meta><task><labels>{sub_labels}</labels></task></meta>"
+        f'<image id="0" name="1.png" subset="Train" width="{WIDTH}" height="{HEIGHT}">'
+        f'<box label="dog" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" group_id="1"><attribute name="a"/></box>'
+        f'<skeleton label="dog" group_id="1">{points}</skeleton><polygon label="cat" points="{corners}"/>'
+        '<tag label="sunny"/><mask label="cat" rle="3,2,1,4" left="60" top="50" width="5" height="2"/>'
+        "</image></annotations>"
+    )
+    return root
+
+
+def cityscapes(root, **files):
+    """A dog, a cat that lies over it, a crowd of cats, sky."""
+    save_image(root / "leftImg8bit" / "val" / "town" / "town_1_leftImg8bit.png")
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint16)
+    x, y, w, h = BOX
+    numbers[y : y + h, x : x + w], numbers[8:24, 40:60], numbers[50:, 60:] = 7001, 8003, 8
+    numbers[:4] = 23
+    save_image(root / "gtFine" / "val" / "town" / "town_1_gtFine_instanceIds.png", numbers)
+    (root / "classes.yaml").write_text(yaml.safe_dump({7: "dog", 8: "cat"}))
+    return root
+
+
+def cityscapes_polygons(root):
+    save_image(root / "leftImg8bit" / "val" / "1.png")
+    x, y, w, h = BOX
+    outlines = {
+        "sky": [[0, 0], [WIDTH, 0], [WIDTH, 4], [0, 4]],
+        "dog": [[x, y], [x + w, y], [x + w, y + h], [x, y + h]],
+        "cat": [[40, 8], [60, 8], [60, 24], [40, 24]],
+        "catgroup": [[60, 50], [WIDTH, 50], [WIDTH, HEIGHT], [60, HEIGHT]],
+    }
+    objects = [{"label": label, "polygon": polygon} for label, polygon in outlines.items()]
+    (root / "gtFine" / "val").mkdir(parents=True)
+    content = {"imgHeight": HEIGHT, "imgWidth": WIDTH, "objects": objects}
+    (root / "gtFine" / "val" / "1_polygons.json").write_text(json.dumps(content))
+    return root
+
+
 FORMATS = {
     "yolo boxes": ("yolo", lambda root: yolo(root, yolo_box()), ("bbox",)),
     "yolo polygons": ("yolo", yolo_polygons, ("bbox", "segm")),
@@ -113,9 +163,13 @@ FORMATS = {
     "voc": ("voc", voc, ("bbox",)),
     "labelme": ("labelme", labelme, ("bbox", "segm", "keypoints")),
     "masks": ("masks", masks, ("bbox", "segm")),
+    "cvat": ("cvat", cvat, ("bbox", "keypoints")),
+    "cityscapes": ("cityscapes", cityscapes, ("bbox", "segm")),
+    "cityscapes polygons": ("cityscapes", cityscapes_polygons, ("bbox", "segm")),
 }
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("kind, make, tasks", FORMATS.values(), ids=FORMATS)
 def test_from_the_foreign_file_to_the_model(tmp_path, catalog, tiny_cfg, kind, make, tasks):
     pytest.importorskip("detectron2")
@@ -251,6 +305,123 @@ def test_masks_as_files(tmp_path):
     assert mask[16:48, 8:48].all() and mask.sum() == 1280
 
 
+def test_cvat(tmp_path):
+    done, content, _ = converted("cvat", cvat(tmp_path / "data"), tmp_path, split="train")
+    assert [category["name"] for category in content["categories"]] == ["cat", "dog"]
+    dog, cat, spots = content["annotations"]
+    places = [v for x, y in KEYPOINTS.values() for v in (x - 0.5, y - 0.5, 2)]
+    places[-1] = 1  # occluded
+    assert dog["bbox"] == BOX and dog["keypoints"] == places and done.objects == 3
+    assert cat["segmentation"] == [POLYGON] and cat["keypoints"] == [0] * 9
+    mask = mask_util.decode(spots["segmentation"])
+    assert mask[50:52, 60:65].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]] and mask.sum() == 6
+
+
+def cvat_shapes(root, shapes, image='name="1.png"'):
+    save_image(root / "1.png")
+    (root / "annotations.xml").write_text(f"<annotations><image {image}>{shapes}</image></annotations>")
+    return root
+
+
+def test_other_shapes_of_cvat(tmp_path):
+    shapes = (
+        '<box label="turned" xtl="20" ytl="30" xbr="40" ybr="34" rotation="90"/>'
+        '<ellipse label="disc" cx="50" cy="30" rx="10" ry="5"/>'
+        '<polygon label="parts" points="0,0;5,0;5,5" group_id="3"/>'
+        '<polygon label="parts" points="10,0;15,0;15,5" group_id="3"/>'
+        '<skeleton label="line"><points label="a" points="60,60" outside="0"/>'
+        '<points label="b" points="70,60" outside="0"/><points label="c" points="1,1" outside="1"/></skeleton>'
+        '<points label="dot" points="45,30;51,31"/>'
+    )
+    _, content, found = converted("cvat", cvat_shapes(tmp_path / "data", shapes), tmp_path)
+    assert content["categories"][0]["keypoints"] == ["a", "b", "c", "dot_1", "dot_2"]
+    assert found["turned"]["bbox"] == pytest.approx([28, 22, 4, 20])
+    assert found["disc"]["bbox"] == pytest.approx([40, 25, 20, 10], abs=0.1)
+    assert found["disc"]["keypoints"][9:] == [44.5, 29.5, 2, 50.5, 30.5, 2]
+    assert len(found["parts"]["segmentation"]) == 2 and found["parts"]["bbox"] == [0, 0, 15, 5]
+    assert found["line"]["bbox"] == [60, 59, 10, 2]
+    assert found["line"]["keypoints"][:9] == [59.5, 59.5, 2, 69.5, 59.5, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("make", [cityscapes, cityscapes_polygons])
+def test_cityscapes(tmp_path, make):
+    _, content, _ = converted("cityscapes", make(tmp_path / "data"), tmp_path, split="val")
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    found = {(names[a["category_id"]], a["iscrowd"]): a for a in content["annotations"]}
+    assert set(found) == {("dog", 0), ("cat", 0), ("cat", 1)}
+    x, y, w, h = BOX
+    assert found["dog", 0]["area"] == w * h - 8 * 8 and found["dog", 0]["bbox"] == BOX, "the cat lies over it"
+    assert found["cat", 0]["area"] == 20 * 16 and found["cat", 0]["bbox"] == [40, 8, 20, 16]
+    assert isinstance(found["cat", 0]["segmentation"], list) == (make is cityscapes_polygons)
+    assert found["cat", 1]["area"] == 20 * 14
+
+
+@pytest.mark.parametrize(
+    "kind, make, expected",
+    [
+        (
+            "cvat",
+            lambda root: cvat_shapes(root, '<polyline label="a"/>'),
+            "image 1.png: a polyline of 'a': only box",
+        ),
+        ("cvat", lambda root: cvat_shapes(root, '<box label="a" xtl="1"/>'), "a box of 'a' cannot be read"),
+        ("cvat", lambda root: cvat_shapes(root, "", 'name="2.png"'), "there is no image '2.png'"),
+        (
+            "cvat",
+            lambda root: cvat_shapes(root, "", 'name="1.png" width="9" height="9"'),
+            "height and width are 9",
+        ),
+        (
+            "cvat",
+            lambda root: cvat_shapes(root, '<mask label="a" rle="3" left="0" top="0" width="2" height="2"/>'),
+            "its rle has 3 pixels, width x height is 4",
+        ),
+        (
+            "cvat",
+            lambda root: cvat_shapes(root, '<points label="a" points="1,1"/>'),
+            "'a' must belong to one object",
+        ),
+        ("cvat", lambda root: cvat_shapes(root, '<skeleton label="a"/>'), "has no point within the image"),
+        ("cvat", lambda root: root, "there is no such file; CVAT's exports have"),
+        ("cityscapes", lambda root: root, "leftImg8bit.*: there is no such folder"),
+    ],
+)
+def test_what_is_wrong_with_cvat_and_cityscapes_is_named(tmp_path, kind, make, expected):
+    with pytest.raises((ValueError, FileNotFoundError), match=expected):
+        convert_dataset(kind, str(make(tmp_path / "data")), str(tmp_path / "out.json"))
+
+
+def test_cityscapes_files_that_are_wrong_are_named(tmp_path):
+    root = cityscapes(tmp_path / "data")
+
+    def convert():
+        return convert_dataset("cityscapes", str(root), str(tmp_path / "out.json"))
+
+    (root / "classes.yaml").write_text("[dog]")
+    with pytest.raises(ValueError, match="classes.yaml: it must have names of classes by their numbers"):
+        convert()
+    (root / "classes.yaml").write_text("7: dog")
+    with pytest.raises(
+        ValueError, match="class 8, of pixels with 8003, has no name: write a file classes.yaml"
+    ):
+        convert()
+    truth = next((root / "gtFine").rglob("*.png"))
+    save_image(truth, np.zeros((4, 4), np.uint16))
+    with pytest.raises(
+        ValueError, match=r"instanceIds.png: it must be of one channel .*\(64, 80\), got \(4, 4\)"
+    ):
+        convert()
+    truth.unlink()
+    with pytest.raises(
+        FileNotFoundError, match="town_1_gtFine_instanceIds.png, or ..._polygons.json, the truth of"
+    ):
+        convert()
+    other = truth.with_name("town_1_gtFine_polygons.json")
+    other.write_text(json.dumps({"objects": [{"label": "dog", "polygon": [[1, 1]]}]}))
+    with pytest.raises(ValueError, match="polygons.json: an object must have a 'label' and a 'polygon'"):
+        convert()
+
+
 @pytest.mark.parametrize(
     "kind, make, expected",
     [
@@ -312,5 +483,5 @@ def test_masks_that_are_wrong_are_named(tmp_path):
     save_image(root / "masks" / "1_1.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match=r"1_1.png: it must be of one channel .* \(64, 80\), got \(4, 4\)"):
         convert_dataset("masks", str(root), str(tmp_path / "out.json"))
-    with pytest.raises(ValueError, match="format 'cvat' is unknown; known are yolo, voc, labelme, masks"):
-        convert_dataset("cvat", str(root), str(tmp_path / "out.json"))
+    with pytest.raises(ValueError, match="format 'csv' is unknown; known are yolo, voc, labelme, cvat, city"):
+        convert_dataset("csv", str(root), str(tmp_path / "out.json"))

@@ -21,6 +21,8 @@ from mrcnn_ext.evaluation import build_evaluator
 from mrcnn_ext.integrations.torchvision.data import CocoInstances
 from mrcnn_ext.integrations.torchvision.evaluation import evaluate_coco
 
+pytestmark = pytest.mark.detectron2
+
 
 def config(train, test, *opts, keypoints=False, num_classes=2):
     cfg = load_config(

@@ -150,6 +150,7 @@ def test_files_that_are_none(write, tmp_path, edit, expected):
     assert expected in str(error.value) and "dataset 'mine'" in str(error.value) and path in str(error.value)
 
 
+@pytest.mark.detectron2
 def test_registering(write, register):
     pytest.importorskip("detectron2")
     from detectron2.data import MetadataCatalog
@@ -175,6 +176,7 @@ DESCRIPTION = {
 }
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("kind", ["dict", "yaml", "json"])
 def test_a_description_says_what_the_file_does_not(register, tmp_path, kind, caplog):
     pytest.importorskip("detectron2")
@@ -201,6 +203,7 @@ def test_a_description_says_what_the_file_does_not(register, tmp_path, kind, cap
     assert not caplog.text
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize(
     "description, expected",
     [
@@ -211,7 +214,7 @@ def test_a_description_says_what_the_file_does_not(register, tmp_path, kind, cap
         ({"keypoints": ["a", "b"], "sigmas": [0.1]}, r"sigmas must be 2 numbers"),
         (
             {"keypoints": ["a", "b"], "sigmas": "mine"},
-            "sigmas must be numbers, 'coco' or 'uniform', got 'mine'",
+            "sigmas must be numbers, 'coco', 'uniform' or {annotators: .files.}, got 'mine'",
         ),
         ({"keypoints": ["a", "b"], "sigmas": [0.1, 0]}, "sigmas must be greater than 0"),
         ({"keypoints": ["a", "b"], "flip_pairs": [["a", "c"]]}, "'c', which is not among the keypoints a, b"),
@@ -227,6 +230,7 @@ def test_descriptions_that_are_wrong(register, description, expected):
         register(description=description)
 
 
+@pytest.mark.detectron2
 def test_the_advice_for_keypoints_without_sides_works(register, caplog):
     pytest.importorskip("detectron2")
     from detectron2.data import MetadataCatalog
@@ -241,6 +245,7 @@ def test_the_advice_for_keypoints_without_sides_works(register, caplog):
     assert MetadataCatalog.get(name).keypoint_flip_map == [("port", "starboard")] and not caplog.text
 
 
+@pytest.mark.detectron2
 def test_a_left_without_a_right_is_told(register, caplog):
     pytest.importorskip("detectron2")
 
@@ -251,6 +256,7 @@ def test_a_left_without_a_right_is_told(register, caplog):
     assert "its keypoints 'left_fin' have no counterpart on the other side" in caplog.text
 
 
+@pytest.mark.detectron2
 def test_names_for_another_number_of_keypoints(register):
     pytest.importorskip("detectron2")
     from mrcnn_ext.data import check_dataset
@@ -263,6 +269,7 @@ def test_names_for_another_number_of_keypoints(register):
         check_dataset(register(keypoints))
 
 
+@pytest.mark.detectron2
 def test_cocos_sigmas_are_for_cocos_names_alone(register):
     pytest.importorskip("detectron2")
     from mrcnn_ext.evaluation import COCOEvaluator

@@ -11,6 +11,8 @@ from detectron2.data import transforms as T
 from mrcnn_ext.data import DatasetMapper, build_train_loader, load_dataset
 from mrcnn_ext.engine.setup import load_config
 
+pytestmark = pytest.mark.detectron2
+
 
 def config(name, *opts):
     cfg = load_config(

@@ -21,6 +21,8 @@ from mrcnn_ext.engine.setup import load_config, register_datasets
 from mrcnn_ext.evaluation import build_evaluator
 from mrcnn_ext.integrations.torchvision.data import CocoInstances
 
+pytestmark = pytest.mark.detectron2
+
 ODD = {
     "null": None,
     "true": True,

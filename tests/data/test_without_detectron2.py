@@ -10,16 +10,16 @@ importlib.util.find_spec = lambda name, *args: None if name.startswith("detectro
 sys.modules["detectron2"] = None  # importing it fails
 import mrcnn_ext.evaluation.cityscapes_metrics
 from mrcnn_ext.data.convert import convert_dataset
-from mrcnn_ext.data.cli import check_main
+from mrcnn_ext.data.report import report_dataset
 from mrcnn_ext.integrations.torchvision.data import CocoInstances
 from mrcnn_ext.integrations.torchvision.evaluation import evaluate_coco
 path, root = sys.argv[1:]
-assert check_main([path, "--images", root, "--quiet", "--repair", path + ".mended", "--pictures", root + "/drawn"]) == 0
+assert report_dataset(path, root, progress=False, repair=path + ".mended", pictures=root + "/drawn") == 0
 data = CocoInstances(root, path + ".mended")
 found = [{"image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "score": 0.9}]
 assert abs(evaluate_coco(data, found, ("bbox",))["bbox"]["AP50"] - 50) < 0.01, "one of two"
 try:
-    check_main(["a_name"])
+    report_dataset("a_name")
 except FileNotFoundError as error:
     print(error)
 """

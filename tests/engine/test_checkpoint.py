@@ -13,6 +13,8 @@ from torch import nn
 
 from mrcnn_ext.engine import Checkpointer, UserError
 
+pytestmark = pytest.mark.detectron2
+
 
 class Detector(nn.Module):
     """Parameter names and proportions of an R-CNN: a deep backbone, a neck, a box and a mask head."""

@@ -14,6 +14,8 @@ from mrcnn_ext.engine import Trainer, UserError, load_config
 from mrcnn_ext.engine.lazy import _instantiate, load_lazy_config
 from mrcnn_ext.engine.settings import building, check_lazy_settings, check_output_dir, check_settings
 
+pytestmark = pytest.mark.detectron2
+
 GOOD = ("MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('some',)")
 MISTAKES = [
     (("MODEL.FPN.NORM", "BatchNorm"), r"MODEL.FPN.NORM must be one of .*'BN'.*; got 'BatchNorm'"),

@@ -20,6 +20,8 @@ from mrcnn_ext.engine.description import describe, describe_lazily, instantiate_
 from mrcnn_ext.inference import load_predictor
 from mrcnn_ext.inference.models import categories
 
+pytestmark = pytest.mark.detectron2
+
 
 @pytest.fixture
 def checkpoint(tiny_cfg, tmp_path):

@@ -18,6 +18,8 @@ from torch import nn
 
 from mrcnn_ext.engine import ValidationLossHook, compute_losses
 
+pytestmark = pytest.mark.detectron2
+
 
 class Regression(nn.Module):
     """Squared error after batch norm and dropout; notes what its layers did."""

@@ -21,6 +21,8 @@ from mrcnn_ext.engine.lazy import load_lazy_config
 from mrcnn_ext.engine.yaml_files import merge_from_file
 from mrcnn_ext.model_zoo import detectron2_zoo
 
+pytestmark = pytest.mark.detectron2
+
 
 class Payload:
     """Makes a file when it is unpickled."""

@@ -11,6 +11,8 @@ import torch
 from mrcnn_ext.engine.optim import build_optimizer, clipped_sgd
 from mrcnn_ext.engine.setup import load_config
 
+pytestmark = pytest.mark.detectron2
+
 
 def config(clip, amp):
     cfg = load_config("")

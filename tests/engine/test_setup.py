@@ -33,6 +33,8 @@ from mrcnn_ext.engine.lazy import load_lazy_config
 from mrcnn_ext.engine.trainer import build_validation_loader
 from mrcnn_ext.evaluation import COCOEvaluator
 
+pytestmark = pytest.mark.detectron2
+
 
 def message(function, *args, **kwargs):
     with pytest.raises(UserError) as error:

@@ -16,6 +16,8 @@ from mrcnn_ext.engine.errors import NonFiniteError
 from mrcnn_ext.engine.saving import BestHook, CheckpointHook, ResumeHook, TrainingState
 from mrcnn_ext.engine.steps import StepTrainer
 
+pytestmark = pytest.mark.detectron2
+
 
 class Model(nn.Module):
     """The loss of a batch of numbers; NaN among them spoils what it is to spoil."""
@@ -138,6 +140,22 @@ def test_the_last_checkpoints_are_kept(tmp_path):
     full_trainer(tmp_path, keep=2).train(0, 6)
     expected = ["model_0000004.pth", "model_0000005.pth", "model_0000099.pth", "model_final.pth"]
     assert names(tmp_path) == expected
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_training_that_was_killed_before_its_final_checkpoint_gets_it(tmp_path):
+    full_trainer(tmp_path, period=3).train(0, 6)
+    expected = torch.load(tmp_path / "model_final.pth")
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    trainer = full_trainer(tmp_path, period=3)
+    start = trainer.checkpointer.resume_or_load("", resume=True)["iteration"] + 1
+    assert start == 6
+    trainer.train(start, 6)
+    found = torch.load(tmp_path / "model_final.pth")
+    assert found["iteration"] == expected["iteration"] == 5
+    for name, value in expected["model"].items():
+        assert torch.equal(found["model"][name], value)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 

@@ -17,6 +17,8 @@ from mrcnn_ext.engine import trainer as trainer_module
 from mrcnn_ext.engine.trainer import accelerated, accelerated_for_training, thin_out
 from mrcnn_ext.evaluation import COCOEvaluator
 
+pytestmark = pytest.mark.detectron2
+
 
 def test_config_without_our_keys():
     with pytest.raises(UserError, match="call mrcnn_ext.add_mrcnn_ext_config"):

@@ -19,6 +19,8 @@ from mrcnn_ext.data import load_dataset, register_scenes
 from mrcnn_ext.evaluation import COCOEvaluator
 from mrcnn_ext.scenes import write_dataset
 
+pytestmark = pytest.mark.detectron2
+
 TASKS = ("bbox", "segm", "keypoints")
 
 

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as mask_utils
 
 pytest.importorskip("detectron2")
 
-from mrcnn_ext.evaluation.bitmap_rle import bitmap_to_rle
+from mrcnn_ext.evaluation import bitmap_rle
+from mrcnn_ext.evaluation.bitmap_rle import bitmap_to_rle, bitmaps_to_rle, encode_masks
+
+pytestmark = pytest.mark.detectron2
 
 
 def encode(bitmap):
@@ -47,3 +51,17 @@ def test_parts_at_the_border(part):
 def test_bitmap_need_not_be_contiguous():
     bitmap = np.random.default_rng(0).random((40, 60)) < 0.5
     assert bitmap_to_rle(bitmap.T[::2]) == encode(bitmap.T[::2])
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**28])
+def test_many_at_once_as_on_a_device(at_once, monkeypatch):
+    monkeypatch.setattr(bitmap_rle, "_PIXELS", at_once)
+    generator = torch.Generator().manual_seed(0)
+    bitmaps = torch.rand(9, 6, 8, generator=generator) < torch.linspace(0, 1, 9)[:, None, None]
+    bitmaps[0], bitmaps[-1] = False, True
+    bitmaps[1, :, :] = torch.arange(6)[:, None] == 5
+    expected = [encode(bitmap.numpy()) for bitmap in bitmaps]
+    assert bitmaps_to_rle(bitmaps) == expected == encode_masks(bitmaps)
+    assert bitmaps_to_rle(bitmaps[:0]) == [] and bitmaps_to_rle(bitmaps.transpose(1, 2)) == [
+        encode(bitmap.T.numpy()) for bitmap in bitmaps
+    ]

@@ -22,6 +22,8 @@ from mrcnn_ext.engine import Trainer
 from mrcnn_ext.evaluation import CityscapesInstanceEvaluator
 from mrcnn_ext.layers.lazy_masks import LazyMasks
 
+pytestmark = pytest.mark.detectron2
+
 CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 LABEL_IDS = [24, 25, 26, 27, 28, 31, 32, 33]
 HEIGHT, WIDTH = 96, 160

@@ -22,6 +22,8 @@ from mrcnn_ext.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, bui
 from mrcnn_ext.layers.lazy_masks import LazyMasks
 from mrcnn_ext.ops import _extension
 
+pytestmark = pytest.mark.detectron2
+
 HEIGHT, WIDTH = 80, 100
 BOXES = [[10, 10, 50, 60], [55, 5, 95, 75]]
 ALL_TASKS = ("bbox", "segm", "keypoints")

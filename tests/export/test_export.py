@@ -5,15 +5,14 @@ import io
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 pytest.importorskip("detectron2")
@@ -22,11 +21,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext import accelerate, add_mrcnn_ext_config
-from mrcnn_ext.export import ExportedModel, export_model, runtime
+from mrcnn_ext.cli import export as cli_export
+from mrcnn_ext.export import ExportedModel, export_model
 from mrcnn_ext.export.files import _difference
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.detectron2
 
 LEVELS = "['res2', 'res3', 'res4', 'res5']"
 STOCK = (
@@ -72,7 +74,7 @@ MODELS = {
     "C4": C4,
 }
 LOW = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1")
-SUFFIXES = tuple(runtime.SUFFIXES)
+SUFFIXES = (".ts", ".pt2", ".onnx")  # test_standalone.py has OpenVINO's
 SIZES = ((96, 130), (70, 161), (201, 88))
 
 
@@ -381,13 +383,15 @@ def test_a_file_that_fails_for_other_sizes_is_not_written(tmp_path):
 
 def test_wrong_paths(tmp_path, monkeypatch):
     model = make_model()
-    with pytest.raises(ValueError, match=r"path must end with one of .ts, .pt2, .onnx, got .*model.pth"):
+    with pytest.raises(
+        ValueError, match=r"path must end with one of .ts, .pt2, .onnx, .xml, got .*model.pth"
+    ):
         export_model(model, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="there is no folder .*nowhere"):
         export_model(model, tmp_path / "nowhere" / "model.ts")
     with pytest.raises(FileNotFoundError, match="there is no exported model .*model.ts"):
         ExportedModel(tmp_path / "model.ts")
-    with pytest.raises(ValueError, match="the suffix must be one of .ts, .pt2, .onnx"):
+    with pytest.raises(ValueError, match="the suffix must be one of .ts, .pt2, .onnx, .xml"):
         ExportedModel(tmp_path / "model.pth")
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "other.ts")
     with pytest.raises(ValueError, match="other.ts lacks mrcnn_ext.json: it was not written by"):
@@ -399,35 +403,34 @@ def test_wrong_paths(tmp_path, monkeypatch):
         export_model(model, tmp_path / "model.onnx")
 
 
-def test_tool(tmp_path, monkeypatch, capsys):
+def test_command(tmp_path):
     model, cfg = make_model(), make_cfg()
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    tool = Path(__file__).parents[2] / "tools" / "export_model.py"
-    args = [
-        "export_model.py",
-        "--config-file",
-        str(tmp_path / "config.yaml"),
-        "--output",
-        str(tmp_path / "m.ts"),
-    ]
-    args += ["--weights", str(tmp_path / "weights.pth"), "--image", str(tmp_path / "image.png")]
     image = make_inputs(SIZES[0])[0]["image"].permute(1, 2, 0).numpy()
     Image.fromarray(image).save(tmp_path / "image.png")
-    monkeypatch.setattr(sys, "argv", args)
-    runpy.run_path(str(tool), run_name="__main__")
-    assert "m.ts: gives boxes, scores, classes, masks, heatmaps" in capsys.readouterr().out
+
+    def call(*arguments):
+        options = {
+            "config-file": "config.yaml",
+            "output": "m.ts",
+            "weights": "weights.pth",
+            "image": "image.png",
+        }
+        given = [word for key, name in options.items() for word in (f"--{key}", str(tmp_path / name))]
+        return CliRunner().invoke(cli_export.command, [*given, *arguments])
+
+    found = call()
+    assert "m.ts: gives boxes, scores, classes, masks, heatmaps" in found.output, found.output
+    exported = ExportedModel(tmp_path / "m.ts")
+    assert exported.metadata["test_size"] == {"min": 800, "max": 1333}
     inputs = make_inputs(SIZES[1])
-    assert_same(infer(ExportedModel(tmp_path / "m.ts"), inputs), infer(model, inputs))
-    monkeypatch.setattr(sys, "argv", [*args, "MODEL.META_ARCHITECTURE", "PanopticFPN"])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(tool), run_name="__main__")
-    assert "error: " in capsys.readouterr().err
+    assert_same(infer(exported, inputs), infer(model, inputs))
+    found = call("MODEL.META_ARCHITECTURE", "PanopticFPN")
+    assert found.exit_code == 1 and "Error: PanopticFPN has no export" in found.output
+    assert "m.ts needs PyTorch; it is for .onnx and .xml files" in str(call("--with-runtime").exception)
     (tmp_path / "image.png").write_text("no image")
-    monkeypatch.setattr(sys, "argv", args)
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(tool), run_name="__main__")
-    assert re.search("error: .*image.png: the image cannot be read: ", capsys.readouterr().err)
+    assert re.search("image.png: the image cannot be read: ", str(call().exception))
 
 
 def planted_archive(path, change, target=None):

@@ -15,6 +15,8 @@ from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import load_predictor, predict, predictions
 from mrcnn_ext.inference.sources import open_source
 
+pytestmark = pytest.mark.detectron2
+
 
 def picture(path, height=64, width=80):
     array = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -80,9 +82,9 @@ def test_hidden_and_system_files_are_no_input(tmp_path, hidden):
 
 @pytest.mark.parametrize("text", ["photos/1.jpg\nphotos/2.jpg\n", "Grüße\n" * 900, "a" * 4095 + "ü"])
 def test_text_is_no_video(tmp_path, text):
-    (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(UserError, match="list.txt: it is text, neither an image .* nor a video"):
-        open_source(str(tmp_path / "list.txt"))
+    (tmp_path / "notes.log").write_text(text)
+    with pytest.raises(UserError, match="notes.log: it is text, neither an image .* nor a video"):
+        open_source(str(tmp_path / "notes.log"))
 
 
 @pytest.fixture

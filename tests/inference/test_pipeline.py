@@ -16,6 +16,8 @@ from PIL import Image
 from mrcnn_ext.inference.pipeline import batches, overlapped, run
 from mrcnn_ext.inference.sources import ImageFiles
 
+pytestmark = pytest.mark.detectron2
+
 
 def our_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("mrcnn_ext-")]

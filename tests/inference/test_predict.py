@@ -27,7 +27,10 @@ from mrcnn_ext import accelerate
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.evaluation import COCOEvaluator
 from mrcnn_ext.inference import load_predictor, pipeline, predict, predictions, run
+from mrcnn_ext.inference.drawing import Painter, Style
 from mrcnn_ext.modeling import LazyMasks
+
+pytestmark = pytest.mark.detectron2
 
 
 @pytest.fixture
@@ -166,7 +169,7 @@ def test_results_of_a_dataset_are_those_of_its_evaluation(
         found = evaluate(scenes, output)
     records = json.loads((tmp_path / "evaluator" / "coco_instances_results.json").read_text())
     assert json.loads(output.read_text()) == records
-    assert summary == {"images": 7, "results": len(records), "skipped": [], "continued": 0}
+    assert summary == {"images": 7, "results": len(records), "skipped": [], "continued": 0, "drawn": 0}
     for task, scores in found.items():
         assert scores == pytest.approx(list(expected[task].values())[:6], nan_ok=True)
     images = json.loads((tmp_path / "results.images.json").read_text())
@@ -267,8 +270,8 @@ def test_continuing_with_something_else_is_refused(make_cfg, folder, tmp_path):
             predict(make_cfg(), folder, output, overwrite=True, **wrong)
     assert output.read_bytes() == content
     assert predict(make_cfg(), folder, output, overwrite=True, progress=False)["images"] == 8
-    with pytest.raises(UserError, match="is of a run with other pictures: give"):
-        predict(make_cfg(), folder, output, pictures=tmp_path / "drawn", progress=False)
+    with pytest.raises(UserError, match=r"is of a run with other top_k \(None, now 2\): give"):
+        predict(make_cfg(), folder, output, top_k=2, progress=False)
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -328,7 +331,7 @@ def test_a_failing_model_or_writer_names_the_file(predictor, folder, tmp_path, m
         raise ZeroDivisionError("of a kind")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "draw", fail)
+        patch.setattr(Painter, "draw", fail)
         with pytest.raises(RuntimeError, match=r"0\.png: ZeroDivisionError: of a kind"):
             predict(predictor, folder, tmp_path / "a.json", pictures=tmp_path, progress=False)
     predictor.model.register_forward_pre_hook(fail)
@@ -337,9 +340,8 @@ def test_a_failing_model_or_writer_names_the_file(predictor, folder, tmp_path, m
 
 
 def test_pictures(predictor, folder, tmp_path):
-    predict(
-        predictor, folder, tmp_path / "a.json", pictures=tmp_path / "drawn", picture_score=0.0, progress=False
-    )
+    options = {"pictures": tmp_path / "drawn", "picture_score": 0.0, "style": Style(scale=1)}
+    predict(predictor, folder, tmp_path / "a.json", **options, progress=False)
     drawn = cv2.imread(str(tmp_path / "drawn" / "more" / "1.png"))
     original = cv2.imread(str(folder / "more" / "1.png"))
     assert drawn.shape == original.shape

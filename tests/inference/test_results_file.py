@@ -12,6 +12,8 @@ from pycocotools.coco import COCO
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference.results import ResultsFile
 
+pytestmark = pytest.mark.detectron2
+
 IDENTITY = {"weights": "abc", "model": "def", "min_score": 0.0}
 CATEGORIES = [{"id": 3, "name": "car"}]
 

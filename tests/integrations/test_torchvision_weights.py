@@ -16,6 +16,8 @@ from mrcnn_ext import add_mrcnn_ext_config  # noqa: E402
 from mrcnn_ext.model_zoo import get_config_file  # noqa: E402
 from mrcnn_ext.studies.quickstart_torchvision import build_model as build_torchvision_model  # noqa: E402
 
+pytestmark = pytest.mark.detectron2
+
 CONFIG = get_config_file("quickstart.yaml")
 
 

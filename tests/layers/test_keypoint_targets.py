@@ -24,6 +24,7 @@ def objects(n, k=5, seed=0):
     return torch.cat([places, visible], dim=2), boxes
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("side", [14, 56])
 def test_cells_are_those_of_detectron2(side):
     structures = pytest.importorskip("detectron2.structures")

@@ -11,6 +11,8 @@ from pycocotools import mask as mask_utils
 
 from mrcnn_ext.modeling import LazyMasks
 
+pytestmark = pytest.mark.detectron2
+
 SIZE = (40, 50)
 
 

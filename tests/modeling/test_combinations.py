@@ -14,6 +14,8 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_ext.modeling import FusedROIPooler
 
+pytestmark = pytest.mark.detectron2
+
 STOCK = {
     "backbone": "build_resnet_fpn_backbone",
     "roi_heads": "StandardROIHeads",

@@ -10,6 +10,8 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_ext.modeling import FusedROIPooler
 
+pytestmark = pytest.mark.detectron2
+
 OURS = ["MODEL.ROI_HEADS.NAME", "FusedROIHeads"]
 MODELS = {
     "Faster R-CNN": [*("MODEL.MASK_ON", "False"), *("MODEL.KEYPOINT_ON", "False")],
@@ -24,7 +26,9 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else ["cpu"]
+)
 def device(request, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return request.param

@@ -17,6 +17,8 @@ from mrcnn_ext import accelerate, model_zoo
 from mrcnn_ext.layers import heatmaps_to_keypoints
 from mrcnn_ext.modeling import HeatmapKeypointHead, SimCCKeypointHead
 
+pytestmark = pytest.mark.detectron2
+
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 HEADS = {
     "heatmap": (HeatmapKeypointHead, {"conv_dims": [16]}),

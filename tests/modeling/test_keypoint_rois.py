@@ -13,6 +13,8 @@ from detectron2.utils.events import EventStorage
 from mrcnn_ext.layers.boxes import scaled_boxes
 from mrcnn_ext.modeling.roi_heads.keypoint_rois import keypoints_in_boxes, sample_keypoint_rois
 
+pytestmark = pytest.mark.detectron2
+
 MATCHER = Matcher([0.5], [0, 1], allow_low_quality_matches=False)
 BOXES = ([[4, 4, 40, 60], [30, 10, 76, 50]], [[8, 8, 24, 30]])
 

@@ -12,6 +12,8 @@ from detectron2.utils.events import EventStorage
 from mrcnn_ext.layers import FCNMaskNetwork, HeatmapKeypointNetwork
 from mrcnn_ext.modeling import FCNMaskHead, HeatmapKeypointHead
 
+pytestmark = pytest.mark.detectron2
+
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 MASK = {"input_shape": SHAPE, "num_classes": 3, "conv_dims": [32, 32, 16]}
 KEYPOINT = {"input_shape": SHAPE, "num_keypoints": 17, "conv_dims": [16, 16]}

@@ -19,6 +19,8 @@ from mrcnn_ext.layers import MaskIoUNetwork
 from mrcnn_ext.modeling import BoundaryMaskHead, FCNMaskHead, MaskScoringHead, MLPMaskHead
 from mrcnn_ext.modeling.mask_head.base import MaskTargets
 
+pytestmark = pytest.mark.detectron2
+
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 K = 3
 

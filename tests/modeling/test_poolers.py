@@ -10,6 +10,8 @@ from detectron2.structures import Boxes, RotatedBoxes
 
 from mrcnn_ext.modeling import FusedROIPooler
 
+pytestmark = pytest.mark.detectron2
+
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 

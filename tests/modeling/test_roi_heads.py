@@ -18,6 +18,8 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_ext.modeling import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads, FusedROIPooler
 
+pytestmark = pytest.mark.detectron2
+
 FPN_SHAPE = {f"p{k}": ShapeSpec(channels=32, stride=2**k) for k in range(2, 6)}
 SECTIONS = {"box": "ROI_BOX_HEAD", "mask": "ROI_MASK_HEAD", "keypoint": "ROI_KEYPOINT_HEAD"}
 

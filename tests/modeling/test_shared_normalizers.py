@@ -13,6 +13,8 @@ from mrcnn_ext.layers import loss_normalizers
 from mrcnn_ext.layers.loss_normalizers import shared_normalizers, total_count
 from mrcnn_ext.modeling.keypoint_head import HeatmapKeypointHead, SimCCKeypointHead
 
+pytestmark = pytest.mark.detectron2
+
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 HEADS = {
     "stock": lambda: KRCNNConvDeconvUpsampleHead(

@@ -9,6 +9,8 @@ from detectron2.modeling import build_model
 from mrcnn_ext import model_zoo
 from mrcnn_ext.model_zoo import detectron2_zoo
 
+pytestmark = pytest.mark.detectron2
+
 PAIRS = [
     ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN"),
     ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", "COCO-Keypoints/keypoint_rcnn_R_50_FPN"),

@@ -13,6 +13,8 @@ from detectron2.structures import Instances
 from mrcnn_ext import accelerate
 from mrcnn_ext.modeling import GeneralizedRCNNWithTTA
 
+pytestmark = pytest.mark.detectron2
+
 PAIRS = [1, 0, *range(2, 17)]  # the first two change places in a mirror
 TTA = ["TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "160"]
 BOXES = [[4, 4, 40, 60], [30, 10, 76, 50]]

@@ -15,6 +15,8 @@ from detectron2.utils.events import EventStorage
 
 from mrcnn_ext.modeling import TimmBackbone
 
+pytestmark = pytest.mark.detectron2
+
 SMALL = {"channels": [8, 8, 16, 16]}  # a resnet18 with few channels
 
 

@@ -10,6 +10,8 @@ pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+pytestmark = pytest.mark.detectron2
+
 OURS = [
     *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.ROI_HEADS.NAME", "FusedROIHeads"),
     *("MODEL.ROI_MASK_HEAD.NAME", "FCNMaskHead", "MODEL.ROI_KEYPOINT_HEAD.NAME", "HeatmapKeypointHead"),

@@ -14,6 +14,8 @@ from detectron2.utils.events import EventStorage
 from mrcnn_ext import accelerate
 from mrcnn_ext.modeling.fuse_rules.training_targets import IndexedBitMasks
 
+pytestmark = pytest.mark.detectron2
+
 SIDE = 120
 
 

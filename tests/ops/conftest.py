@@ -73,6 +73,8 @@ def thread_counts():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else ["cpu"]
+)
 def device(request):
     return torch.device(request.param)

@@ -259,6 +259,7 @@ def test_limits_are_named(emulated, features, size, sampling_ratio, mode, messag
     "fault, message",
     [
         ("missing barrier", "depends on the order of the threads"),
+        ("missing barrier after reading", "depends on the order of the threads"),
         ("missing barrier of a warp", "depends on the order of the threads"),
         ("missing initialisation", "depends on the order of the threads"),
         (

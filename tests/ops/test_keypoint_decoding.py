@@ -110,6 +110,7 @@ def test_any_heatmap_shape(shape, backend):
     assert shortfalls(maps, rois, heatmaps_to_keypoints(maps, rois)).max() < 1e-4
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("kind", ["noise", "smooth", "peak", "two peaks"])
 @pytest.mark.parametrize("sides", BOX_SIDES)
 def test_agrees_with_detectron2(kind, sides, backend):
@@ -125,6 +126,7 @@ def test_agrees_with_detectron2(kind, sides, backend):
     torch.testing.assert_close(decoded[near][:, 2:], expected[near][:, 2:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.detectron2
 def test_agrees_with_detectron2_on_degenerate_boxes(backend):
     stock = pytest.importorskip("detectron2.structures").heatmaps_to_keypoints
     rois = torch.tensor(

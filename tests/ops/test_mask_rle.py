@@ -89,6 +89,7 @@ def test_any_image_size(size, backend):
     assert mask_utils.decode(masks_to_rle(masks[:1], boxes[:1], size)[0]).all()
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("m", [7, 14, 28, 56])

@@ -361,7 +361,7 @@ def test_unknown_backend_in_the_environment_is_named():
 WITHOUT_LIBRARY = """
 import pathlib
 glob = pathlib.Path.glob
-pathlib.Path.glob = lambda self, pattern: iter(()) if pattern == "_C*" else glob(self, pattern)
+pathlib.Path.glob = lambda self, pattern: iter(()) if pattern == "_C_torch_*" else glob(self, pattern)
 """
 
 
@@ -381,16 +381,24 @@ def test_absent_library_that_was_asked_for_is_an_error():
 
 
 def test_library_that_does_not_load_is_reported(tmp_path):
-    broken = tmp_path / "_C.so"
+    broken = tmp_path / f"_C_torch_{'_'.join(torch.__version__.split('.')[:2])}.abi3.so"
     broken.write_bytes(b"not a library")
     code = f"""
 import pathlib
 glob = pathlib.Path.glob
-pathlib.Path.glob = lambda self, p: iter([pathlib.Path({str(broken)!r})]) if p == "_C*" else glob(self, p)
+pathlib.Path.glob = lambda self, p: iter([pathlib.Path({str(broken)!r})]) if p == "_C_torch_*" else glob(self, p)
 """
     result = run_python(code + POOL_TWICE, MRCNN_EXT_BACKEND="")
     assert result.stdout.startswith("torchvision False;"), result.stderr
     assert "does not load" in result.stdout
+
+
+def test_library_of_another_torch_is_not_loaded_and_both_are_named(tmp_path):
+    for minor in ("2_99", "2_100"):
+        (tmp_path / f"_C_torch_{minor}.abi3.so").write_bytes(b"would not load")
+    reason = _extension._load(tmp_path)
+    assert "they are built for torch 2.100 and 2.99 and this is torch " + torch.__version__ in reason
+    assert "does not load" not in reason and "\n" not in reason
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads by /proc")

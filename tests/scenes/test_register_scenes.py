@@ -13,6 +13,8 @@ from detectron2.structures import BitMasks, PolygonMasks  # noqa: E402
 from mrcnn_ext.data import check_dataset, register_scenes  # noqa: E402
 from mrcnn_ext.scenes import CATEGORY_NAMES, get_preset, write_dataset  # noqa: E402
 
+pytestmark = pytest.mark.detectron2
+
 PREFIX = "test_register_scenes"
 
 

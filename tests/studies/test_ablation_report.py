@@ -9,6 +9,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.studies.ablations.report import Verdict, collect, compare, markdown, plot
 from mrcnn_ext.studies.ablations.study import Comparison, Entry, Row, Study, Table
 
+pytestmark = pytest.mark.detectron2
+
 TABLE = Table(
     "layers",
     "RoI layer",

@@ -14,6 +14,8 @@ import torch
 from mrcnn_ext.config_files import get_config_file
 from mrcnn_ext.studies.ablations import load_study, run_study, write_report
 
+pytestmark = pytest.mark.detectron2
+
 ROWS = {
     "scenes": {"preset": "easy", "num_train": 6, "num_val": 2, "seed": 0, "height": 96, "width": 128},
     "starts": {"only": {"base": "stride32.yaml", "MODEL.MASK_ON": False}},

@@ -12,6 +12,8 @@ from detectron2.modeling import build_model
 from mrcnn_ext.engine.setup import load_config
 from mrcnn_ext.studies.ablations import load_study
 
+pytestmark = pytest.mark.detectron2
+
 STUDY = load_study()
 
 

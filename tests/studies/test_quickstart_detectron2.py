@@ -11,6 +11,8 @@ from mrcnn_ext.config_files import get_config_file
 from mrcnn_ext.engine.setup import load_config
 from mrcnn_ext.studies.stock_components import STOCK_COMPONENTS
 
+pytestmark = pytest.mark.detectron2
+
 
 def models():
     for parts in ({}, STOCK_COMPONENTS):

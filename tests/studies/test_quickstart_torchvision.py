@@ -29,10 +29,11 @@ def dataset(scenes, split="val", **settings):
 
 def test_trains_and_evaluates(scenes, tmp_path):
     summary = train_and_evaluate(str(CONFIG), str(scenes), str(tmp_path), budget_iterations=3, seed=1)
-    assert set(summary) == {"coco", "cityscapes", "train_seconds", "predictions"}
+    assert set(summary) == {"coco", "cityscapes", "train_seconds", "predictions", "report"}
     assert set(summary["coco"]) == {"bbox", "segm", "keypoints"}
     for points in (*summary["coco"].values(), summary["cityscapes"]):
         assert set(points) == {"AP", "AP50"} and 0 <= points["AP"] <= 100
+    assert "misses" in Path(summary["report"]).read_text()
     first, last = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
     assert first["iteration"] == last["iteration"] == 3
     assert first["total_loss"] > first["loss_mask"] > 0 and "segm/AP50" in last

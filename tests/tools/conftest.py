@@ -1,16 +1,22 @@
 """A tiny dataset under a name of detectron2's own, a tiny model in yaml and LazyConfig, the tools to run."""
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tool_process
+
+import tool_process  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DATASET = "coco_2017_val_100"
@@ -85,7 +91,7 @@ train.update(device="cpu", init_checkpoint="", max_iter=2, eval_period=0, seed=1
 """
 
 
-def write_datasets(root, upright=()):
+def _write_datasets(root, upright=()):
     """Bright rectangles, "person", on dark noise, as a folder for DETECTRON2_DATASETS.
 
     Args:
@@ -124,15 +130,20 @@ def write_datasets(root, upright=()):
 
 
 @pytest.fixture(scope="session")
+def write_datasets():
+    return _write_datasets
+
+
+@pytest.fixture(scope="session")
 def datasets(tmp_path_factory):
     """A folder for DETECTRON2_DATASETS."""
-    return write_datasets(tmp_path_factory.mktemp("datasets"))
+    return _write_datasets(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="session")
 def mixed_datasets(tmp_path_factory):
     """The same with images of both orientations, which do not share batches."""
-    return write_datasets(tmp_path_factory.mktemp("mixed_datasets"), upright=(1, 2, 4))
+    return _write_datasets(tmp_path_factory.mktemp("mixed_datasets"), upright=(1, 2, 4))
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +187,30 @@ def start(environment, tmp_path_factory):
         return process
 
     return start_tool
+
+
+@pytest.fixture(scope="module")
+def start_tool_here(environment, tmp_path_factory):
+    """Starts a tool from a server that has imported everything: a process, with ``log``."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["mrcnn_ext.engine", "mrcnn_ext.engine.lazy", "mrcnn_ext.engine.train_net"]
+    )
+    # The server takes the environment over when it starts, with the first process; another test's has its own.
+    forkserver._forkserver._stop()
+    patch = pytest.MonkeyPatch()
+
+    def start_tool(tool, *arguments, datasets):
+        for key, value in {**environment, "DETECTRON2_DATASETS": str(datasets)}.items():
+            patch.setenv(key, value)
+        log = tmp_path_factory.mktemp("log") / "log.txt"
+        process = context.Process(target=tool_process.run_tool, args=(tool, arguments, str(log)))
+        process.start()
+        return SimpleNamespace(process=process, log=log)
+
+    yield start_tool
+    forkserver._forkserver._stop()
+    patch.undo()
 
 
 @pytest.fixture(scope="session")

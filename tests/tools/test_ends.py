@@ -12,6 +12,8 @@ pytest.importorskip("detectron2")
 
 import torch
 
+pytestmark = pytest.mark.detectron2
+
 OPTIONS = ("VAL_LOSS.ENABLED", False, "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 100000)
 ENDLESS = ("SOLVER.MAX_ITER", 100000)
 
@@ -121,6 +123,31 @@ def test_a_full_disk_while_exporting(run, configs, small_disk, tmp_path, suffix)
     log = run("export_model", *arguments, code=1)
     assert last_line(log).startswith(f"error: the disk is full: {output} could not be written"), log
     assert os.listdir(small_disk) == ["filled"]
+
+
+def test_a_full_disk_in_prediction(run, configs, small_disk, tmp_path):
+    from detectron2.modeling import build_model
+
+    from mrcnn_ext.engine import load_config
+
+    torch.manual_seed(0)
+    torch.save({"model": build_model(load_config(configs.yaml)).state_dict()}, tmp_path / "model.pth")
+    output = small_disk / "results.json"
+    command = ["predict", "coco_2017_val_100", "--config-file", configs.yaml, "--device", "cpu"]
+    command += ["--weights", tmp_path / "model.pth", "--output", output, "--min-score", 0.0]
+    run(*command)
+    before = output.read_bytes()
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "filled").write_bytes(bytes(free - 4096))
+    log = run(*command, "--overwrite", code=1)
+    assert re.match(
+        rf"error: the disk is full: {small_disk}/results\.\S+ could not be written", last_line(log)
+    ), log
+    assert "Traceback" not in log and output.read_bytes() == before
+    assert not list(small_disk.glob("*.tmp"))
+    (small_disk / "filled").unlink()
+    run(*command, "--overwrite")
+    assert output.read_bytes() == before
 
 
 def test_full_disks_of_any_kind_are_told(tmp_path):

@@ -1,13 +1,11 @@
 """Trainings that are killed and resumed end as one that was never killed, to the bit."""
 
-import multiprocessing
 import os
 import random
+import re
 import signal
-import sys
 import time
-from multiprocessing import forkserver
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 
@@ -15,47 +13,12 @@ pytest.importorskip("detectron2")
 
 import torch
 
-TOOLS = {"train_net": "mrcnn_ext.engine.train_net", "lazyconfig_train_net": "mrcnn_ext.engine.lazy"}
+pytestmark = pytest.mark.detectron2
 
 
-def _run(tool, arguments, log):
-    """In a process of its own: the tool's main program."""
-    os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of the workers that load data
-    sys.argv = [f"{tool}.py", *map(str, arguments)]
-    from importlib import import_module
-
-    from mrcnn_ext.engine import argument_parser, run_tool
-
-    run_tool(import_module(TOOLS[tool]).main, argument_parser())
-
-
-@pytest.fixture(scope="module")
-def start_here(mixed_datasets, environment, tmp_path_factory):
-    """Starts a tool from a server that has imported everything: a process, with ``log``."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["mrcnn_ext.engine", "mrcnn_ext.engine.lazy", "mrcnn_ext.engine.train_net"]
-    )
-    # The server takes it over when it starts, with the first process; another test's has its own.
-    forkserver._forkserver._stop()
-    patch = pytest.MonkeyPatch()
-    for key, value in {**environment, "DETECTRON2_DATASETS": str(mixed_datasets)}.items():
-        patch.setenv(key, value)
-
-    def start_tool(tool, *arguments):
-        log = tmp_path_factory.mktemp("log") / "log.txt"
-        process = context.Process(target=_run, args=(tool, arguments, str(log)))
-        process.start()
-        return SimpleNamespace(process=process, log=log)
-
-    yield start_tool
-    forkserver._forkserver._stop()
-    patch.undo()
+@pytest.fixture
+def start_here(start_tool_here, mixed_datasets):
+    return partial(start_tool_here, datasets=mixed_datasets)
 
 
 def arguments_of(tool, configs, folder, num_processes, max_iter):
@@ -104,8 +67,18 @@ def wait(run, timeout=200):
     assert run.process.exitcode == 0, (run.process.exitcode, run.log.read_text()[-3000:])
 
 
-def kill(run, folder, rng, while_writing):
-    """Kills a training and all its processes some time after its first iteration, or while it writes a checkpoint.
+def last_saved(folder):
+    """The iteration after which a training last wrote a checkpoint; -1 before the first."""
+    last = folder / "last_checkpoint"
+    number = re.search(r"model_(\d+)", last.read_text() if last.exists() else "")
+    return int(number[1]) if number else -1
+
+
+def kill(run, folder, rng, max_iter, while_writing):
+    """Kills a training and all its processes, up to six iterations and a checkpoint further on.
+
+    Args:
+        while_writing: as soon as it writes a checkpoint there; otherwise, up to a second later than one.
 
     Returns:
         bool: whether it was still running.
@@ -114,11 +87,9 @@ def kill(run, folder, rng, while_writing):
     while "Starting training" not in (run.log.read_text() if run.log.exists() else ""):
         assert run.process.is_alive() and time.monotonic() < deadline, run.log.read_text()[-3000:]
         time.sleep(0.02)
-    last = folder / "last_checkpoint"
-    for _ in range(rng.randrange(3)):  # checkpoints that it writes before
-        before = last.read_text() if last.exists() else ""
-        while run.process.is_alive() and before == (last.read_text() if last.exists() else ""):
-            time.sleep(0.005)
+    target = min(last_saved(folder) + rng.randrange(6), max_iter - 1)
+    while run.process.is_alive() and last_saved(folder) < target:
+        time.sleep(0.005)
     if while_writing:
         while run.process.is_alive() and not list(folder.glob("model_*.tmp")):
             pass
@@ -181,14 +152,15 @@ def kills_and_resumes(
             wait(run)
         else:
             while_writing = len(killed) % 3 == 1
-            if kill(run, folder, rng, while_writing):
-                last = folder / "last_checkpoint"
-                killed.append(("writing" if while_writing else "", last.read_text() if last.exists() else ""))
+            if kill(run, folder, rng, max_iter, while_writing):
+                killed.append((last_saved(folder), "writing" if while_writing else ""))
                 continue
+            wait(run)  # it had ended before
         assert_same_training(folder, expected, read_metrics)
         finished += 1
     print(
-        f"{tool}, {num_processes} processes: {len(killed)} kills, {finished} trainings compared; at: {killed}"
+        f"{tool}, {num_processes} processes: {len(killed)} kills of trainings of {max_iter} iterations, "
+        f"{finished} trainings compared; (last saved, doing): {killed}"
     )
 
 
@@ -200,9 +172,11 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(start_here, configs, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", ["train_net", "lazyconfig_train_net"])
 def test_twenty_kills(start_here, configs, tmp_path, read_metrics, tool, num_processes):
-    kills = 20 if num_processes == 1 else 6
+    """In pieces: KILLS, and another KILL_SEED for each."""
+    kills = int(os.environ.get("KILLS", 20 if num_processes == 1 else 6))
+    seed = int(os.environ.get("KILL_SEED", 1))
     kills_and_resumes(
-        start_here, configs, tmp_path, read_metrics, tool, num_processes, kills, max_iter=16, seed=1
+        start_here, configs, tmp_path, read_metrics, tool, num_processes, kills, max_iter=16, seed=seed
     )

@@ -12,6 +12,8 @@ from detectron2.modeling import build_model
 
 from mrcnn_ext.engine import load_config
 
+pytestmark = pytest.mark.detectron2
+
 
 @pytest.fixture(scope="module")
 def weights(configs, tmp_path_factory):

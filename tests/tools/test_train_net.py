@@ -12,6 +12,14 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
+from detectron2.config import instantiate
+
+from mrcnn_ext.engine import UserError
+from mrcnn_ext.engine.described import described_lazy_config
+from mrcnn_ext.engine.description import describe_lazily
+from mrcnn_ext.engine.lazy import load_lazy_config
+
+pytestmark = pytest.mark.detectron2
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
 
@@ -242,3 +250,72 @@ def test_help_gives_examples(run):
     output = run("train_net", "--help")
     assert "train_net.py --config-file CONFIG --num-gpus 0 --num-processes 2" in output
     assert "torchrun" in output and "--resume" in output and "--dist-url" in output
+
+
+PLAIN_LAZY = """
+from mrcnn_ext import model_zoo
+
+cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.py")
+model, dataloader, optimizer = cfg.model, cfg.dataloader, cfg.optimizer
+lr_multiplier, train = cfg.lr_multiplier, cfg.train
+model.backbone.bottom_up.stages.depth = 18
+del model.backbone.bottom_up.stages["stride_in_1x1"]
+model.backbone.out_channels = 16
+model.proposal_generator.head.in_channels = 16
+model.proposal_generator.post_nms_topk = (20, 20)
+model.roi_heads.box_head.input_shape.channels = 16
+model.roi_heads.box_head.fc_dims = [32]
+model.roi_heads.box_predictor.input_shape.channels = 32
+model.roi_heads.box_predictor.test_score_thresh = 0.0
+model.roi_heads.mask_head.input_shape.channels = 16
+model.roi_heads.mask_head.conv_dims = [16, 16]
+dataloader.test.dataset.names = "coco_2017_val_100"
+dataloader.test.num_workers = 0
+dataloader.test.mapper.augmentations[0].update(short_edge_length=64, max_size=96)
+train.device = "cpu"
+del cfg
+"""
+
+
+def test_a_lazy_checkpoint_is_evaluated_and_exported_alone(run, tmp_path, read_scores):
+    config = tmp_path / "config.py"
+    config.write_text(PLAIN_LAZY)
+    cfg = load_lazy_config(str(config))
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    weights = tmp_path / "model.pth"
+    torch.save({"model": model.state_dict(), "about": describe_lazily(cfg, ["coco_2017_val_100"])}, weights)
+    command = ["lazyconfig_train_net", "--eval-only"]
+    options = [f"train.init_checkpoint={weights}", "dataloader.test.num_workers=0"]
+    expected = run(*command, "--config-file", config, *options, f"train.output_dir={tmp_path}/with")
+    config.unlink()
+    alone = run(*command, *options, f"train.output_dir={tmp_path}/without")
+    assert read_scores(alone).keys() == {"bbox", "segm"}
+    for task, scores in read_scores(expected).items():
+        assert read_scores(alone)[task] == pytest.approx(scores, nan_ok=True)
+    assert (tmp_path / "without").is_dir()
+    run("export_model", "--weights", weights, "--output", tmp_path / "model.ts", "--device", "cpu")
+    assert (tmp_path / "model.ts").is_file()
+
+
+@pytest.mark.parametrize(
+    "about, message",
+    [
+        ({"kind": "lazy", "config": "{model: {}, mapper: {}, device: cpu}"}, "does not hold its test data"),
+        ({"kind": "yaml", "config": "{}"}, "was trained with a yaml config"),
+        (
+            {
+                "kind": "lazy",
+                "config": "{model: {_target_: os.system}, datasets: [a], device: cpu, evaluator: {_target_: x}}",
+            },
+            "its config calls os.system, which is no component",
+        ),
+    ],
+)  # fmt: skip
+def test_checkpoints_that_are_not_evaluated_alone(tmp_path, about, message):
+    weights = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "about": about}, weights)
+    with pytest.raises(UserError, match=message):
+        described_lazy_config([f"train.init_checkpoint={weights}"])
+    with pytest.raises(UserError, match="give --config-file, or train.init_checkpoint=FILE"):
+        described_lazy_config(["train.device=cpu"])

@@ -93,7 +93,8 @@ def write_coco(found: Found, output: str, image_root: str) -> dict:
     Raises:
         ValueError: an object cannot be used, or there are none; the message names the file it comes from.
     """
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, image in enumerate(found.images, 1):
         name = os.path.relpath(image.path, image_root).replace(os.sep, "/")
         images.append({"id": number, "file_name": name, "height": image.height, "width": image.width})
@@ -116,9 +117,10 @@ def write_coco(found: Found, output: str, image_root: str) -> dict:
         "categories": [{"id": number, "name": name, **keypoints} for name, number in ids.items()],
     }
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    with open(f"{output}.tmp", "w") as file:
+    temporary = f"{output}.{os.getpid()}.tmp"  # several processes may convert at once
+    with open(temporary, "w") as file:
         json.dump(content, file, default=lambda value: value.decode("ascii"))
-    os.replace(f"{output}.tmp", output)
+    os.replace(temporary, output)
     return {"images": len(images), "annotations": len(annotations), "categories": len(names)}
 
 

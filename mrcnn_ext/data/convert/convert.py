@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import yaml
 
+from .cityscapes import read_cityscapes
 from .coco_writer import write_coco
+from .cvat import read_cvat
 from .labelme import read_labelme
 from .mask_folder import read_mask_folder
 from .pascal_voc import read_pascal_voc
@@ -16,7 +18,14 @@ from .yolo import read_yolo
 
 __all__ = ["FORMATS", "Converted", "convert_dataset"]
 
-FORMATS = {"yolo": read_yolo, "voc": read_pascal_voc, "labelme": read_labelme, "masks": read_mask_folder}
+FORMATS = {
+    "yolo": read_yolo,
+    "voc": read_pascal_voc,
+    "labelme": read_labelme,
+    "cvat": read_cvat,
+    "cityscapes": read_cityscapes,
+    "masks": read_mask_folder,
+}
 
 
 @dataclass
@@ -47,8 +56,8 @@ def convert_dataset(kind: str, source: str, output: str, split: str | None = Non
     """Converts a dataset to COCO's format; images stay where they are.
 
     Args:
-        kind: one of `FORMATS`: "yolo" (`read_yolo`), "voc" (`read_pascal_voc`), "labelme" (`read_labelme`) or "masks"
-            (`read_mask_folder`).
+        kind: one of `FORMATS`: "yolo" (`read_yolo`), "voc" (`read_pascal_voc`), "labelme" (`read_labelme`), "cvat"
+            (`read_cvat`), "cityscapes" (`read_cityscapes`) or "masks" (`read_mask_folder`).
         source: the folder or file that its reader takes.
         output: the new annotation file. A description comes beside it as ``.description.yaml``, if there is one.
         split: part of the data, where the format has parts.

@@ -14,10 +14,9 @@ import pycocotools.mask as mask_util
 from PIL import Image
 
 from .coco_writer import Found, FoundImage, FoundObject, image_size
+from .grouping import ellipse, object_of_point
 
 __all__ = ["read_labelme"]
-
-_CIRCLE = 64  # corners of the polygon that a circle becomes
 
 
 def read_labelme(source: str, split: str | None = None) -> Found:
@@ -42,8 +41,7 @@ def read_labelme(source: str, split: str | None = None) -> Found:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder")
     files = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
-    read = [(path, _load(path)) for path in files]
-    read = [(path, content) for path, content in read if content is not None]
+    read = [(path, content) for path in files if (content := _load(path)) is not None]
     if not read:
         raise FileNotFoundError(f"{root}: there are no LabelMe files in it")
     points = (shape for _, content in read for shape in content["shapes"] if _kind(shape) == "point")
@@ -87,7 +85,9 @@ def _image(path: Path, content: dict, names: list[str]) -> FoundImage:
         except ValueError as error:
             raise ValueError(f"{path}: a {_kind(shape)} of {shape['label']!r}: {error}") from None
     for shape in points:
-        one = _object_of(shape, list(objects.values()), path)
+        one = object_of_point(
+            shape["label"], shape["points"][0], shape.get("group_id"), list(objects.values()), str(path)
+        )
         if one.keypoints is None:
             one.keypoints = [0] * (3 * len(names))
         place = 3 * names.index(str(shape["label"]).strip())
@@ -113,8 +113,7 @@ def _add_shape(one: FoundObject, shape: dict, height: int, width: int):
     elif kind == "circle":
         (x, y), (u, v) = points
         radius = math.hypot(u - x, v - y)
-        angles = [2 * math.pi * k / _CIRCLE for k in range(_CIRCLE)]
-        polygon = [c for a in angles for c in (x + radius * math.cos(a), y + radius * math.sin(a))]
+        polygon = ellipse(x, y, radius, radius)
     elif kind == "mask":
         one.segmentation, one.bbox = _mask(shape, height, width), None
         return
@@ -136,33 +135,6 @@ def _mask(shape: dict, height: int, width: int) -> dict:
     x, y = round(x), round(y)
     mask[y : y + part.shape[0], x : x + part.shape[1]] = part[: height - y, : width - x]
     return mask_util.encode(mask)
-
-
-def _object_of(point: dict, objects: list[FoundObject], path: Path) -> FoundObject:
-    group = point.get("group_id")
-    if group is not None:
-        candidates = [one for one in objects if one.extra["group_id"] == group]
-    else:
-        candidates = [one for one in objects if _holds(one, *point["points"][0])]
-    if len(candidates) != 1:
-        where = f"its group {group}" if group is not None else "a box that it lies in"
-        raise ValueError(
-            f"{path}: the point {point['label']!r} must belong to one object, by {where}, and there are "
-            f"{len(candidates)}: give it and its object one group_id"
-        )
-    return candidates[0]
-
-
-def _holds(one: FoundObject, x: float, y: float) -> bool:
-    if one.bbox is not None:
-        x0, y0, w, h = one.bbox
-    elif isinstance(one.segmentation, dict):
-        x0, y0, w, h = mask_util.toBbox(one.segmentation)
-    else:
-        xs = [v for polygon in one.segmentation for v in polygon[0::2]]
-        ys = [v for polygon in one.segmentation for v in polygon[1::2]]
-        x0, y0, w, h = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    return x0 <= x <= x0 + w and y0 <= y <= y0 + h
 
 
 def _is_hidden(shape: dict) -> bool:

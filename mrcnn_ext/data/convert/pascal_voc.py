@@ -42,12 +42,11 @@ def read_pascal_voc(source: str, split: str | None = None) -> Found:
     if not files:
         raise FileNotFoundError(f"{folder}: there are no XML files in it")
     read = [_read(path, root) for path in files]
-    corners = [value for image in read for one in image.objects for value in one.bbox[:2]]
+    boxes = [(one, one.bbox) for image in read for one in image.objects if one.bbox is not None]
+    corners = [value for _, box in boxes for value in box[:2]]
     first = 0 if any(value < 1 for value in corners) else 1
-    for image in read:
-        for one in image.objects:
-            x0, y0, x1, y1 = one.bbox
-            one.bbox = [x0 - first, y0 - first, x1 - x0 + first, y1 - y0 + first]
+    for one, (x0, y0, x1, y1) in boxes:
+        one.bbox = [x0 - first, y0 - first, x1 - x0 + first, y1 - y0 + first]
     return Found(read)
 
 
@@ -81,7 +80,7 @@ def _object(one: ElementTree.Element, path: Path) -> FoundObject:
     if not name or box is None:
         raise ValueError(f"{path}: an object must have a 'name' and a 'bndbox'")
     try:
-        corners = [float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+        corners = [float(box.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax")]
     except (TypeError, ValueError):
         raise ValueError(f"{path}: the bndbox of {name!r} must have numbers xmin, ymin, xmax, ymax") from None
     difficult = (one.findtext("difficult") or "0").strip()

@@ -135,7 +135,7 @@ def _object(line: str, names: list[str], shape, height: int, width: int) -> Foun
 
 
 def _keypoints(values: list[float], size: int, height: int, width: int) -> list[float]:
-    keypoints = []
+    keypoints: list[float] = []
     for k in range(0, len(values), size):
         x, y = values[k] * width, values[k + 1] * height
         visibility = values[k + 2] if size == 3 else 2 * (x > 0 or y > 0)

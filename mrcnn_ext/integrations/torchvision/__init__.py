@@ -4,7 +4,7 @@ from . import fuse_rules  # noqa: F401  (registration)
 from .detector import FusedRoIHeads, FusedRPN, FusedTransform
 from .models import FPNBackbone, keypoint_rcnn, mask_keypoint_rcnn, mask_rcnn
 from .poolers import FusedMultiScaleRoIAlign
-from .weights import transfer_weights
+from .weights import detectron2_weights, transfer_weights
 
 __all__ = [
     "FPNBackbone",
@@ -12,6 +12,7 @@ __all__ = [
     "FusedRPN",
     "FusedRoIHeads",
     "FusedTransform",
+    "detectron2_weights",
     "keypoint_rcnn",
     "mask_keypoint_rcnn",
     "mask_rcnn",

@@ -2,14 +2,21 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_inference
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    keypointrcnn_inference,
+    paste_masks_in_image,
+)
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from ...accel import (
@@ -21,15 +28,37 @@ from ...accel import (
     register_framework,
     replace_method,
 )
-from ...accel.fused_module import defines
+from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import Float32Inputs
+from ...accel.padding import padded_results, run_padded
 from ...layers.detections import select_detections
+from ...layers.padded_detections import is_padding, pad_detections, pad_proposals
 from ...ops.box_matching import match_boxes
 from ...ops.keypoint_decoding import heatmaps_to_keypoints
 from .mask_pasting import lazy_masks, paste_masks
 from .poolers import FusedMultiScaleRoIAlign
 
 __all__ = ["FusedRPN", "FusedRoIHeads", "FusedTransform", "Torchvision"]
+
+
+_SMALLEST = 1e-2  # side of a detection
+_LARGEST_GROUP = 2048  # boxes of which each is compared with each at once
+
+
+def _decoded(coder: BoxCoder, codes: Tensor, boxes: Tensor) -> Tensor:
+    """``BoxCoder.decode`` of codes (R, 4 K) for boxes (R, 4), which copies a constant to the device and waits for it:
+    (R, K, 4)."""
+    codes, boxes = codes.view(len(boxes), -1, 4), boxes[:, None].to(codes.dtype)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    x, y, width, height = (codes[..., i] / weight for i, weight in enumerate(coder.weights))
+    centres = torch.stack([x, y], -1) * sides + (boxes[..., :2] + 0.5 * sides)
+    half = 0.5 * (torch.stack([width, height], -1).clamp(max=coder.bbox_xform_clip).exp() * sides)
+    return torch.cat([centres - half, centres + half], -1)
+
+
+def _scaled(values: Tensor, *factors: float) -> Tensor:
+    """Each number of the last axis times its factor."""
+    return torch.stack([value * by for value, by in zip(values.unbind(-1), factors, strict=True)], -1)
 
 
 class FusedRPN(FusedModule, RegionProposalNetwork):
@@ -52,11 +81,32 @@ class FusedRPN(FusedModule, RegionProposalNetwork):
             kept.append(index.shape[1])
         best = torch.cat(best, dim=1)
         rows = torch.arange(len(anchors), device=best.device)[:, None]
+        padded = padded_results()
+        if padded is not None:
+            anchors = torch.stack(anchors).gather(1, best[..., None].expand(-1, -1, 4))
+            boxes = _decoded(self.box_coder, deltas[rows, best].flatten(0, 1), anchors.flatten(0, 1))
+            boxes = boxes.view(len(anchors), -1, 4)
+            return self._padded(padded, boxes, objectness[rows, best], images.image_sizes, kept), {}
         proposals = self.box_coder.decode(
             deltas[rows, best].flatten(0, 1), [of[index] for of, index in zip(anchors, best, strict=True)]
         ).view(len(anchors), -1, 4)
         boxes, _ = self.filter_proposals(proposals, objectness[rows, best], images.image_sizes, kept)
         return boxes, {}
+
+    def _padded(self, padded, boxes, objectness, image_sizes, counts):
+        found = pad_proposals(
+            boxes.split(counts, 1),
+            objectness.sigmoid().split(counts, 1),
+            image_sizes,
+            self.nms_thresh,
+            self.post_nms_top_n(),
+            self.min_size,
+            smallest=True,
+            lowest=self.score_thresh,
+        )
+        padded.expect(found.exact)
+        padded.proposals = ~is_padding(found.logits)
+        return list(found.boxes)
 
 
 def _offsets(counts):
@@ -105,6 +155,9 @@ class FusedRoIHeads(FusedModule, RoIHeads):
         return results, {}
 
     def _select(self, class_logits, box_regression, proposals, image_shapes):
+        padded = padded_results()
+        if padded is not None:
+            return self._select_padded(padded, class_logits, box_regression, proposals, image_shapes)
         counts = [len(boxes) for boxes in proposals]
         boxes = self.box_coder.decode(box_regression, proposals)
         scores = F.softmax(class_logits, -1)
@@ -116,7 +169,7 @@ class FusedRoIHeads(FusedModule, RoIHeads):
                 self.score_thresh,
                 self.nms_thresh,
                 self.detections_per_img,
-                min_size=1e-2,
+                min_size=_SMALLEST,
             )
             for some_boxes, some_scores, image_size in zip(
                 boxes.split(counts), scores.split(counts), image_shapes, strict=True
@@ -127,6 +180,23 @@ class FusedRoIHeads(FusedModule, RoIHeads):
             [image.scores for image in found],
             [image.classes + 1 for image in found],
         )
+
+    def _select_padded(self, padded, class_logits, box_regression, proposals, image_shapes):
+        images = len(proposals)
+        boxes = _decoded(self.box_coder, box_regression, torch.cat(proposals))
+        scores = F.softmax(class_logits, -1)
+        found = pad_detections(
+            boxes.view(images, -1, *boxes.shape[1:])[:, :, 1:],
+            scores.view(images, -1, scores.shape[1])[:, :, 1:],
+            padded.proposals,
+            image_shapes,
+            self.score_thresh,
+            self.nms_thresh,
+            self.detections_per_img,
+            min_size=_SMALLEST,
+        )
+        padded.expect(found.exact)
+        return list(found.boxes), list(found.scores), list(found.classes + 1)
 
     def _add_masks(self, features, results, image_shapes):
         pooled = self.mask_roi_pool(features, [image["boxes"] for image in results], image_shapes)
@@ -166,11 +236,12 @@ class FusedTransform(FusedModule, GeneralizedRCNNTransform):
         original: whose ``postprocess`` is torchvision's.
         lazy: whether "masks" is a `LazyMasks` (N, height, width), at 0.5, instead of probabilities
             (N, 1, height, width).
+        stock_masks: whether torchvision pastes them after all.
     """
 
-    def __init__(self, original: GeneralizedRCNNTransform, lazy: bool):
+    def __init__(self, original: GeneralizedRCNNTransform, lazy: bool, stock_masks: bool = False):
         super().__init__(original)
-        self.lazy = lazy
+        self.lazy, self.stock_masks = lazy, stock_masks
 
     def infer(self, images, targets=None):
         return self.original.forward(images, targets)
@@ -185,16 +256,39 @@ class FusedTransform(FusedModule, GeneralizedRCNNTransform):
         if self.training:
             return result
         paste = lazy_masks if self.lazy else paste_masks
+        if self.stock_masks:
+            paste = paste_masks_in_image
+        padded = padded_results()
+        if padded is not None:
+            places = padded.found_by_scores([image["scores"] for image in result])
+            result = [
+                {name: value[some] for name, value in image.items()}
+                for image, some in zip(result, places, strict=True)
+            ]
         for image, size, wanted in zip(result, image_shapes, original_image_sizes, strict=True):
-            image["boxes"] = resize_boxes(image["boxes"], size, wanted)
+            # In float32, as torchvision, which copies the sizes to the device.
+            y, x = (float(np.float32(new) / np.float32(old)) for old, new in zip(size, wanted, strict=True))
+            image["boxes"] = _scaled(image["boxes"], x, y, x, y)
             if "masks" in image:
                 image["masks"] = paste(image["masks"], image["boxes"], tuple(wanted))
             if "keypoints" in image:
-                image["keypoints"] = resize_keypoints(image["keypoints"], size, wanted)
+                image["keypoints"] = _scaled(image["keypoints"], x, y, 1)
         return result
 
     def extra_repr(self) -> str:
-        return f"masks pasted {'when looked at' if self.lazy else 'within their boxes'}"
+        how = (
+            "by torchvision" if self.stock_masks else "when looked at" if self.lazy else "within their boxes"
+        )
+        return f"masks pasted {how}"
+
+
+class _PaddedForward(MethodStep):
+    """``forward`` of GeneralizedRCNN, between whose steps proposals and detections are padded."""
+
+    def __call__(self, images, targets=None):
+        if self.module.training:
+            return self.stock(images, targets)
+        return run_padded(lambda: self.stock(images, targets))
 
 
 class Torchvision(Framework):
@@ -234,7 +328,7 @@ class Torchvision(Framework):
 
     def postprocesses_as_stock(self, model: nn.Module) -> bool:
         return defines(model, GeneralizedRCNN, "forward") and defines(
-            model.transform, GeneralizedRCNNTransform, "postprocess"
+            original_of(model.transform), GeneralizedRCNNTransform, "postprocess"
         )
 
     def detections(self, model: GeneralizedRCNN) -> str:
@@ -262,6 +356,39 @@ class Torchvision(Framework):
             return f"left alone: {type(model).__name__} has post-processing of its own"
         model.transform = FusedTransform.from_module(model.transform, lazy)
         return "pasted when looked at" if lazy else "pasted within their boxes"
+
+    def why_not_padded(self, model: GeneralizedRCNN) -> str | None:
+        rpn, heads = original_of(model.rpn), original_of(model.roi_heads)
+        if not self.postprocesses_as_stock(model):
+            return f"{type(model).__name__} has post-processing of its own"
+        if not defines(rpn, RegionProposalNetwork, "forward", "filter_proposals"):
+            return f"the proposals of {type(rpn).__name__} are its own"
+        if rpn._pre_nms_top_n["testing"] > _LARGEST_GROUP:
+            anchors = rpn._pre_nms_top_n["testing"]
+            return f"the RPN takes {anchors} anchors of a level to non-maximum suppression"
+        if not defines(heads, RoIHeads, "forward", "postprocess_detections"):
+            return f"{type(heads).__name__} selects detections of its own"
+        box_head = original_of(heads.box_head)
+        if not isinstance(box_head, (TwoMLPHead, FastRCNNConvFCHead)):
+            return f"box_head is a {type(box_head).__name__}"
+        if not type(rpn.box_coder) is type(heads.box_coder) is BoxCoder:
+            return "boxes are not coded by torchvision's BoxCoder"
+        return None
+
+    def pad(self, model: GeneralizedRCNN) -> None:
+        if not isinstance(model.transform, FusedTransform):
+            model.transform = FusedTransform.from_module(model.transform, False, stock_masks=True)
+        replace_method(_PaddedForward(model, "forward"))
+
+    def networks_of_fixed_shapes(
+        self, model: GeneralizedRCNN, padded: bool
+    ) -> Iterator[tuple[str, nn.Module]]:
+        yield "backbone", model.backbone
+        yield "rpn.head", model.rpn.head
+        for name in ("box_head", "mask_head", "keypoint_head", "keypoint_predictor") if padded else ():
+            network = getattr(model.roi_heads, name, None)
+            if network is not None:
+                yield f"roi_heads.{name}", network
 
     def targets(self, model: GeneralizedRCNN) -> str:
         if not defines(model.rpn, RegionProposalNetwork, "forward", "assign_targets_to_anchors"):

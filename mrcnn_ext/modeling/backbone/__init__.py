@@ -5,6 +5,8 @@ from .timm import (
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
+    follow_timm,
+    timm_input,
 )
 
 __all__ = [
@@ -12,4 +14,6 @@ __all__ = [
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "follow_timm",
+    "timm_input",
 ]

@@ -1,5 +1,7 @@
 """Any convolutional or hierarchical timm model as a detectron2 backbone."""
 
+import warnings
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
@@ -8,21 +10,31 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ...layers.timm_features import TimmFeatures
+from ...layers.timm_features import TimmFeatures, input_statistics
 
 __all__ = [
     "TimmBackbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "follow_timm",
+    "timm_input",
 ]
+
+# Of detectron2's default config, for the weights of its ResNets.
+_STOCK_INPUT = {
+    "input_format": "BGR",
+    "pixel_mean": [103.530, 116.280, 123.675],
+    "pixel_std": [1.0, 1.0, 1.0],
+}
+_STOCK_WEIGHTS = "ImageNetPretrained/"  # in the address of ImageNet weights of detectron2's backbones
 
 
 class TimmBackbone(TimmFeatures, Backbone):
     """`TimmFeatures` as a detectron2 backbone: its arguments.
 
-    The features have the names of detectron2's ResNet, so configs written for it work as they are. Set the
-    model's pixel mean, deviation and format (RGB) to those of the timm weights.
+    The features have the names of detectron2's ResNet, so configs written for it work as they are. The model's pixel
+    mean, deviation and format (RGB) must be those of the timm weights: `timm_input`.
 
     Args:
         weights: a path, or a URL that detectron2's PathManager knows.
@@ -48,6 +60,8 @@ class TimmBackbone(TimmFeatures, Backbone):
                 "the config has no MODEL.TIMM: call mrcnn_ext.add_mrcnn_ext_config(cfg) before merging a file"
             )
         timm_cfg = cfg.MODEL.TIMM
+        for problem in _unfit(cfg):  # stock classes use the config as it is
+            warnings.warn(f"{problem}, or use mrcnn_ext.engine.Trainer and Predictor, which do", stacklevel=2)
         return {
             "model_name": timm_cfg.NAME,
             "out_features": timm_cfg.OUT_FEATURES,
@@ -62,6 +76,84 @@ class TimmBackbone(TimmFeatures, Backbone):
     @property
     def size_divisibility(self) -> int:
         return self._out_feature_strides[self._out_features[-1]]
+
+
+def timm_input(model_name: str) -> dict:
+    """How a timm model wants its images: arguments of a detector in a LazyConfig.
+
+    Args:
+        model_name: of ``timm.list_models()``.
+
+    Returns:
+        dict: ``input_format`` "RGB"; ``pixel_mean`` and ``pixel_std``, (3,) in 0..255.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    mean, std = ([round(255 * value, 3) for value in values] for values in input_statistics(model_name))
+    return {"input_format": "RGB", "pixel_mean": mean, "pixel_std": std}
+
+
+def follow_timm(cfg) -> list[str]:
+    """With a timm backbone, sets its input and weights where they are those of detectron2's ResNets
+    (``MODEL.TIMM.INPUT``).
+
+    Args:
+        cfg: changed.
+
+    Returns:
+        what was set, a line each.
+    """
+    model, done = cfg.MODEL, []
+    if not model.BACKBONE.NAME.startswith("build_timm_") or model.TIMM.INPUT != "auto":
+        return done
+    if _has_stock_input(cfg):
+        wanted = timm_input(model.TIMM.NAME)
+        cfg.INPUT.FORMAT = wanted["input_format"]
+        model.PIXEL_MEAN, model.PIXEL_STD = wanted["pixel_mean"], wanted["pixel_std"]
+        done.append(
+            f"INPUT.FORMAT is RGB, MODEL.PIXEL_MEAN {model.PIXEL_MEAN} and PIXEL_STD {model.PIXEL_STD}, as "
+            f'{model.TIMM.NAME} of timm was trained; MODEL.TIMM.INPUT "config" leaves them alone'
+        )
+    if _STOCK_WEIGHTS in model.WEIGHTS:
+        instead = model.TIMM.WEIGHTS or "timm's (MODEL.TIMM.PRETRAINED True)"
+        done.append(
+            f"MODEL.WEIGHTS {model.WEIGHTS} are not of {model.TIMM.NAME}: it starts from {instead}. To start from "
+            'random weights set MODEL.WEIGHTS ""'
+        )
+        model.WEIGHTS, model.TIMM.PRETRAINED = "", not model.TIMM.WEIGHTS
+    model.TIMM.INPUT = "config"
+    return done
+
+
+def _has_stock_input(cfg):
+    model = cfg.MODEL
+    own = {
+        "input_format": cfg.INPUT.FORMAT,
+        "pixel_mean": list(model.PIXEL_MEAN),
+        "pixel_std": list(model.PIXEL_STD),
+    }
+    return own == _STOCK_INPUT
+
+
+def _unfit(cfg):
+    """What `follow_timm` would set."""
+    timm, problems = cfg.MODEL.TIMM, []
+    if timm.get("INPUT", "config") != "auto":
+        return problems
+    if _STOCK_WEIGHTS in cfg.MODEL.WEIGHTS:
+        start = "its own" if timm.PRETRAINED or timm.WEIGHTS else "random"
+        problems.append(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} are not of {timm.NAME}, which starts from {start} weights: set "
+            'MODEL.WEIGHTS "" and MODEL.TIMM.PRETRAINED True'
+        )
+    if (timm.PRETRAINED or timm.WEIGHTS) and _has_stock_input(cfg):
+        wanted = timm_input(timm.NAME)
+        problems.append(
+            f"{timm.NAME} of timm was trained with other images than detectron2's defaults: set INPUT.FORMAT RGB, "
+            f"MODEL.PIXEL_MEAN {wanted['pixel_mean']} and MODEL.PIXEL_STD {wanted['pixel_std']}"
+        )
+    return problems
 
 
 @BACKBONE_REGISTRY.register()

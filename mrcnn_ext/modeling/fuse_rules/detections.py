@@ -2,12 +2,42 @@
 
 import torch
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, Instances
 
 from ...accel import MethodStep
+from ...accel.padding import padded_results
 from ...layers.detections import select_detections
+from ...layers.padded_detections import is_padding, pad_detections, pad_proposals
 
-__all__ = ["FastDetections", "FastProposals"]
+__all__ = ["CachedAnchors", "FastDetections", "FastProposals", "can_pad_proposals"]
+
+_LARGEST_GROUP = 2048  # boxes of which each is compared with each at once
+_SHAPES = 8  # of feature maps, for which anchors are kept
+
+
+def can_pad_proposals(rpn: RPN) -> bool:
+    """Whether an RPN takes no more anchors of a level to non-maximum suppression than can be compared at once."""
+    return rpn.pre_nms_topk[False] <= _LARGEST_GROUP
+
+
+class CachedAnchors(MethodStep):
+    """``forward`` of an anchor generator: the anchors of feature maps of the same shapes are made once. To make them
+    copies numbers to the device, for each level."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__(module, "forward")
+        self.made = {}
+
+    def __call__(self, features: list[torch.Tensor]) -> list[Boxes]:
+        key = (*(tuple(level.shape[-2:]) for level in features), features[0].device)
+        anchors = self.made.pop(key, None)
+        if anchors is None:
+            anchors = self.stock(features)
+        self.made[key] = anchors  # the last one used
+        while len(self.made) > _SHAPES:
+            del self.made[next(iter(self.made))]
+        return list(anchors)
 
 
 class FastProposals(MethodStep):
@@ -30,6 +60,9 @@ class FastProposals(MethodStep):
             boxes = rpn.box2box_transform.apply_deltas(deltas.flatten(0, 1), level.tensor[index.flatten()])
             logits.append(top)
             proposals.append(boxes.view(len(top), count, -1))
+        padded = padded_results()
+        if padded is not None:
+            return self._padded(padded, proposals, logits, image_sizes)
         return find_top_rpn_proposals(
             proposals,
             logits,
@@ -41,6 +74,17 @@ class FastProposals(MethodStep):
             False,
         )
 
+    def _padded(self, padded, proposals, logits, image_sizes):
+        rpn = self.module
+        found = pad_proposals(
+            proposals, logits, image_sizes, rpn.nms_thresh, rpn.post_nms_topk[False], rpn.min_box_size
+        )
+        padded.expect(found.exact)
+        return [
+            Instances(image_size, proposal_boxes=Boxes(boxes), objectness_logits=of)
+            for image_size, boxes, of in zip(image_sizes, found.boxes, found.logits, strict=True)
+        ]
+
 
 class FastDetections(MethodStep):
     """``inference`` of FastRCNNOutputLayers: suppression sees no more boxes than it takes to fill an image."""
@@ -49,6 +93,9 @@ class FastDetections(MethodStep):
         layers = self.module
         if layers.training:
             return self.stock(predictions, proposals)
+        padded = padded_results()
+        if padded is not None:
+            return self._padded(padded, predictions, proposals)
         results = [
             _detections(*image, layers.test_score_thresh, layers.test_nms_thresh, layers.test_topk_per_image)
             for image in zip(
@@ -59,6 +106,24 @@ class FastDetections(MethodStep):
             )
         ]
         return [instances for instances, _ in results], [rows for _, rows in results]
+
+    def _padded(self, padded, predictions, proposals):
+        layers, image_sizes = self.module, [image.image_size for image in proposals]
+        found = pad_detections(
+            torch.stack(layers.predict_boxes(predictions, proposals)),
+            torch.stack(layers.predict_probs(predictions, proposals))[..., :-1],  # without the background's
+            torch.stack([~is_padding(image.objectness_logits) for image in proposals]),
+            image_sizes,
+            layers.test_score_thresh,
+            layers.test_nms_thresh,
+            layers.test_topk_per_image,
+        )
+        padded.expect(found.exact)
+        instances = [
+            Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            for image_size, boxes, scores, classes in zip(image_sizes, *found[:3], strict=True)
+        ]
+        return instances, list(found.rows)
 
 
 def _detections(boxes, scores, image_size, score_thresh, nms_thresh, topk):

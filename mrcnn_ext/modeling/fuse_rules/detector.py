@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 
+import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads import ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
@@ -14,11 +18,11 @@ from torch import nn
 from torchvision.ops import RoIPool
 
 from ...accel import Framework, register_framework, replace_method
-from ...accel.fused_module import defines
+from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
-from .detections import FastDetections, FastProposals
+from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
 from .outputs import FastKeypoints, FastOutputs
 from .training_targets import make_targets_fast
 
@@ -60,11 +64,11 @@ class Detectron2(Framework):
             f"; left alone: {', '.join(left)}" if left else ""
         )
 
-    def autocast(self, network: nn.Module, is_head: bool) -> nn.Module:
+    def autocast(self, network: nn.Module, is_head: bool, dtype: torch.dtype) -> nn.Module:
         if isinstance(network, (BaseMaskRCNNHead, BaseKeypointRCNNHead)):
-            replace_method(AutocastMethod(network, "layers"))
+            replace_method(AutocastMethod(network, "layers", dtype))
             return network
-        return AutocastNetwork(network, float32=is_head)
+        return AutocastNetwork(network, float32=is_head, dtype=dtype)
 
     def keep_float32(self, model: GeneralizedRCNN) -> None:
         predictors = [predictor for _, predictor in _parts(model.roi_heads, "box_predictor")]
@@ -104,11 +108,60 @@ class Detectron2(Framework):
     def masks(self, model: GeneralizedRCNN, lazy: bool) -> str:
         if not self.postprocesses_as_stock(model):
             return f"left alone: {type(model).__name__} has post-processing of its own"
-        replace_method(FastOutputs(model, lazy))
+        replace_method(FastOutputs(model, "lazy" if lazy else "paste"))
         return "pasted when looked at" if lazy else "pasted within their boxes"
+
+    def why_not_padded(self, model: GeneralizedRCNN) -> str | None:
+        rpn, heads = original_of(model.proposal_generator), model.roi_heads
+        if not self.postprocesses_as_stock(model):
+            return f"{type(model).__name__} has post-processing of its own"
+        if not defines(rpn, RPN, "forward", "predict_proposals", "_decode_proposals"):
+            return f"the proposals of {type(rpn).__name__} are its own"
+        if not can_pad_proposals(rpn):
+            return f"the RPN takes {rpn.pre_nms_topk[False]} anchors of a level to non-maximum suppression"
+        return _why_not_padded(heads)
+
+    def pad(self, model: GeneralizedRCNN) -> None:
+        outputs = model.__dict__.get("inference")
+        if not isinstance(outputs, FastOutputs):
+            outputs = FastOutputs(model, "stock")
+            replace_method(outputs)
+        outputs.padded = True
+        anchors = model.proposal_generator.anchor_generator
+        if defines(anchors, DefaultAnchorGenerator, "forward", "_grid_anchors"):
+            replace_method(CachedAnchors(anchors))
+
+    def networks_of_fixed_shapes(
+        self, model: GeneralizedRCNN, padded: bool
+    ) -> Iterator[tuple[str, nn.Module]]:
+        yield "backbone", model.backbone
+        if hasattr(model.proposal_generator, "rpn_head"):
+            yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head
+        if padded:
+            yield "roi_heads.box_head", model.roi_heads.box_head
 
     def targets(self, model: GeneralizedRCNN) -> str:
         return ", ".join(make_targets_fast(model)) or "nothing known here"
+
+
+def _why_not_padded(heads: ROIHeads) -> str | None:
+    """Why ROI heads cannot take padding, which they must not look at RoI by RoI with others; None if they can."""
+    methods = ("forward", "_forward_box", "forward_with_given_boxes", "_forward_mask", "_forward_keypoint")
+    if not (vars(type(heads)).get("takes_padding") or defines(heads, StandardROIHeads, *methods)):
+        return f"{type(heads).__name__} is neither StandardROIHeads nor says `takes_padding = True`"
+    known = (
+        ("box_head", FastRCNNConvFCHead, ("forward",)),
+        ("box_predictor", FastRCNNOutputLayers, ("forward", "inference", "predict_boxes", "predict_probs")),
+        ("mask_head", BaseMaskRCNNHead, ()),
+        ("keypoint_head", BaseKeypointRCNNHead, ()),
+    )
+    for name, cls, methods in known:
+        part = original_of(getattr(heads, name, None))
+        if part is not None and not defines(part, cls, *methods):
+            return f"{name} is a {type(part).__name__}"
+    if heads.box_predictor.test_topk_per_image < 0:
+        return "there may be any number of detections"
+    return None
 
 
 def _parts(roi_heads, name):

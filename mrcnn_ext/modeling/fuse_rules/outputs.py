@@ -4,12 +4,14 @@ import torch
 from detectron2.layers import cat
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ROIMasks
+from detectron2.structures import Instances, ROIMasks
 from torch import Tensor
 
 from ...accel import MethodStep
+from ...accel.padding import padded_results, run_padded
 from ...layers import heatmaps_to_keypoints, paste_masks
 from ...layers.lazy_masks import LazyMasks
+from ...layers.padded_detections import is_padding
 
 __all__ = ["FastKeypoints", "FastOutputs"]
 
@@ -33,33 +35,78 @@ class FastKeypoints(MethodStep):
 
 
 class FastOutputs(MethodStep):
-    """``inference`` of GeneralizedRCNN: no gradients, and masks pasted within their boxes or not at all.
+    """``inference`` of GeneralizedRCNN: no gradients, masks pasted within their boxes or not at all, and where it may
+    be the device asked once how many instances there are.
 
     Args:
         module: the model.
-        lazy: whether ``pred_masks`` is a `LazyMasks`.
+        masks: "stock" leaves masks to detectron2, "paste" pastes them within their boxes, with "lazy" ``pred_masks``
+            is a `LazyMasks`.
+
+    Attributes:
+        padded: whether proposals and detections may be padded between the steps of the model.
     """
 
-    def __init__(self, module: GeneralizedRCNN, lazy: bool):
+    def __init__(self, module: GeneralizedRCNN, masks: str):
         super().__init__(module, "inference")
-        self.lazy = lazy
+        self.masks, self.padded = masks, False
 
     def __call__(self, batched_inputs, detected_instances=None, do_postprocess=True):
-        with torch.no_grad():
+        def run():
             results = self.stock(batched_inputs, detected_instances, do_postprocess=False)
-            if not do_postprocess:
-                return results
-            return [
-                {"instances": self._to_output_size(instances, inputs)}
-                for instances, inputs in zip(results, batched_inputs, strict=True)
+            sizes = [
+                (inputs.get("height", image.image_size[0]), inputs.get("width", image.image_size[1]))
+                for inputs, image in zip(batched_inputs, results, strict=True)
             ]
+            padded = padded_results()
+            if padded is not None:
+                return self._without_padding(padded, results, sizes if do_postprocess else None)
+            if do_postprocess:
+                results = [self._to_output_size(*each) for each in zip(results, sizes, strict=True)]
+            return results
 
-    def _to_output_size(self, instances, inputs):
-        height, width = instances.image_size
-        if instances.has("pred_masks"):
-            kind = _PastedLater if self.lazy else _PastedFast
+        with torch.no_grad():
+            results = run_padded(run) if self.padded and detected_instances is None else run()
+        return [{"instances": instances} for instances in results] if do_postprocess else results
+
+    def _to_output_size(self, instances, size):
+        self._make_masks(instances)
+        return detector_postprocess(instances, *size)
+
+    def _make_masks(self, instances):
+        if instances.has("pred_masks") and self.masks != "stock":
+            kind = _PastedLater if self.masks == "lazy" else _PastedFast
             instances.pred_masks = kind(instances.pred_masks[:, 0])
-        return detector_postprocess(instances, inputs.get("height", height), inputs.get("width", width))
+
+    def _without_padding(self, padded, results, sizes):
+        """The instances there are, as `detector_postprocess` gives them if ``sizes`` of output images are given."""
+        if sizes is None:
+            present = padded.found_by_scores([image.scores for image in results])
+            return [image[places] for image, places in zip(results, present, strict=True)]
+        scales = []
+        for image, (height, width) in zip(results, sizes, strict=True):
+            scales.append((width / image.image_size[1], height / image.image_size[0]))
+            image.pred_boxes.scale(*scales[-1])
+            box = image.pred_boxes.tensor
+            box[:, 0::2].clamp_(min=0, max=width)
+            box[:, 1::2].clamp_(min=0, max=height)
+        present = padded.found([~is_padding(image.scores) & image.pred_boxes.nonempty() for image in results])
+        return [
+            self._finished(image[places], size, scale)
+            for image, places, size, scale in zip(results, present, sizes, scales, strict=True)
+        ]
+
+    def _finished(self, instances, size, scale):
+        instances = Instances(size, **instances.get_fields())
+        self._make_masks(instances)
+        if instances.has("pred_masks"):
+            masks = instances.pred_masks
+            masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
+            instances.pred_masks = masks.to_bitmasks(instances.pred_boxes, *size, 0.5).tensor
+        if instances.has("pred_keypoints"):
+            instances.pred_keypoints[:, :, 0] *= scale[0]
+            instances.pred_keypoints[:, :, 1] *= scale[1]
+        return instances
 
 
 class _PastedFast(ROIMasks):
@@ -69,8 +116,6 @@ class _PastedFast(ROIMasks):
         return type(self)(self.tensor[item])
 
     def to_bitmasks(self, boxes, height, width, threshold=0.5):
-        if self.device.type != "cpu":  # there detectron2 pastes many at once
-            return super().to_bitmasks(boxes, height, width, threshold)
         return _Result(paste_masks(self.tensor, boxes.tensor, (height, width), threshold))
 
 

@@ -221,6 +221,7 @@ class FusedROIHeads(_JointHeads, StandardROIHeads):
     keypoint_on: torch.jit.Final[bool]
     pools_once: torch.jit.Final[bool]
     tells_box_scale: torch.jit.Final[bool]
+    takes_padding = True  # see `mrcnn_ext.accel.padding`
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
@@ -332,6 +333,12 @@ class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        if len(in_features) != 1:
+            raise ValueError(
+                "FusedRes5ROIHeads is for one feature map, as C4 models have (COCO-InstanceSegmentation/"
+                f"mask_rcnn_R_50_C4.yaml), and MODEL.ROI_HEADS.IN_FEATURES are {', '.join(in_features)}: with an FPN "
+                "set MODEL.ROI_HEADS.NAME FusedROIHeads"
+            )
         channels = input_shape[in_features[0]].channels
         res2_channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
         if channels != 4 * res2_channels:

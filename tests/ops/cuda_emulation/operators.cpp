@@ -96,7 +96,15 @@ Gradients roi_align_backward(const at::Tensor& grad, at::TensorList features, co
 }
 
 // A kernel that writes 63, 62, ..., 0, with one fault or none, for the emulation to find.
-enum Fault { kNone, kNoBarrier, kNoWarpBarrier, kNoInitialisation, kBranch, kOverrun };
+enum Fault {
+  kNone,
+  kNoBarrier,
+  kNoBarrierAfterReading,
+  kNoWarpBarrier,
+  kNoInitialisation,
+  kBranch,
+  kOverrun
+};
 
 __global__ void reverse(Fault fault, int* output) {
   int* const values = mrcnn_ext::cuda::shared_memory<int>();
@@ -106,19 +114,25 @@ __global__ void reverse(Fault fault, int* output) {
   if (fault == kOverrun && thread == 63) values[64] = 0;
   if (fault != kNoBarrier) __syncthreads();
   const int of_other_warp = values[thread ^ 32];
-  __syncthreads();
+  if (fault == kNoBarrierAfterReading) {
+    __syncwarp();  // holds the lanes of a warp together, not the warps
+  } else {
+    __syncthreads();
+  }
   values[thread] = of_other_warp;
   if (fault != kNoWarpBarrier) __syncwarp();
   output[thread] = values[thread ^ 31];
 }
 
 at::Tensor run_faulty(std::string_view name) {
-  const std::pair<std::string_view, Fault> faults[] = {{"", kNone},
-                                                       {"missing barrier", kNoBarrier},
-                                                       {"missing barrier of a warp", kNoWarpBarrier},
-                                                       {"missing initialisation", kNoInitialisation},
-                                                       {"barrier in a branch", kBranch},
-                                                       {"write past the end", kOverrun}};
+  const std::pair<std::string_view, Fault> faults[] = {
+      {"", kNone},
+      {"missing barrier", kNoBarrier},
+      {"missing barrier after reading", kNoBarrierAfterReading},
+      {"missing barrier of a warp", kNoWarpBarrier},
+      {"missing initialisation", kNoInitialisation},
+      {"barrier in a branch", kBranch},
+      {"write past the end", kOverrun}};
   for (const auto& [known, fault] : faults) {
     if (known != name) continue;
     return in_every_order(

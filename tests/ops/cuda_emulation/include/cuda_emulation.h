@@ -27,6 +27,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <tuple>
@@ -230,26 +231,48 @@ inline std::string describe_divergence(int threads) {
   return text;
 }
 
+// Lets each ready lane of a warp run until it waits or ends. True if one did.
+inline bool run_lanes(int begin, int end, std::vector<int>& turn) {
+  Machine& m = machine();
+  if (m.order == Order::kShuffled) std::shuffle(turn.begin(), turn.end(), m.random);
+  bool ran = false;
+  for (const int lane : turn) {
+    if (begin + lane >= end || m.fibers[begin + lane].state != State::kReady) continue;
+    ran = true;
+    enter_fiber(begin + lane);
+  }
+  return ran;
+}
+
+inline std::vector<int> turns(int count) {
+  std::vector<int> turn(count);
+  std::iota(turn.begin(), turn.end(), 0);
+  if (machine().order == Order::kDescending) std::reverse(turn.begin(), turn.end());
+  return turn;
+}
+
 inline void run_block(int threads) {
   Machine& m = machine();
-  std::vector<int> turn(threads);
-  for (int i = 0; i < threads; ++i) {
-    turn[i] = m.order == Order::kDescending ? threads - 1 - i : i;
-    m.fibers[i].state = State::kReady;
-  }
+  std::vector<int> warps = turns((threads + kWarpSize - 1) / kWarpSize);
+  std::vector<int> lanes = turns(kWarpSize);
+  for (int i = 0; i < threads; ++i) m.fibers[i].state = State::kReady;
   for (WarpValues& warp : m.warps) std::fill_n(warp.parity, kWarpSize, 0);
   for (;;) {
-    if (m.order == Order::kShuffled) std::shuffle(turn.begin(), turn.end(), m.random);
+    if (m.order == Order::kShuffled) std::shuffle(warps.begin(), warps.end(), m.random);
     bool ran = false;
-    for (const int i : turn) {
-      if (m.fibers[i].state != State::kReady) continue;
-      ran = true;
-      enter_fiber(i);
-    }
     bool released = false;
-    for (int i = 0; i < threads; i += kWarpSize) {
-      if (m.fibers[i].state == State::kAtWarpBarrier) {
-        released |= release(i, std::min(i + kWarpSize, threads), State::kAtWarpBarrier);
+    for (const int warp : warps) {
+      const int begin = warp * kWarpSize;
+      const int end = std::min(begin + kWarpSize, threads);
+      // A warp runs ahead of the others as far as the barriers of the block allow; shuffled, a few steps.
+      for (int steps = m.order == Order::kShuffled ? 1 + int(m.random() % 4) : -1;; --steps) {
+        if (steps == 0) {
+          released = true;
+          break;
+        }
+        ran |= run_lanes(begin, end, lanes);
+        if (m.fibers[begin].state != State::kAtWarpBarrier || !release(begin, end, State::kAtWarpBarrier))
+          break;
       }
     }
     if (m.fibers[0].state == State::kAtBlockBarrier) released |= release(0, threads, State::kAtBlockBarrier);

@@ -1,0 +1,300 @@
+"""``mrcnn-ext benchmark``."""
+
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+from ..benchmark.tables import write_csv
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class _List(click.ParamType):
+    """Values with commas between them."""
+
+    name = "list"
+
+    def __init__(self, convert=str, choices=()):
+        self._convert, self._choices = convert, choices
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return list(value)
+        result = []
+        for part in value.split(","):
+            try:
+                result.append(self._convert(part.strip()))
+            except ValueError:
+                self.fail(f"{part!r} is not as it must be", param, ctx)
+            if self._choices and result[-1] not in self._choices:
+                self.fail(f"{part!r} is not one of {', '.join(self._choices)}", param, ctx)
+        return result
+
+
+def _size(text):
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def _options(*options):
+    """Decorator: several options."""
+
+    def decorate(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _output(name):
+    return click.option(
+        "--output",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("output") / name,
+        show_default=True,
+        help="Folder.",
+    )
+
+
+def _budget(default):
+    help = "Seconds for each row, about."
+    return click.option("--budget", type=float, default=default, show_default=default is not None, help=help)
+
+
+_device = click.option("--device", type=click.Choice(["cpu", "cuda"]), default=_DEVICE, show_default=True)
+_threads = click.option("--threads", type=int, default=torch.get_num_threads(), show_default=True)
+_thread_counts = click.option(
+    "--threads", type=_List(int), default=sorted({1, torch.get_num_threads()}), help="Default: 1, and all."
+)
+
+
+@click.group(context_settings=CONTEXT)
+def command():
+    """Benchmark models and operators: close other programs, as these are times.
+
+    Each lays ours beside what it replaces, in one run and on the same inputs, and compares the results first.
+    """
+
+
+@command.command(context_settings={**CONTEXT, "ignore_unknown_options": True})
+@_options(
+    click.option(
+        "--config", type=_List(), help="Yaml files or names in the zoos. Default: the zoo's R-50-FPN."
+    ),
+    click.option("--weights", default="", metavar="FILE", help="A checkpoint that fits every --config."),
+    click.option("--dataset", default="", metavar="NAME", help="A registered dataset whose images to take."),
+    click.option("--min-score", type=float, default=0.0, help="Of detections; 0: the weights decide."),
+    click.option("--tasks", type=_List(), metavar="LIST", help="Default: all."),
+    click.option(
+        "--sizes", type=_List(_size), default="800x1216,480x640", metavar="HxW,...", show_default=True
+    ),
+    click.option("--batches", type=_List(int), default="1,2", show_default=True, help="Images at a time."),
+    click.option(
+        "--instances", type=_List(int), default="100,10,500", show_default=True, help="At most, an image."
+    ),
+    click.option(
+        "--images", type=int, default=0, help="Also evaluate so many images of --dataset, files to AP."
+    ),
+    click.option(
+        "--bf16", type=click.Choice(["auto", "on", "off"]), default="auto", help="Of the accelerated model."
+    ),
+    _device,
+    _threads,
+    _budget(15.0),
+    click.option("--quick", is_flag=True, help="One row for each config and task: about two minutes."),
+    _output("benchmark_model"),
+)
+@click.argument("opts", nargs=-1, type=click.UNPROCESSED, metavar="[KEY VALUE]...")
+@click.pass_context
+def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, instances, images, bf16, device, threads,
+          budget, quick, output, opts):  # fmt: skip
+    """A detector accelerated, beside itself as detectron2 runs it.
+
+    By default the zoo's Mask R-CNN and Keypoint R-CNN R-50-FPN with random weights, and a score threshold at which
+    every image has the detections asked for. Random scores are all but tied, so that in bf16 other detections come
+    first: look at the agreement in float32 and on stock's boxes, or take a trained model. Prints a table and where the
+    time goes; writes model.csv and model.png, and evaluation.csv with --images.
+
+    \b
+    Examples:
+      mrcnn-ext benchmark model --quick
+      mrcnn-ext benchmark model --config output/quickstart/config.yaml \\
+        --weights output/quickstart/model_final.pth --dataset scenes_easy_val \\
+        --min-score 0.05 --sizes 160x240 --images 50
+    """
+    from ..benchmark import model as benchmark
+    from ..benchmark import throughput
+    from .arguments import split_words
+
+    _, opts = split_words(ctx, opts, ())
+    tasks = tasks or list(benchmark.TASKS)
+    for task in tasks:
+        if task not in benchmark.TASKS:
+            raise click.BadParameter(
+                f"{task!r} is not one of {', '.join(benchmark.TASKS)}", param_hint="--tasks"
+            )
+    bf16 = {"auto": "auto", "on": True, "off": False}[bf16]
+    output.mkdir(parents=True, exist_ok=True)
+    rows, evaluations = [], []
+    for name in config or benchmark.ZOO:
+        subject = benchmark.Subject(name, weights, device, opts, dataset, min_score, bf16)
+        click.echo(f"\n{subject.name}\n{subject.accelerated().acceleration}\n{benchmark.header()}")
+        for case in benchmark.sweep(tasks, sizes, batches, instances, quick):
+            rows.append(benchmark.measure(subject, case, budget, threads))
+            click.echo(benchmark.line(rows[-1]))
+            write_csv(rows, output / "model.csv")  # now: a later row may fail
+        if images:
+            evaluations.append(throughput.measure_dataset(subject, images, threads))
+            click.echo(f"\n{throughput.header()}\n{throughput.line(evaluations[-1])}")
+            write_csv(evaluations, output / "evaluation.csv")
+    inference = [row for row in rows if row["task"] != "training"]
+    click.echo("\n".join(["\nmilliseconds by stage", *map(benchmark.stages, inference)]))
+    benchmark.plot(rows, output / "model.png")
+    click.echo(f"\nwrote {', '.join(sorted(path.name for path in output.iterdir()))} to {output}")
+
+
+@command.command(context_settings=CONTEXT)
+@_options(
+    _device,
+    click.option("--quick", is_flag=True, help="A few cases with fewer RoIs: about half a minute."),
+    click.option("--targets", is_flag=True, help="Only the rows of the target table, met or missed."),
+    click.option(
+        "--end-to-end", is_flag=True, help="Mask R-CNN R-50-FPN with our pooler and with the stock one."
+    ),
+    _threads,
+    _budget(None),
+    _output("benchmark_roi_align"),
+)
+def roi_align(device, quick, targets, end_to_end, threads, budget, output):
+    """RoI pooling beside torchvision, detectron2's ROIPooler and the memory floor.
+
+    Prints a table; writes roi_align.csv and roi_align.png. With --targets it exits with 1 where one is missed.
+
+    \b
+    Example:
+      mrcnn-ext benchmark roi_align --quick
+    """
+    from ..benchmark import roi_align as benchmark
+
+    budget = budget if budget is not None else (0.5 if quick else 2.0)
+    if targets:
+        rows = benchmark.targets(device, budget)
+        click.echo("\n".join(map(str, rows)))
+        sys.exit(0 if all(row.met for row in rows) else 1)
+    if end_to_end:
+        from ..benchmark import end_to_end as whole
+
+        click.echo(whole.report(device, threads, budget))
+        return
+    rows = []
+    output.mkdir(parents=True, exist_ok=True)
+    click.echo(benchmark.header())
+    for case in benchmark.sweep(device, quick, threads):
+        rows.append(benchmark.measure(case, budget))
+        click.echo(benchmark.line(rows[-1]))
+        # Row by row: the whole table takes a quarter of an hour.
+        write_csv(rows, output / "roi_align.csv")
+    benchmark.plot(rows, output / "roi_align.png")
+    click.echo(f"wrote roi_align.csv and roi_align.png to {output}")
+
+
+@command.command(context_settings=CONTEXT)
+@_options(
+    click.option("--layers", type=_List(), metavar="LIST", help="Default: all."),
+    _thread_counts,
+    _budget(4.0),
+    _output("benchmark_convolutions"),
+)
+def convolutions(layers, threads, budget, output):
+    """Our convolutions and stem beside oneDNN's, at the sizes of R-50-FPN.
+
+    Prints milliseconds, the ratio to float32, and the error against float64; writes convolutions.csv.
+
+    \b
+    Example:
+      mrcnn-ext benchmark convolutions --threads 1,2
+    """
+    from ..benchmark import convolutions as benchmark
+
+    layers = layers or list(benchmark.LAYERS)
+    for name in layers:
+        if name not in benchmark.LAYERS:
+            raise click.BadParameter(
+                f"{name!r} is not one of {', '.join(benchmark.LAYERS)}", param_hint="--layers"
+            )
+    rows = []
+    click.echo(benchmark.header())
+    for name in layers:
+        for count in threads:
+            rows.append(benchmark.measure(name, benchmark.LAYERS[name], budget, count))
+            click.echo(benchmark.line(rows[-1]))
+    output.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, output / "convolutions.csv")
+
+
+@command.command(context_settings=CONTEXT)
+@_options(
+    click.option("--instances", type=_List(int), default="100", show_default=True, help="In an image."),
+    _thread_counts,
+    _budget(4.0),
+    _output("benchmark_masks"),
+)
+def masks(instances, threads, budget, output):
+    """masks_to_rle beside detectron2's pasting and pycocotools' encoding.
+
+    Prints times, peak memory and the target, met or missed (exit code 1); writes masks.csv.
+
+    \b
+    Example:
+      mrcnn-ext benchmark masks --instances 10,100
+    """
+    from ..benchmark import masks as benchmark
+
+    rows = []
+    click.echo(benchmark.header())
+    for image in benchmark.IMAGES:
+        for number in instances:
+            for count in threads:
+                rows.append(benchmark.measure(number, image, budget, count))
+                click.echo(benchmark.line(rows[-1]))
+    _finish(rows, [benchmark.target(row) for row in rows], output / "masks.csv")
+
+
+@command.command(context_settings=CONTEXT)
+@_options(
+    _device,
+    click.option("--instances", type=int, default=100, show_default=True),
+    click.option("--keypoints", "number", type=int, default=17, show_default=True),
+    click.option("--heights", type=_List(int), metavar="LIST", help="Of boxes, in pixels. Default: several."),
+    _threads,
+    _budget(2.0),
+    _output("benchmark_keypoints"),
+)
+def keypoints(device, instances, number, heights, threads, budget, output):
+    """heatmaps_to_keypoints beside detectron2's, for boxes of several sizes.
+
+    Prints times, peak memory and the targets, met or missed (exit code 1); writes keypoints.csv.
+
+    \b
+    Example:
+      mrcnn-ext benchmark keypoints --heights 50,200
+    """
+    from ..benchmark import keypoints as benchmark
+
+    rows = []
+    click.echo(benchmark.header())
+    for height in heights or benchmark.HEIGHTS:
+        rows.append(benchmark.measure(instances, number, height, device, budget, threads))
+        click.echo(benchmark.line(rows[-1]))
+    _finish(rows, benchmark.targets(rows), output / "keypoints.csv")
+
+
+def _finish(rows, targets, file):
+    click.echo("\n".join(["", *map(str, targets)]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, file)
+    sys.exit(0 if all(target.met for target in targets) else 1)

@@ -1,0 +1,177 @@
+"""``mrcnn-ext compare``."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+
+import click
+
+RESULTS = "coco_instances_results.json"
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--truth",
+    metavar="FILE|NAME",
+    help="The annotations: a file of COCO's format, or a registered dataset. Default: what the first run's "
+    "config.yaml names.",
+)
+@click.option("--samples", default=300, show_default=True, help="Draws of images for the intervals.")
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Write the numbers to this file, too.")
+def command(runs, truth, samples, seed, csv_file):
+    """Lay the APs of several runs side by side, with bootstrap intervals.
+
+    Each RUN is the output folder of a training or evaluation, or a file of COCO results. The intervals hold 95 % of
+    the APs of draws of the images with replacement; each run's difference from the first is taken on the same draws.
+
+    \b
+    Examples:
+      mrcnn-ext compare output/stock output/boundary output/scoring
+      mrcnn-ext compare a.json b.json --truth val.json --csv compared.csv
+    """
+    from ..evaluation.comparison import compare
+
+    truth, name = _truth(truth, Path(runs[0]))
+    files = [_results(Path(run), name) for run in runs]
+    rows = []
+    evaluated = [_matches(truth, file) for file in files]
+    for task in ("bbox", "segm", "keypoints"):
+        having = [k for k, run in enumerate(evaluated) if task in run]
+        compared = compare([evaluated[k][task] for k in having], samples, seed)
+        for k, metrics in zip(having, compared, strict=True):
+            rows += [
+                {"task": task, "run": runs[k], "metric": metric, **values}
+                for metric, values in metrics.items()
+            ]
+    click.echo(_markdown(rows))
+    if csv_file:
+        _write(rows, csv_file)
+        click.echo(f"\nwrote {csv_file}")
+
+
+def _truth(truth: str | None, run: Path):
+    """The ground truth, mended, and the name of its dataset."""
+    from ..data.coco_file import CocoFile
+    from ..data.problems import Problems
+    from ..evaluation.coco_metrics import TruthCOCO
+
+    if truth is not None and Path(truth).is_file():
+        problems = Problems(truth, truth)
+        content = CocoFile(truth, problems).content()
+        problems.raise_errors()
+        return TruthCOCO(content), Path(truth).stem
+    from ..data.loading import coco_content
+
+    name = truth or _dataset_of(run)
+    _check_registered(name)
+    return TruthCOCO(coco_content(name)), name
+
+
+def _dataset_of(run: Path) -> str:
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"{run}: there is no config.yaml that names its data: give --truth, the annotations")
+    from ..engine.setup import load_config, register_datasets
+
+    datasets = load_config(str(config)).DATASETS
+    register_datasets(datasets.COCO_FORMAT)
+    if not datasets.TEST:
+        raise ValueError(f"{config}: DATASETS.TEST is empty: give --truth, the annotations")
+    return datasets.TEST[0]
+
+
+def _check_registered(name):
+    from detectron2.data import DatasetCatalog
+
+    from ..engine.errors import did_you_mean
+
+    if name not in DatasetCatalog.list():
+        hint = did_you_mean(name, DatasetCatalog.list())
+        raise ValueError(f"--truth {name}: neither a file nor a registered dataset{hint}")
+
+
+def _results(run: Path, dataset: str) -> Path:
+    if run.is_file():
+        return run
+    found = sorted(run.rglob(RESULTS))
+    of_dataset = [file for file in found if file.parent.name == dataset] or found
+    if len(of_dataset) == 1:
+        return of_dataset[0]
+    if not found:
+        raise ValueError(f"{run}: neither a file of COCO results nor a folder with a {RESULTS}")
+    raise ValueError(
+        f"{run}: several evaluations ({', '.join(str(f) for f in found)}), none of {dataset}: give one of these files"
+    )
+
+
+def _matches(truth, file: Path):
+    """Matches of each class, by task. pycocotools' tables are not printed."""
+    from ..evaluation.coco_metrics import evaluate_task, oks_sigmas
+    from ..evaluation.comparison import Matches
+
+    records = json.loads(file.read_text())
+    if not isinstance(records, list) or not all(isinstance(r, dict) and "score" in r for r in records):
+        raise ValueError(f"{file}: not a list of COCO results, each with image_id, category_id, score")
+    keys = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+    found = {}
+    for task, key in keys.items():
+        having = [record for record in records if key in record]
+        if not having:
+            continue
+        names = next((c["keypoints"] for c in truth.dataset["categories"] if c.get("keypoints")), ())
+        counts = {len(a["keypoints"]) // 3 for a in truth.anns.values() if a.get("keypoints")}
+        if task == "keypoints" and not counts:
+            continue
+        sigmas = oks_sigmas((), names, counts, str(file)) if task == "keypoints" else ()
+        with contextlib.redirect_stdout(io.StringIO()):
+            found[task] = Matches.of(evaluate_task(truth, having, task, sigmas=sigmas))
+    return found
+
+
+def _markdown(rows) -> str:
+    """A line for each run and task."""
+    lines = [
+        "| task | run | AP | AP50 | AP75 | AP beside the first |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for task, run in dict.fromkeys((row["task"], row["run"]) for row in rows):
+        own = {row["metric"]: row for row in rows if (row["task"], row["run"]) == (task, run)}
+        values = " | ".join(str(own[metric]["value"]) for metric in ("AP", "AP50", "AP75"))
+        difference = own["AP"].get("difference")
+        shown = (
+            ""
+            if difference is None
+            else f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+        )
+        lines.append(f"| {task} | {run} | {values} | {shown} |")
+    return "\n".join(lines)
+
+
+def _write(rows, path):
+    names = (
+        "task",
+        "run",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "difference",
+        "difference low",
+        "difference high",
+    )
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for row in rows:
+            cells = [row["task"], row["run"], row["metric"]]
+            for key in ("value", "difference"):
+                interval = row.get(key)
+                cells += ["", "", ""] if interval is None else [interval.value, interval.low, interval.high]
+            writer.writerow(cells)

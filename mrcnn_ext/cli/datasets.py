@@ -1,0 +1,198 @@
+"""``mrcnn-ext datasets``: what is imported is what a subcommand needs, as most run without detectron2."""
+
+import contextlib
+import sys
+
+import click
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+@click.group(context_settings=_SETTINGS)
+def command():
+    """Check, mend and convert datasets; draw synthetic scenes."""
+
+
+@contextlib.contextmanager
+def _missing_input():
+    """A file that is not there is a wrong input."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        text = f"{error.filename}: there is no such file or folder" if error.filename else str(error)
+        raise ValueError(text) from error
+
+
+@command.command("check", context_settings=_SETTINGS)
+@click.argument("dataset")
+@click.option(
+    "--images", metavar="DIR", help="Folder that the file names of the images start from; else no look."
+)
+@click.option("--pictures", metavar="DIR", help="Folder for pictures of samples and of what is odd.")
+@click.option("--num-pictures", type=int, default=8, help="Samples among the pictures.")
+@click.option("--repair", metavar="OUT.json", help="Write a mended copy of all that can be used.")
+@click.option("--decode-images", is_flag=True, help="Decode the images whole: slow, finds all damage.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for what is mended or left out, too.")
+@click.option("--workers", type=click.IntRange(min=1), default=8, help="Threads that look at images.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def check_command(quiet, **options):
+    """Report what is in DATASET, and what is wrong with it.
+
+    DATASET is a COCO annotation file, the name of a registered dataset, or a data file (.yaml), of which all parts are
+    checked.
+
+    \b
+    Examples:
+      mrcnn-ext datasets check skiers/annotations.json --images skiers/images
+      mrcnn-ext datasets check skiers.yaml
+      mrcnn-ext datasets check coco_2017_val
+      look at it: a few images, and those that something is odd about
+        mrcnn-ext datasets check skiers/annotations.json --images skiers/images --pictures drawn
+      a copy of all that can be used, with everything mended
+        mrcnn-ext datasets check skiers/annotations.json --images skiers/images --repair mended.json
+
+    Exit codes: 0 it can be used; 1 it has errors (with --strict also if something is mended when it is read, or left
+    out); 2 it cannot be read at all, or the command line is wrong.
+    """
+    from ..data.report import FINE, report_data_file, report_dataset
+
+    with _missing_input():
+        if options["dataset"].lower().endswith((".yaml", ".yml")):
+            if options.pop("images"):
+                raise click.UsageError("--images: a data file names the folders of its images")
+            code = report_data_file(options.pop("dataset"), **options, progress=not quiet)
+        else:
+            code = report_dataset(**options, progress=not quiet)
+    if code != FINE:
+        sys.exit(code)
+
+
+@command.command("convert", context_settings=_SETTINGS)
+@click.argument("format", metavar="FORMAT")
+@click.argument("source")
+@click.argument("output")
+@click.option("--split", help="Part of the data: train, val, ...")
+@click.option("--name", default="mine", help="What configs are to call it.")
+def convert_command(format, source, output, split, name):
+    """Convert SOURCE, a folder or file of FORMAT, to a COCO annotation file OUTPUT; images stay where they are.
+
+    FORMAT is yolo (boxes, polygons, poses), voc, labelme, cvat ("CVAT for images 1.1"), cityscapes (its layout, any
+    classes) or masks (an image file for each object, or numbers in one).
+
+    \b
+    Examples:
+      mrcnn-ext datasets convert yolo boats/data.yaml boats/train.json --split train
+      mrcnn-ext datasets convert voc VOCdevkit/VOC2012 voc_val.json --split val
+      mrcnn-ext datasets convert labelme photos photos/annotations.json
+      mrcnn-ext datasets convert cvat export/annotations.xml export/coco.json
+      mrcnn-ext datasets convert cityscapes streets streets/val.json --split val    # streets/leftImg8bit, gtFine
+      mrcnn-ext datasets convert masks cells cells/annotations.json                 # cells/images, cells/masks
+    """
+    from ..data.convert import convert_dataset
+
+    with _missing_input():
+        done = convert_dataset(format, source, output, split)
+    click.echo(
+        f"{done.annotations}: {done.images} images, {done.objects} objects of {done.categories} classes"
+    )
+    click.echo(f"In a config, under DATASETS:\n  {done.config_line(name)}")
+
+
+def _two_numbers(separator, form):
+    def parse(ctx, param, value):
+        if value is None:
+            return None
+        try:
+            first, second = (int(v) for v in value.split(separator))
+        except ValueError:
+            raise click.BadParameter(f"{param.opts[0]} is {form}, got {value!r}") from None
+        return first, second
+
+    return parse
+
+
+def _formats(ctx, param, values):
+    from ..scenes import FORMATS
+
+    chosen = [part for value in values for part in value.split(",")] or list(FORMATS)
+    for part in chosen:
+        if part not in FORMATS:
+            raise click.BadParameter(f"{part!r} is not among {', '.join(FORMATS)}")
+    return chosen
+
+
+@command.command("scenes", context_settings=_SETTINGS)
+@click.argument("output")
+@click.option("--preset", default="street", help="Difficulty: street or easy.")
+@click.option("--train", type=int, default=400, metavar="N", help="Training images.")
+@click.option("--val", type=int, default=100, metavar="N", help="Validation images.")
+@click.option(
+    "--size",
+    callback=_two_numbers("x", "HEIGHTxWIDTH, as 512x1024"),
+    metavar="HxW",
+    help="Image size in pixels, as 512x1024; default the preset's.",
+)
+@click.option(
+    "--actors",
+    callback=_two_numbers("-", "LEAST-GREATEST, as 3-18"),
+    metavar="A-B",
+    help="Least and greatest number of actors per image; default the preset's.",
+)
+@click.option("--seed", type=int, default=0, help="Other seeds give other scenes.")
+@click.option("--workers", type=int, default=1, metavar="N", help="Processes that draw.")
+@click.option(
+    "--formats",
+    multiple=True,
+    callback=_formats,
+    help="coco, cityscapes, or both, with a comma (default).",
+)
+@click.option("--force", is_flag=True, help="Replace a dataset of other arguments.")
+@click.option("--contact-sheet", metavar="FILE", help="Also draw the first images with their annotations.")
+@click.option("--sheet-images", type=int, default=16, metavar="N", help="Images on that sheet.")
+def scenes_command(
+    output, preset, train, val, size, actors, seed, workers, formats, force, contact_sheet, sheet_images
+):
+    """Write synthetic street scenes with boxes, masks and keypoints in COCO's and Cityscapes' layouts to OUTPUT.
+
+    \b
+    Examples:
+      the full difficulty, 512x1024, 400 training and 100 validation images
+        mrcnn-ext datasets scenes datasets/scenes
+      small images with few large objects, for a first training on a CPU
+        mrcnn-ext datasets scenes datasets/scenes_easy --preset easy --train 600 --val 100 --workers 2
+      a few images and a picture of their annotations
+        mrcnn-ext datasets scenes look --preset easy --train 24 --val 0 --contact-sheet look.png
+
+    The datasets are registered with detectron2 as scenes_{train,val}, scenes_person_{train,val} and
+    scenes_cityscapes_{train,val} if they lie in $DETECTRON2_DATASETS/scenes (by default datasets/scenes); for another
+    folder call mrcnn_ext.data.register_scenes(folder, prefix). The same arguments give the same files, for any number
+    of workers; a folder that already holds them is left as it is.
+    """
+    import cv2
+    from tqdm import tqdm
+
+    from ..scenes import get_preset, write_dataset
+    from ..scenes.preview import dataset_sheet
+
+    if contact_sheet and "coco" not in formats:
+        raise click.UsageError("--contact-sheet draws the COCO annotations: --formats must have coco")
+    other = dict(zip(("height", "width"), size, strict=True)) if size else {}
+    if actors:
+        other["actors"] = actors
+    written = write_dataset(
+        output,
+        get_preset(preset, **other),
+        train,
+        val,
+        seed,
+        workers,
+        formats,
+        force,
+        lambda items, total, split: tqdm(items, total=total, desc=f"{split} images", unit="image"),
+    )
+    click.echo(f"{output}: {'written' if written else 'already complete, nothing to do'}")
+    if contact_sheet:
+        sheet = dataset_sheet(output, sheet_images)
+        if not cv2.imwrite(contact_sheet, sheet[:, :, ::-1]):
+            raise OSError(f"could not write {contact_sheet}")
+        click.echo(f"{contact_sheet}: {sheet.shape[1]}x{sheet.shape[0]} pixels")

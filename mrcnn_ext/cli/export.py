@@ -1,0 +1,106 @@
+"""``mrcnn-ext export``."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import click
+
+from ..engine.errors import UserError
+
+RUNTIME = "mrcnn_runtime.py"  # name of the copy
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("opts", nargs=-1, metavar="[KEY VALUE]...")
+@click.option(
+    "--weights", default="", help="Checkpoint, or name of detectron2's zoo [default: the config's]."
+)
+@click.option(
+    "--config-file",
+    help="yaml or LazyConfig (.py), or the name of one of ours [default: the one in --weights].",
+)
+@click.option(
+    "--output", required=True, help="File: .onnx, .xml (OpenVINO), .ts (TorchScript) or .pt2 (torch.export)."
+)
+@click.option("--image", help="One in which the model finds something, to check the file with.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="Of an .xml file; int8 needs --calibrate.",
+)
+@click.option(
+    "--calibrate", help="Images for int8: a folder, pattern, list or registered dataset; 300 are used."
+)
+@click.option("--with-runtime", is_flag=True, help=f"Put {RUNTIME} beside an .onnx or .xml file.")
+@click.option(
+    "--write-anyway", is_flag=True, help="Write the file although its answers differ from the model's."
+)
+@click.option(
+    "--trust-files",
+    is_flag=True,
+    help="Run the code that a checkpoint or yaml config may hold, and read damaged archives [default: refuse them].",
+)
+@click.option("--device", default="cpu", show_default=True, help="Of .ts and .pt2 files.")
+def command(
+    opts,
+    weights,
+    config_file,
+    output,
+    image,
+    precision,
+    calibrate,
+    with_runtime,
+    write_anyway,
+    trust_files,
+    device,
+):
+    """Write a model to one file, after checking that it gives the model's answers.
+
+    KEY VALUE (LazyConfig: key=value) changes the config.
+
+    \b
+    Examples:
+      mrcnn-ext export --weights model_final.pth --output model.onnx --with-runtime
+      mrcnn-ext export --weights model_final.pth --output model.ts --image photo.jpg
+      mrcnn-ext export --weights model_final.pth --output model.xml --precision int8 --calibrate photos
+      mrcnn-ext export --config-file CONFIG --output model.onnx MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5
+    """
+    # detectron2's anchors cause it; who exports can do nothing about it.
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    from ..export import WrongAnswersError, export_model, standalone
+    from ..inference import load_predictor
+
+    if with_runtime and Path(output).suffix not in (".onnx", ".xml"):
+        raise UserError(f"--with-runtime: {output} needs PyTorch; it is for .onnx and .xml files")
+    predictor = load_predictor(config_file, weights, device, opts, trust=trust_files)
+    picture = predictor.read(image) if image else None
+    options = {"mapper": predictor.mapper, "metadata": predictor.metadata, "precision": precision}
+    if calibrate:
+        options["calibration"] = _calibration(predictor, calibrate)
+    try:
+        exported = export_model(predictor.model, output, picture, write_anyway=write_anyway, **options)
+    except (WrongAnswersError, NotImplementedError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{output}: gives {', '.join(exported.metadata['outputs'])}, as the model does")
+    if with_runtime:
+        copy = Path(output).with_name(RUNTIME)
+        shutil.copyfile(standalone.__file__, copy)
+        needs = "onnxruntime" if output.endswith(".onnx") else "openvino"
+        click.echo(f"{copy}: runs it with numpy and {needs} alone")
+
+
+def _calibration(predictor, source):
+    from ..inference import open_source
+    from ..inference.models import resized
+
+    readers = open_source(source).readers(predictor.mapper.image_format, set())
+    pictures = []
+    for (_, _, read), _ in zip(readers, range(300), strict=False):
+        pixels = read()
+        if pixels is None:
+            break
+        pictures.append(resized(pixels, predictor.mapper))
+    return pictures

@@ -1,0 +1,80 @@
+"""``mrcnn-ext train``."""
+
+import click
+
+from ..model_zoo import find_config, zoo_name
+from .arguments import CONTEXT, launch_options, namespace, split_words, words_argument
+from .jobs import engine_job, weights_of
+
+
+@click.command(context_settings=CONTEXT)
+@words_argument
+@click.option("--config-file", metavar="FILE", help="A yaml or LazyConfig (.py) instead of model=.")
+@click.option(
+    "--output", metavar="DIR", help="Folder of the results. Default: the config's, ./output as a rule."
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["auto"]),
+    help="auto: schedule, learning rate, image sizes and anchors by the training data, where you do not set them; "
+    "they are told with reasons, and written to the output folder.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
+@click.option(
+    "--view/--no-view",
+    default=None,
+    help="Bars on a terminal, or plain lines. Default: what TERMINAL_VIEW of the config says, bars as a rule.",
+)
+@launch_options
+@click.pass_context
+def command(ctx, words, config_file, output, recipe, resume, view, **_):
+    """Train a model.
+
+    \b
+    WORDS are, in any order:
+      data=FILE         yaml file that names annotations and images (see datasets/README.md);
+                        or a registered dataset without its _train and _val; coco; cityscapes.
+                        Default: what the config names
+      model=NAME        a config of the zoo (mrcnn-ext zoo list), a config file, or a
+                        checkpoint to go on from
+      weights=FILE      weights to start from, or the name of a model of detectron2's zoo
+      KEY VALUE ...     keys of a yaml config; KEY=VALUE is the same
+      key=value ...     keys of a LazyConfig
+
+    \b
+    Examples:
+      mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --recipe auto
+      mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN SOLVER.MAX_ITER 5000 --num-gpus 4
+      mrcnn-ext train data=skiers.yaml model=keypoint_rcnn_R_50_FPN weights=keypoint_rcnn_R_50_FPN_3x
+      mrcnn-ext train model=quickstart.py train.max_iter=500
+      mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --output output/skiers --resume
+    """
+    from ..engine.launch import run
+
+    own, others = split_words(ctx, words, ("data", "model", "weights"))
+    if bool(config_file) == ("model" in own):
+        message = "give one of them" if config_file else "there is no model"
+        raise click.UsageError(
+            f"model=NAME or --config-file FILE: {message}. `mrcnn-ext zoo list` has the names", ctx
+        )
+    model = config_file or own["model"]
+    checkpoint = model if model.endswith((".pth", ".safetensors", ".pkl")) else ""  # a config is a file too
+    config = "" if checkpoint else find_config(model)
+    main, values, folder = engine_job(
+        config,
+        checkpoint,
+        data=own.get("data", ""),
+        weights=weights_of(own["weights"]) if "weights" in own else checkpoint,
+        output=output,
+        words=[*_view(view, config), *others],
+        trust=ctx.params["trust_files"],
+    )
+    click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
+    run(main, namespace(ctx, resume=resume, recipe=recipe, brief=True, **values))
+    click.echo(f"trained: {folder}/model_final.pth")
+
+
+def _view(view, config):
+    if view is None:
+        return []
+    return [f"train.terminal_view={view}".lower()] if config.endswith(".py") else ["TERMINAL_VIEW", str(view)]

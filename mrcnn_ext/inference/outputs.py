@@ -1,0 +1,261 @@
+"""What is made of each image besides its results: a picture, cut-outs, masks, a file for LabelMe."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata
+
+from ..engine.errors import UserError
+from ..files import naming_full_disk
+from ..scenes.masks import mask_to_polygons
+from .detections import Detection, detections_of
+from .downloads import is_url
+from .drawing import Painter, Style
+from .drawing.shapes import soft_mask
+from .identity import digest
+from .sources import IMAGE_SUFFIXES
+
+__all__ = ["ImageOutputs", "OutputOptions", "limbs_of"]
+
+_SOFT = 0.7  # pixels, sigma of the edges of cut-outs
+_FEWER = 0.004  # of an outline's length: how far LabelMe's polygons, which people correct, may be from it
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Folders of what is made for each image; None for what is not.
+
+    Attributes:
+        pictures: for a picture with the detections, of the image's name.
+        cutouts: for a PNG of each object without its background, ``<image>_<number>_<class>.png``, RGBA.
+        masks: for a PNG of each object's mask, 0 and 255, ``<class>/<image>_<number>.png``: the layout of
+            ``masks/`` that `mrcnn_ext.data`'s converter reads.
+        labelme: for a JSON file of each image that LabelMe opens, and the image where it has no file of its own.
+        min_score: detections below take no part.
+        style: of the pictures.
+    """
+
+    pictures: str | None = None
+    cutouts: str | None = None
+    masks: str | None = None
+    labelme: str | None = None
+    min_score: float = 0.5
+    style: Style = field(default_factory=Style)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        kinds = ("pictures", "cutouts", "masks", "labelme")
+        return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind) is not None}
+
+    @property
+    def identity(self) -> str:
+        """Differs where other files would be made; "" where none are."""
+        return digest(asdict(self)) if self.folders else ""
+
+
+class ImageOutputs:
+    """Makes the files of one image after the other.
+
+    Args:
+        options: which.
+        names: of the classes by category id.
+        metadata: names of the keypoints, and the lines between them.
+        source: of the images.
+
+    Raises:
+        UserError: a folder is that of the source's images.
+    """
+
+    def __init__(self, options: OutputOptions, names: dict[int, str], metadata: Metadata, source):
+        self.options = options
+        self._names = names
+        self._keypoints = list(metadata.get("keypoint_names", None) or ())
+        self._painter = Painter(options.style, self._keypoints, limbs_of(metadata))
+        files = getattr(source, "short_names", ())
+        self._stems = Counter(Path(_relative(name, id)).with_suffix("") for id, name in files)
+        if source.root:
+            root = Path(source.root).resolve()
+            for kind, folder in options.folders.items():
+                if Path(folder).resolve().is_relative_to(root):
+                    raise UserError(
+                        f"{folder}: the {kind} would be among the images of {source.root}: give another folder"
+                    )
+
+    def write(self, pixels: np.ndarray, image: dict, file_name: str, records: Sequence[dict]) -> None:
+        """
+        Args:
+            pixels: (H, W, 3) uint8, RGB.
+            image: ``id`` and ``file_name`` of the results, ``frame`` of a video.
+            file_name: of the image on disk, or its video's.
+            records: its COCO results.
+
+        Raises:
+            UserError: a picture would take the place of its image.
+            mrcnn_ext.files.DiskFullError: there is no room.
+        """
+        if not self.options.folders:
+            return
+        found = detections_of(records, self._names or None, self.options.min_score)
+        path = _relative(image["file_name"], image["id"], image.get("frame"))
+        stem = path.with_suffix("")
+        if self._stems[stem] > 1:  # a.jpg and a.png
+            stem = path.with_name(path.name.replace(".", "_"))
+        options = self.options
+        if options.pictures is not None:
+            _write_image(
+                _apart_from(Path(options.pictures, path), file_name), self._painter.draw(pixels, found)
+            )
+        if options.cutouts is not None:
+            self._write_cutouts(Path(options.cutouts, stem), pixels, found)
+        if options.masks is not None:
+            self._write_masks(Path(options.masks), stem, pixels.shape[:2], found)
+        if options.labelme is not None:
+            self._write_labelme(Path(options.labelme, stem), pixels, image, file_name, found)
+
+    def _write_cutouts(self, stem, pixels, found):
+        self._remove(stem.parent, rf"{re.escape(stem.name)}_\d{{3}}_(.+)\.png")
+        for number, one in enumerate(found, 1):
+            cut = _cut_out(pixels, one)
+            if cut is not None:
+                _write_image(stem.with_name(f"{stem.name}_{number:03d}_{_safe(one.name)}.png"), cut)
+
+    def _write_masks(self, folder, stem, size, found):
+        for name in {_safe(name) for name in self._names.values()} or {one.name for one in found}:
+            self._remove(folder / name / stem.parent, rf"{re.escape(stem.name)}_\d{{3}}\.png")
+        for number, one in enumerate(found, 1):
+            mask = np.zeros(size, np.uint8)
+            if one.mask is None:
+                raise UserError("the model gives no masks, so there are none to write (masks=, --masks)")
+            y, x = one.corner[1], one.corner[0]
+            mask[y : y + one.mask.shape[0], x : x + one.mask.shape[1]] = 255 * one.mask
+            _write_image(folder / _safe(one.name) / stem.parent / f"{stem.name}_{number:03d}.png", mask)
+
+    def _remove(self, folder, pattern):
+        """Files of an image that an earlier call made with another score."""
+        known = {_safe(name) for name in self._names.values()}
+        if not folder.is_dir():
+            return
+        with os.scandir(folder) as entries:
+            for entry in list(entries):
+                match = re.fullmatch(pattern, entry.name)
+                if match and (not match.groups() or not known or match[1] in known):
+                    os.remove(entry.path)
+
+    def _write_labelme(self, stem, pixels, image, file_name, found):
+        path = stem.with_name(f"{stem.name}.json")
+        own_file = "frame" not in image and image["file_name"] and os.path.isfile(file_name)
+        if own_file and not is_url(image["file_name"]) and not image["file_name"].startswith("stdin"):
+            where = Path(os.path.relpath(file_name, path.parent)).as_posix()
+        else:
+            where = f"{stem.name}.jpg"
+            _write_image(path.with_name(where), pixels)
+        content = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": [shape for n, one in enumerate(found, 1) for shape in self._shapes(one, n)],
+            "imagePath": where,
+            "imageData": None,
+            "imageHeight": pixels.shape[0],
+            "imageWidth": pixels.shape[1],
+        }
+        _write(path, json.dumps(content, indent=1).encode())
+
+    def _shapes(self, one: Detection, number: int):
+        about = {"group_id": number, "flags": {}, "description": f"{one.score:.3f}"}
+        polygons = _polygons(one)
+        for points in polygons:
+            yield {"label": one.name, "points": points, "shape_type": "polygon", **about}
+        if not polygons:
+            corners = one.box.reshape(2, 2).tolist()
+            yield {"label": one.name, "points": corners, "shape_type": "rectangle", **about}
+        for place, (x, y, score) in enumerate(one.keypoints if one.keypoints is not None else ()):
+            if score >= self.options.style.keypoint_score:
+                name = self._keypoints[place] if place < len(self._keypoints) else f"keypoint_{place}"
+                shape = {"label": name, "points": [[x, y]], "shape_type": "point"}
+                yield {**shape, **about, "description": f"{score:.3f}"}
+
+
+def limbs_of(metadata: Metadata) -> list[tuple[int, int]]:
+    """Pairs of indices of the keypoints between which the metadata's ``keypoint_connection_rules`` have lines."""
+    names = list(metadata.get("keypoint_names", None) or ())
+    places = {name: place for place, name in enumerate(names)}
+    rules = metadata.get("keypoint_connection_rules", None) or ()
+    return [(places[rule[0]], places[rule[1]]) for rule in rules if rule[0] in places and rule[1] in places]
+
+
+def _relative(name: str, id, frame: int | None = None) -> Path:
+    """Where an image's files are within their folders."""
+    if is_url(name):
+        name = f"{id}_{os.path.basename(urlsplit(name).path) or 'image'}"
+    path = Path(name)
+    if frame is not None:
+        stem = path.stem if path.suffix else path.name
+        return Path(f"{_safe(stem)}_{frame:06d}.jpg")
+    if path.is_absolute() or ".." in path.parts:
+        path = Path(f"{id}_{path.name}")
+    return path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.jpg")
+
+
+def _safe(name: str) -> str:
+    """A class's name as part of a file's."""
+    return re.sub(r'[\\/:*?"<>|\s]+', "_", name).strip("._") or "object"
+
+
+def _apart_from(path: Path, image: str) -> Path:
+    if path.exists() and os.path.exists(image) and path.samefile(image):
+        raise UserError(f"{path}: the picture would take the place of the image: give another folder")
+    return path
+
+
+def _cut_out(pixels: np.ndarray, one: Detection) -> np.ndarray | None:
+    """(h, w, 4) uint8, RGB and opacity; None for an object of no pixels."""
+    if one.mask is None:
+        x0, y0, x1, y1 = (max(0, round(side)) for side in one.box)
+        part = pixels[y0:y1, x0:x1]
+        alpha = np.full(part.shape[:2], 255, np.uint8)
+    else:
+        if one.mask.size == 0:
+            return None
+        soft, margin = soft_mask(one.mask, 1, _SOFT)
+        x, y = one.corner[0] - margin, one.corner[1] - margin
+        x0, y0 = max(0, x), max(0, y)
+        part = pixels[y0 : y + soft.shape[0], x0 : x + soft.shape[1]]
+        alpha = soft[y0 - y :, x0 - x :][: part.shape[0], : part.shape[1]]
+        alpha = np.rint(255 * alpha).astype(np.uint8)
+    return np.dstack([part, alpha]) if part.size else None
+
+
+def _polygons(one: Detection) -> list[list[list[float]]]:
+    """Outlines of a mask with few enough corners to be moved by hand."""
+    if one.mask is None or one.mask.size == 0:
+        return []
+    found = []
+    for flat in mask_to_polygons(one.mask.astype(np.uint8), one.corner):
+        points = np.array(flat, np.float32).reshape(-1, 1, 2)
+        tolerance = max(1.0, _FEWER * cv2.arcLength(points, True))
+        fewer = cv2.approxPolyDP(points, tolerance, True)[:, 0]
+        if len(fewer) >= 3:
+            found.append(fewer.astype(float).tolist())
+    return found
+
+
+def _write_image(path: Path, pixels: np.ndarray) -> None:
+    """Writes RGB, RGBA or gray pixels in the format that the path's suffix names."""
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
+    _, data = cv2.imencode(path.suffix.lower(), pixels)
+    _write(path, data.tobytes())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

@@ -1,0 +1,136 @@
+"""mrcnn-ext train and eval, in this process."""
+
+import re
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+pytestmark = pytest.mark.detectron2
+
+# The quickstart's model without keypoints, and small.
+SMALL = [
+    *"MODEL.KEYPOINT_ON False MODEL.TIMM.ARGS.channels [8,8,16,16] MODEL.FPN.OUT_CHANNELS 16".split(),
+    *"MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 8 INPUT.MASK_FORMAT polygon".split(),
+    *"INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.AMP.ENABLED False".split(),
+]
+
+
+@pytest.fixture(autouse=True)
+def clean_catalog():
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_path):
+    words = ["train", f"data={data_file}", "model=quickstart", "--num-gpus", 0, *SMALL]
+    printed = run(*words, "SOLVER.MAX_ITER=2", "--output", "out")
+    assert "model: quickstart.yaml; results: out" in printed
+    assert "trained: out/model_final.pth" in printed
+    checkpoint = torch.load("out/model_final.pth")
+    assert checkpoint["iteration"] == 1
+    assert checkpoint["about"]["metadata"]["thing_classes"] == ["skier", "sledge"]
+    config = yaml.safe_load(checkpoint["about"]["config"])
+    assert config["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 2, "it does not follow the data"
+    # What fills the screen is in the log file alone.
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Running with full config" in log and "Running with full config" not in printed
+
+    run(*words, "SOLVER.MAX_ITER", 3, "--output", "out", "--resume")
+    assert torch.load("out/model_final.pth")["iteration"] == 2
+
+    for name in ("skiers_train", "skiers_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    printed = run(
+        "eval", "out/model_final.pth", f"data={data_file}", "--num-gpus", 0, "--output", "evaluated"
+    )
+    assert re.search(r"copypaste: Task: segm\n.*\n.*copypaste: [\d.]+", printed)
+    assert (tmp_path / "evaluated" / "log.txt").is_file()
+
+    # A model to go on from: its config, its weights, the classes of the data.
+    run(
+        "train",
+        f"data={data_file}",
+        "model=out/model_final.pth",
+        "SOLVER.MAX_ITER=1",
+        "--num-gpus",
+        0,
+        "--output",
+        "o2",
+    )
+    before, after = (torch.load(f"{folder}/model_final.pth")["model"] for folder in ("out", "o2"))
+    assert before.keys() == after.keys()
+    torch.testing.assert_close(
+        after["backbone.fpn_lateral2.weight"], before["backbone.fpn_lateral2.weight"], atol=0.01, rtol=0
+    )
+
+
+def test_a_lazy_config_takes_the_data_too(run, data_file):
+    words = ["train", f"data={data_file}", "model=quickstart.py", "--num-gpus", 0, "--output", "out"]
+    keys = [
+        *"train.max_iter=1 train.amp.enabled=false dataloader.train.total_batch_size=1".split(),
+        *"model.roi_heads.keypoint_head=null model.roi_heads.keypoint_in_features=null".split(),
+        *"dataloader.train.mapper.use_keypoint=false dataloader.train.dataset.min_keypoints=0".split(),
+        *"model.backbone.bottom_up.model_args.channels=[8,8,16,16]".split(),
+        *"dataloader.train.mapper.instance_mask_format=polygon".split(),
+    ]
+    printed = run(*words, *keys)
+    weights = torch.load("out/model_final.pth")["model"]
+    assert weights["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3, "it does not follow the data"
+    assert "Average Precision" in printed
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["train"], "there is no model. `mrcnn-ext zoo list` has the names"),
+        (["train", "model=quickstart", "--config-file", "a.yaml"], "give one of them"),
+        (["train", "model=mask_rcn_R50_FPN"], "did you mean mask_rcnn_R_50_FPN"),
+        (["train", "model=quickstart", "--resum"], r"No such option '--resum'. Did you mean '--resume'\?"),
+        (["train", "model=quickstart", "data=a.yaml", "data=b.yaml"], "data= is given twice"),
+        (["train", "model=quickstart", "data=scenes_easi"], "data=scenes_easi: .* did you mean scenes_easy"),
+        (["train", "model=quickstart", "data=none.yaml"], "data file none.yaml: there is no such file"),
+        (["train", "model=quickstart", "dat=scenes"], "'dat=scenes' is neither .*did you mean data"),
+        (["train", "model=quickstart", "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' at the end .* has no value"),
+        (["train", "model=quickstart", "SOLVER.MAX_ITR", "3"], "did you mean SOLVER.MAX_ITER"),
+        (["train", "model=quickstart.py", "SOLVER.MAX_ITER", "3"], "of a LazyConfig are given as key=value"),
+        (["train", "model=quickstart", "weights=none.pth"], "weights file not found: none.pth"),
+        (["train", "model=quickstart", "weights=quickstart"], "no trained weights for quickstart.yaml"),
+        (["eval", "none.pth", "data=scenes"], "weights file not found: none.pth"),
+        (
+            ["eval", "mask_rcnn_R_50_FPN"],
+            "no trained weights for COCO-InstanceSegmentation/mask_rcnn_R_50_FPN",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_code_2(run, words, expected):
+    assert re.search(expected, run(*words, code=2), re.DOTALL)
+
+
+def test_words():
+    import click
+
+    from mrcnn_ext.cli.arguments import read_data, split_words, yaml_options
+    from mrcnn_ext.cli.train import command
+
+    context = click.Context(command)
+    typed = ["SOLVER.GAMMA", "-0.1", "data=a=b", "MODEL.WEIGHTS", "data=x", "A.B=c=d", "MODEL.DEVICE=cpu"]
+    own, others = split_words(context, typed, ("data", "model"))
+    assert own == {"data": "a=b"}
+    expected = ["SOLVER.GAMMA", "-0.1", "MODEL.WEIGHTS", "data=x", "A.B", "c=d", "MODEL.DEVICE", "cpu"]
+    assert yaml_options(others) == expected
+    assert read_data("coco", has_keypoints=False) == ([], ("coco_2017_train",), ("coco_2017_val",))
+    assert read_data("COCO", has_keypoints=True)[1:] == (
+        ("keypoints_coco_2017_train",),
+        ("keypoints_coco_2017_val",),
+    )
+    assert read_data("cityscapes", False)[2] == ("cityscapes_fine_instance_seg_val",)
+    assert read_data("scenes_person_val", False, evaluate=True) == ([], (), ("scenes_person_val",))
