@@ -31,9 +31,8 @@
 // 255) and weights of 8 bits, in the order that ops/int8_pointwise.py gives them: sum(q w) * weight_scale +
 // bias, plus `add`, then a ReLU if asked for. add_int8_pointwise_conv_ adds to self.
 //
-// stem_conv_pool is a convolution of 7x7, stride 2 and padding 3 of images (N, 3, H, W) in float32 or bf16,
-// as weight is, plus a bias, ReLU, and max pooling of 3x3, stride 2 and padding 1. weight is in the order
-// that ops/stem.py gives it.
+// stem_conv_pool is a convolution of 7x7, stride 2 and padding 3 of images (N, 3, H, W) in bf16, plus a bias,
+// ReLU, and max pooling of 3x3, stride 2 and padding 1. weight is in the order that layers/stem.py gives it.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "

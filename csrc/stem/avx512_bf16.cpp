@@ -86,9 +86,9 @@ void pool(const BFloat16* const* rows, int64_t width, int64_t stride, BFloat16* 
 
 namespace mrcnn_ext {
 namespace stem {
-const Kernels<c10::BFloat16>& avx512_bf16_kernels() {
+const Kernels& avx512_bf16_kernels() {
   namespace kernels = avx512::stem_kernels;
-  static const Kernels<c10::BFloat16> all = {kernels::interleave, kernels::convolve, kernels::pool};
+  static const Kernels all = {kernels::interleave, kernels::convolve, kernels::pool};
   return all;
 }
 }  // namespace stem

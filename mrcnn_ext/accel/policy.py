@@ -39,8 +39,8 @@ class KernelPolicy:
         winograd: what 3x3 convolutions multiply by Winograd's algorithm on the CPU: "int16", "float32" or None.
         bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
             of a ResNet `stem_conv_pool`.
-        float32_kernels: the same in float32.
         float16: whether ``dtype`` is float16 for the sake of speed, the parameters being float32.
+        float32_kernels: whether in float32 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`.
     """
 
     dtype: torch.dtype = torch.float32
@@ -58,10 +58,6 @@ class KernelPolicy:
     @property
     def uses_bf16_kernels(self) -> bool:
         return self.bf16_kernels and self.dtype == torch.bfloat16
-
-    @property
-    def _in_float32(self) -> bool:
-        return self.float32_kernels and self.dtype == torch.float32
 
     def conv_kernel(self, conv: nn.Conv2d, foldable: bool, device: torch.device) -> ConvKernel:
         """The kernel of a convolution.
@@ -86,11 +82,12 @@ class KernelPolicy:
 
     def runs_stem(self, conv: nn.Conv2d, device: torch.device) -> bool:
         """Whether a convolution with the max pooling after it is `stem_conv_pool`."""
-        return device.type == "cpu" and (self._in_float32 or self.uses_bf16_kernels) and supports_stem(conv)
+        return device.type == "cpu" and self.uses_bf16_kernels and supports_stem(conv)
 
     def runs_pointwise(self, channels: int, device: torch.device) -> bool:
         """Whether a linear layer of so many input channels is `pointwise_conv`."""
-        return device.type == "cpu" and (self._in_float32 or (self.uses_bf16_kernels and channels % 2 == 0))
+        in_float32 = self.float32_kernels and self.dtype == torch.float32
+        return device.type == "cpu" and (in_float32 or (self.uses_bf16_kernels and channels % 2 == 0))
 
     @classmethod
     def choose(

@@ -45,7 +45,7 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
     """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
     standard deviations of the result in float64. Maps are bf16, as they are between layers; of the stem, "float32" and
     "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1 and of the stem, whose ReLU and pooling are
-    measured with it, where it is available; in int8 of 1x1 alone.
+    measured with it, where it is available; in float32 and int8 of 1x1 alone.
 
     Raises:
         AssertionError: a result is wrong.
@@ -85,9 +85,6 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
     if side == 1 and float32_kernels_are_available():
         in_float32 = pointwise_weight(weight, torch.float32)
         functions["ours float32"] = lambda: pointwise_conv(wide, in_float32, bias)
-    if side == 7 and float32_kernels_are_available():
-        stem_in_float32 = stem_weight(weight, torch.float32)
-        functions["ours float32"] = lambda: stem_conv_pool(x, stem_in_float32, bias)
     if side == 1 and int8_kernels_are_available():
         in_int8 = int8_weight(weight, bias, wide.max().item() / 255, 0)
         functions["ours int8"] = lambda: int8_pointwise_conv(x, in_int8)
