@@ -41,4 +41,4 @@ matrix: setup
 
 # The documentation as a site in output/site, without warnings and without the network.
 docs: setup
-	$(PY) -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)

@@ -4,7 +4,8 @@
 torchvision with `accelerate`. Where detectron2 is not installed, everything else works.
 
 detectron2 itself is changed in one way: :mod:`mrcnn_ext.compat` mends what of it does not work with today's packages,
-one function per defect, each where the defect is found and nowhere else. Set the environment variable
+one function per defect, each where the defect is found and nowhere else, and has its errors and warnings name our
+keys. Set the environment variable
 ``MRCNN_EXT_COMPAT=0`` before the import to leave detectron2 as it is.
 """
 
@@ -14,6 +15,11 @@ from importlib.util import find_spec
 __version__ = "0.2.0"
 __all__ = ["__version__"]
 
+if find_spec("detectron2") is not None and os.environ.get("MRCNN_EXT_COMPAT") != "0":
+    from . import compat
+
+    compat.apply()  # first: it repairs modules while they are imported
+
 if find_spec("torch") is not None:  # mrcnn_ext.scenes works without
     from .accel import accelerate, fuse_poolers  # noqa: F401
     from .integrations import timm, torchvision  # noqa: F401  (registration)
@@ -21,10 +27,6 @@ if find_spec("torch") is not None:  # mrcnn_ext.scenes works without
     __all__ += ["accelerate", "fuse_poolers"]
 
 if find_spec("detectron2") is not None:
-    from . import compat
-
-    if os.environ.get("MRCNN_EXT_COMPAT") != "0":
-        compat.apply()
     from . import data, modeling  # noqa: F401  (registration)
     from .config import add_mrcnn_ext_config  # noqa: F401
 

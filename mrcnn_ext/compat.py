@@ -134,6 +134,33 @@ def _resource_filename(package, path):
 
 
 @contextlib.contextmanager
+def _dynamo_when_called(roi_align):
+    """``torchvision.ops.roi_align`` imports TorchDynamo, a second's work, for one function that it calls on GPUs in
+    deterministic mode: it imports that when it is called."""
+    name = "torch._dynamo.utils"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(name)
+    stand_in.is_compile_supported = lambda device: importlib.import_module(name).is_compile_supported(device)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _disabled_when_called(wrappers):
+    """`disable_torch_compiler`, which marks functions on rotated boxes, imports TorchDynamo at once; PyTorch's own
+    decorator for itself does so when the function is called."""
+    yield
+    import torch  # which the module has imported
+
+    wrappers.disable_torch_compiler = getattr(torch, "_disable_dynamo", wrappers.disable_torch_compiler)
+
+
+@contextlib.contextmanager
 def _quiet_scripting(module):
     """These script what they define as they are imported, and PyTorch warns each time that it is deprecated, which
     nobody who imports detectron2 can change."""
@@ -395,6 +422,8 @@ _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
     "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
     "detectron2.data.detection_utils": _images_read_whole,
+    "torchvision.ops.roi_align": _dynamo_when_called,
+    "detectron2.layers.wrappers": _disabled_when_called,
     "fvcore.nn.focal_loss": _quiet_scripting,
     "detectron2.modeling.box_regression": _quiet_scripting,
     "detectron2.engine.defaults": _defaults,

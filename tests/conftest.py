@@ -2,6 +2,7 @@
 of detectron2."""
 
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,11 +19,22 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))  # for synchronizations
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    if find_spec("detectron2") is None:
-        for item in items:
-            if item.get_closest_marker("detectron2"):
-                item.add_marker(pytest.mark.skip(reason="could not import 'detectron2'"))
+    for item in items:
+        if _imports_detectron2(item.module):
+            item.add_marker("detectron2")
+        if find_spec("detectron2") is None and item.get_closest_marker("detectron2"):
+            item.add_marker(pytest.mark.skip(reason="could not import 'detectron2'"))
+
+
+@cache
+def _imports_detectron2(module):
+    """Such a module needs it, whether it says so or not."""
+    return any(
+        str(getattr(value, "__module__", None) or getattr(value, "__name__", "")).startswith("detectron2.")
+        for value in vars(module).values()
+    )
 
 
 def pytest_terminal_summary(terminalreporter):

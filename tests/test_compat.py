@@ -37,6 +37,23 @@ def run(code, **kwargs):
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def test_importing_the_package_leaves_out_what_takes_long_and_is_seldom_called():
+    code = """
+import json, sys
+import mrcnn_ext
+late = ("timm", "matplotlib", "onnx", "scipy", "sympy", "torch._dynamo", "torch._inductor", "tensorboard")
+early = [name for name in late if name in sys.modules]
+import torch
+from torchvision.ops import roi_align
+from detectron2.layers import nms_rotated
+boxes = torch.tensor([[10.0, 10, 8, 8, 0], [10, 10, 8, 8, 1], [40, 40, 8, 8, 0]])
+kept = nms_rotated(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
+compiles = sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu")
+print(json.dumps([early, kept, compiles, sys.modules["torch._dynamo.utils"].__file__ is not None]))
+"""
+    assert run(code) == [[], [0, 2], True, True]
+
+
 def test_importing_the_package_repairs_and_imports_nothing_for_it():
     code = f"""
 import json, sys

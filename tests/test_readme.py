@@ -26,6 +26,8 @@ from mrcnn_ext.data.data_file import read_data_file
 from mrcnn_ext.engine import load_config
 from mrcnn_ext.engine.launch import argument_parser
 
+pytestmark = pytest.mark.detectron2
+
 ROOT = Path(__file__).parents[1]
 # Small and on the CPU, whatever a config is of.
 SMALL = {
@@ -46,6 +48,10 @@ SMALL = {
     "SOLVER": {"MAX_ITER": 1, "IMS_PER_BATCH": 1},
     "TEST": {"DETECTIONS_PER_IMAGE": 3},
 }
+
+
+# A snippet that needs an exported file, which takes long to make, and the test that runs it with one.
+RUN_ELSEWHERE = {"from mrcnn_runtime import Detector": "tests/export/test_standalone.py"}
 
 
 def blocks(language):
@@ -99,6 +105,10 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
     monkeypatch.setattr(model_zoo, "get_config_file", small_config_file)
     session = {"image": np.zeros((60, 90, 3), np.uint8), "Gate": Gate}
     for snippet in blocks("python"):
+        if elsewhere := [test for line, test in RUN_ELSEWHERE.items() if line in snippet]:
+            compile(snippet, "README.md", "exec")
+            assert any(line in (ROOT / elsewhere[0]).read_text() for line in snippet.splitlines()[:1])
+            continue
         if "accelerate(model)" in snippet:  # "any GeneralizedRCNN of either"
             session["model"] = small_lazy_model(session["model"])
         if "mrcnn_runtime" in snippet:
@@ -116,7 +126,7 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
 
 
 def export_beside_runtime(monkeypatch):
-    """What ``mrcnn-ext export --with-runtime`` leaves in the working directory: model.onnx, and the runtime's module."""
+    """What ``mrcnn-ext export --with-runtime`` leaves in the working directory: model.onnx and the runtime's module."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from mrcnn_ext.export import export_model, standalone

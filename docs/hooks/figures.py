@@ -58,8 +58,7 @@ def bins_of(mode, roi=ROI, size=3):
     x0, y0, x1, y1 = roi
     if mode in ("pool", "warp_avg"):
         x0, y0, x1, y1 = (float(np.floor(v + 0.5)) for v in roi)
-        if mode == "pool":
-            x1, y1 = x1 + 1, y1 + 1  # whole cells, the last one too
+        x1, y1 = x1 + 1, y1 + 1  # whole cells, the last one too
     borders = [np.linspace(low, high, size + 1) for low, high in ((x0, x1), (y0, y1))]
     if mode == "pool":
         return [(np.floor(b[:-1]), np.ceil(b[1:])) for b in borders], None

@@ -22,6 +22,7 @@ ROOMS = {
     "reports": "Evaluations as one HTML file.",
     "inference": "Predictions of many images.",
     "export": "Detectors as files.",
+    "app": "The web app.",
     "studies": "Quickstart and ablations.",
     "benchmark": "Measuring.",
 }

@@ -221,15 +221,17 @@ def accelerate(
     half, why_half = (None, "") if training else choose_half(bf16, device, dtype)
     float16 = half == torch.float16
     in_bf16 = None if training else half == torch.bfloat16
-    arithmetic, how = choose_winograd(winograd, device, half if float16 else dtype, convolutions, in_bf16)
-    int8 = check_int8(int8, model, device, training, convolutions)
+    arithmetic, how = choose_winograd(
+        winograd, device, torch.float16 if float16 else dtype, convolutions, in_bf16
+    )
+    calibration = check_int8(int8, model, device, training, convolutions)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
     if masks == "lazy" and not training and not can_be_lazy:
         raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
-    padding = None if training else _choose_padding(framework, model, padded, detections, device)
-    graphs = None if training else choose_cuda_graphs(cuda_graphs, device)
+    padding = (False, "") if training else _choose_padding(framework, model, padded, detections, device)
+    graphs = (False, "") if training else choose_cuda_graphs(cuda_graphs, device)
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
@@ -250,10 +252,12 @@ def accelerate(
         steps["detections"] = framework.detections(model) if detections else "off"
         steps["keypoints"] = framework.keypoints(model) if keypoints else "off"
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
-        if int8 is not None:
-            calibrated = isinstance(int8, Int8Calibration)
-            report.int8 = int8 if calibrated else calibrate_int8(model, networks, int8)
-        steps["int8"] = "off" if int8 is None else apply_int8(model, report.int8)
+        steps["int8"] = "off"
+        if calibration is not None:
+            if not isinstance(calibration, Int8Calibration):
+                calibration = calibrate_int8(model, networks, calibration)
+            report.int8 = calibration
+            steps["int8"] = apply_int8(model, calibration)
         steps["padded"] = padding[1]
         if padding[0]:
             framework.pad(model)

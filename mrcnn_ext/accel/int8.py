@@ -23,6 +23,9 @@ _FORMAT, _VERSION = "mrcnn_ext int8 calibration", 1
 _LAYERS = (FusedConv2d, FusedConvTranspose2d, FusedLinear)
 # Networks are compared on so many of the inputs.
 _COMPARED = 2
+# A network that makes more of noise of this part of its arguments' standard deviation than a bound allows, as those of
+# random weights do, is given that much.
+_NOISE = 0.02
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ def calibrate_int8(
 ) -> Int8Calibration:
     """Finds ranges for the layers of a fused model from inputs, and which of them stay as they are: layers of heads
     that no ReLU follows, which are predictions; those of a larger error than ``layer_bound``; and, of each network
-    whose results are then wrong by more than ``bound``, those of the largest error until they are not. The model is
+    whose results are then wrong by more than ``bound``, or than noise of 2 % in its arguments makes them if that is
+    more, those of the largest error until they are not. The model is
     left without int8; `apply_int8` follows.
 
     Args:
@@ -197,11 +201,12 @@ def calibrate_int8(
         bound, layer_bound: errors as of `Int8Layer`.
     """
     layers = dict(_candidates(model))
-    networks = dict(networks)
-    for layer in layers.values():
+    is_head = dict(networks)
+    observers = {name: Observer() for name in layers}
+    for name, layer in layers.items():
         _set(layer, None)
-        layer.observer = Observer()
-    recorders = {name: _Recorder(model.get_submodule(name)) for name in networks}
+        layer.observer = observers[name]
+    recorders = {name: _Recorder(model.get_submodule(name)) for name in is_head}
     try:
         with torch.inference_mode():
             for number, value in enumerate(inputs):
@@ -210,17 +215,16 @@ def calibrate_int8(
                 model(value)
     finally:
         _close(recorders)
-        observers = {name: layer.observer for name, layer in layers.items()}
         for layer in layers.values():
             layer.observer = None
     calibration = Int8Calibration(state_digest(model), {})
     for name, observer in observers.items():
-        why_not = _why_left_out(name, observer, networks)
+        why_not = _why_left_out(name, observer, is_head)
         if why_not is None:
             found = observer.best_range()
             error = observer.error(found)
             if error <= layer_bound:
-                calibration.layers[name] = Int8Layer(*found, error)
+                calibration.layers[name] = Int8Layer(found.scale, found.zero_point, error)
                 continue
             why_not = f"its error would be {error:.2%}"
         calibration.left_out[name] = why_not
@@ -231,7 +235,7 @@ def calibrate_int8(
     return calibration
 
 
-def _candidates(model) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(model) -> Iterator[tuple[str, Any]]:
     """Fused layers that `pointwise_conv` computes, and int8 could."""
     for name, module in model.named_modules():
         if isinstance(module, _LAYERS) and module.is_pointwise:
@@ -253,10 +257,11 @@ def _why_left_out(name, observer, networks):
 
 
 def _bound_network(name, recorder, layers, calibration, bound):
-    """Takes layers of a network out of int8 until its results are wrong by at most ``bound``."""
+    """Takes layers of a network out of int8 until its results are wrong by no more than they may be."""
     own = {layer for layer in calibration.layers if layer.startswith(f"{name}.") or layer == name}
     if not recorder.calls or not own:
         return
+    bound = max(bound, recorder.error(_NOISE))
     while True:
         for layer in own:
             _set(layers[layer], calibration.layers[layer].range)
@@ -298,12 +303,19 @@ class _Recorder:
         for hook in self._hooks:
             hook.remove()
 
-    def error(self) -> float:
-        """That of the network's results now, of the worst of them."""
-        errors = []
+    def error(self, noise: float = 0.0) -> float:
+        """That of the network's results now, of the worst of them; with noise of this part of the standard deviation in
+        all arguments."""
+        errors, generator = [], torch.Generator().manual_seed(0)
+
+        def noisy(value):
+            random = torch.randn(value.shape, generator=generator)
+            return value + random.to(value) * (noise * value.float().std()).to(value)
+
         with torch.inference_mode():
             for args, kwargs, expected in self.calls:
-                results = _tensors(self.network(*_copied(args), **_copied(kwargs)))
+                args, kwargs = _copied((args, kwargs), noisy if noise else Tensor.clone)
+                results = _tensors(self.network(*args, **kwargs)) or []
                 for result, value in zip(results, expected, strict=True):
                     if value.numel() > 1 and value.is_floating_point():
                         spread = value.float().std().clamp_min(1e-30)
@@ -316,12 +328,13 @@ def _close(recorders):
         recorder.close()
 
 
-def _copied(value):
+def _copied(value, copy=Tensor.clone):
+    """A nested value with copies of its tensors, those of integers as they are."""
     if isinstance(value, Tensor):
-        return value.clone()
+        return copy(value) if value.is_floating_point() else value.clone()
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
+        return {key: _copied(item, copy) for key, item in value.items()}
+    return type(value)(_copied(item, copy) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _tensors(value) -> list[Tensor] | None:
@@ -332,5 +345,10 @@ def _tensors(value) -> list[Tensor] | None:
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
         return None
-    found = [_tensors(item) for item in value]
-    return None if None in found else [tensor for some in found for tensor in some]
+    tensors: list[Tensor] = []
+    for item in value:
+        found = _tensors(item)
+        if found is None:
+            return None
+        tensors += found
+    return tensors

@@ -83,6 +83,7 @@ class Observer:
         """Of the layer's results in int8: the root of the mean square, as a part of the standard deviation that the
         results of an output channel have."""
         sample = torch.cat(self.rows)
+        assert self.weight is not None  # it has seen rows
         values, scales = quantize_weight(self.weight)
         exact = self._results(sample, self.weight)
         error = self._results(range_.apply(sample), values * scales[:, None]) - exact

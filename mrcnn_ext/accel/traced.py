@@ -1,6 +1,5 @@
 """Networks whose operations `torch.fx` can follow: what follows a convolution or a linear layer becomes part of it."""
 
-import contextlib
 import inspect
 import operator
 import threading
@@ -294,8 +293,10 @@ class _Program:
             if name in given:
                 values[number] = given[name]
         device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
-        half = self.policy.autocast if device is not None else None
-        with contextlib.nullcontext() if half is None else torch.autocast(device.type, half):
+        half = self.policy.autocast
+        if device is None or half is None:
+            return self._run(root, values)
+        with torch.autocast(device.type, half):
             return self._run(root, values)
 
     def _run(self, root, values):

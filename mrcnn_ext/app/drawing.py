@@ -137,11 +137,12 @@ def _path(mask: np.ndarray, box) -> str:
     return "".join(parts)
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    """RGB pixels as a JPEG that a page holds itself, no larger than a screen needs."""
+def data_uri(pixels: np.ndarray, lossless: bool = False) -> str:
+    """RGB pixels as a file that a page holds itself, no larger than a screen needs: a JPEG, or a PNG."""
     bgr = np.ascontiguousarray(_for_screen(pixels)[:, :, ::-1])
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    kind, options = ("png", []) if lossless else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 92])
+    _, data = cv2.imencode(f".{kind}", bgr, options)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _for_screen(image: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..accel import accelerate
 from ..benchmark.stages import STAGES, breakdown
+from ..engine.description import read_description
 from ..engine.errors import UserError
 from ..inference import load_predictor
 from ..inference.models import categories, resized
@@ -28,7 +29,7 @@ from ..ops.roi_options import RoIOptions
 from .inputs import Picture
 from .roi_view import Pyramid
 
-__all__ = ["Prediction", "ShownModel", "serve_models", "served_models"]
+__all__ = ["Prediction", "ShownModel", "holds_config", "serve_models", "served_models"]
 
 _POOLERS = {
     "box head": ("box_pooler", "box_in_features"),
@@ -68,12 +69,22 @@ class Prediction:
     seconds: float
 
 
+def holds_config(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint holds its config; False too for what is none."""
+    try:
+        read_description(os.fspath(path))
+    except UserError:
+        return False
+    return True
+
+
 class ShownModel:
-    """A checkpoint that holds its config, accelerated.
+    """A checkpoint, accelerated.
 
     Args:
         path: of the checkpoint.
         device: "" for the config's, or the CPU where that has none.
+        config: its config, a file or the name of one of ours, if it does not hold it; "" if it does.
 
     Attributes:
         name: of the checkpoint, short.
@@ -84,9 +95,9 @@ class ShownModel:
         UserError: it cannot be read, does not hold its config, or is no R-CNN of detectron2.
     """
 
-    def __init__(self, path: str | os.PathLike, device: str = ""):
+    def __init__(self, path: str | os.PathLike, device: str = "", config: str = ""):
         self.path = os.fspath(path)
-        predictor = load_predictor(weights=self.path, device=device)
+        predictor = load_predictor(config or None, self.path, device)
         if not isinstance(predictor.model, GeneralizedRCNN):
             raise UserError(
                 f"{self.path} is a {type(predictor.model).__name__}: the app shows models of detectron2's "

@@ -1,6 +1,7 @@
 """Starts the app's server."""
 
 import contextlib
+import errno
 import socket
 from pathlib import Path
 
@@ -59,10 +60,10 @@ def free_port(host: str, port: int) -> int:
         problem = _problem(host, candidate)
         if problem is None:
             return candidate
-        if isinstance(problem, socket.gaierror):
-            raise UserError(f"--host {host}: there is no such address here ({problem.strerror})")
+        if isinstance(problem, socket.gaierror) or problem.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: this machine has no such address ({problem.strerror})")
     which = f"--port {port}: it is" if port else f"ports {tried[0]} to {tried[-1]} are"
-    raise UserError(f"{which} in use or not to be had at {host} ({problem.strerror}): give another --port")
+    raise UserError(f"{which} in use or not allowed at {host} ({problem.strerror}): give another --port")
 
 
 def _problem(host, port) -> OSError | None:

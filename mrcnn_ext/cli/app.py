@@ -12,17 +12,20 @@ QUICKSTART = Path("output/quickstart/model_final.pth")
 @click.argument("checkpoint", required=False)
 @click.option("--compare", metavar="CHECKPOINT", help="A second checkpoint, shown beside the first.")
 @click.option(
+    "--config-file", default="", metavar="CONFIG", help="Config of checkpoints that do not hold theirs."
+)
+@click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Default: the first free one from 8501 on."
 )
 @click.option(
     "--host", default="localhost", show_default=True, help="Address to listen at: 0.0.0.0 for a network."
 )
 @click.option("--device", default="", metavar="DEVICE", help="cpu or cuda; default: the checkpoint's.")
-def command(checkpoint, compare, port, host, device):
+def command(checkpoint, compare, config_file, port, host, device):
     """Look at a model's predictions, heads and RoI layers in the browser.
 
-    CHECKPOINT is one that holds its config, as this package's trainings write them. Without it the quickstart's is
-    taken, output/quickstart/model_final.pth.
+    Checkpoints of this package's trainings hold their config; others need --config-file. Without a CHECKPOINT the
+    quickstart's is taken, output/quickstart/model_final.pth.
 
     \b
     Examples:
@@ -41,7 +44,7 @@ def command(checkpoint, compare, port, host, device):
         checkpoint = _quickstart(UserError)
 
     from ..app.inputs import sample_scene
-    from ..app.models import ShownModel
+    from ..app.models import ShownModel, holds_config
     from ..app.serve import free_port, serve
 
     port = free_port(host, port)  # before the models, which take seconds
@@ -49,7 +52,7 @@ def command(checkpoint, compare, port, host, device):
     for path in (checkpoint, compare):
         if path is not None:
             click.echo(f"loading {path} ...")
-            models.append(ShownModel(path, device))
+            models.append(ShownModel(path, device, "" if holds_config(path) else config_file))
             models[-1].predict(sample_scene(0))  # the first takes longer, and what fails does so here
     serve(models, host, port)
 

@@ -19,7 +19,8 @@ def _missing_input():
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
+        text = f"{error.filename}: there is no such file or folder" if error.filename else str(error)
+        raise ValueError(text) from error
 
 
 @command.command("check", context_settings=_SETTINGS)
@@ -35,11 +36,15 @@ def _missing_input():
 @click.option("--workers", type=click.IntRange(min=1), default=8, help="Threads that look at images.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def check_command(quiet, **options):
-    """Report what is in DATASET, a COCO annotation file or the name of a registered dataset, and what is wrong with it.
+    """Report what is in DATASET, and what is wrong with it.
+
+    DATASET is a COCO annotation file, the name of a registered dataset, or a data file (.yaml), of which all parts are
+    checked.
 
     \b
     Examples:
       mrcnn-ext datasets check skiers/annotations.json --images skiers/images
+      mrcnn-ext datasets check skiers.yaml
       mrcnn-ext datasets check coco_2017_val
       look at it: a few images, and those that something is odd about
         mrcnn-ext datasets check skiers/annotations.json --images skiers/images --pictures drawn
@@ -49,10 +54,15 @@ def check_command(quiet, **options):
     Exit codes: 0 it can be used; 1 it has errors (with --strict also if something is mended when it is read, or left
     out); 2 it cannot be read at all, or the command line is wrong.
     """
-    from ..data.report import FINE, report_dataset
+    from ..data.report import FINE, report_data_file, report_dataset
 
     with _missing_input():
-        code = report_dataset(**options, progress=not quiet)
+        if options["dataset"].lower().endswith((".yaml", ".yml")):
+            if options.pop("images"):
+                raise click.UsageError("--images: a data file names the folders of its images")
+            code = report_data_file(options.pop("dataset"), **options, progress=not quiet)
+        else:
+            code = report_dataset(**options, progress=not quiet)
     if code != FINE:
         sys.exit(code)
 

@@ -14,6 +14,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--images", type=click.Path(exists=True, file_okay=False), help="Folder of the images, for pictures."
 )
 @click.option("--metrics", type=_FILE, help="metrics.json of the training, for its curves.")
+@click.option("--dataset", default="", help="What --metrics calls the data, where it has several data sets.")
 @click.option(
     "--output", type=click.Path(dir_okay=False), default="report.html", help="The HTML file to write."
 )

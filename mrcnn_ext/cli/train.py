@@ -13,10 +13,21 @@ from .jobs import engine_job, weights_of
 @click.option(
     "--output", metavar="DIR", help="Folder of the results. Default: the config's, ./output as a rule."
 )
+@click.option(
+    "--recipe",
+    type=click.Choice(["auto"]),
+    help="auto: schedule, learning rate, image sizes and anchors by the training data, where you do not set them; "
+    "they are told with reasons, and written to the output folder.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
+@click.option(
+    "--view/--no-view",
+    default=None,
+    help="Bars on a terminal, or plain lines. Default: what TERMINAL_VIEW of the config says, bars as a rule.",
+)
 @launch_options
 @click.pass_context
-def command(ctx, words, config_file, output, resume, **_):
+def command(ctx, words, config_file, output, recipe, resume, view, **_):
     """Train a model.
 
     \b
@@ -32,7 +43,7 @@ def command(ctx, words, config_file, output, resume, **_):
 
     \b
     Examples:
-      mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN
+      mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --recipe auto
       mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN SOLVER.MAX_ITER 5000 --num-gpus 4
       mrcnn-ext train data=skiers.yaml model=keypoint_rcnn_R_50_FPN weights=keypoint_rcnn_R_50_FPN_3x
       mrcnn-ext train model=quickstart.py train.max_iter=500
@@ -55,9 +66,15 @@ def command(ctx, words, config_file, output, resume, **_):
         data=own.get("data", ""),
         weights=weights_of(own["weights"]) if "weights" in own else checkpoint,
         output=output,
-        words=others,
+        words=[*_view(view, config), *others],
         trust=ctx.params["trust_files"],
     )
     click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
-    run(main, namespace(ctx, resume=resume, brief=True, **values))
+    run(main, namespace(ctx, resume=resume, recipe=recipe, brief=True, **values))
     click.echo(f"trained: {folder}/model_final.pth")
+
+
+def _view(view, config):
+    if view is None:
+        return []
+    return [f"train.terminal_view={view}".lower()] if config.endswith(".py") else ["TERMINAL_VIEW", str(view)]

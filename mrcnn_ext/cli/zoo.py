@@ -138,6 +138,7 @@ def _changes(cfg):
 
 def _read_lazily(file, everything):
     from detectron2.config import LazyConfig
+    from omegaconf import OmegaConf
 
     from ..engine.lazy import load_lazy_config
 
@@ -148,4 +149,6 @@ def _read_lazily(file, everything):
         "training": f"{train.max_iter} iterations of {cfg.dataloader.train.total_batch_size} images",
         "starts from": train.init_checkpoint or "random weights, or the backbone's",
     }
-    return about, LazyConfig.to_py(cfg if everything else {"model": cfg.model})
+    if not everything:
+        cfg = OmegaConf.create({"model": cfg.model}, flags={"allow_objects": True})
+    return about, LazyConfig.to_py(cfg)

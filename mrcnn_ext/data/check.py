@@ -28,6 +28,7 @@ def check_dataset(
     decode_images: bool = False,
     max_size: int = 1333,
     workers: int = 8,
+    quiet: bool = False,
 ) -> list[dict]:
     """
     Checks a dataset of detectron2's standard format: that its files are there and whole, and that a model can
@@ -49,6 +50,7 @@ def check_dataset(
         decode_images: decode them whole, which finds all damage and takes a hundred times as long.
         max_size: to which the longer side of an image is shrunk at most, INPUT.MAX_SIZE_TRAIN.
         workers: threads that look at image files.
+        quiet: log no warnings of what was mended or left out.
 
     Returns:
         list[dict]: the dataset's dicts, as training gets them.
@@ -95,7 +97,8 @@ def check_dataset(
         )
     if check_images:
         _check_images(dicts, problems, workers=workers, max_size=max_size, decode=decode_images)
-    problems.log_warnings()
+    if not quiet:
+        problems.log_warnings()
     problems.raise_errors()
     return dicts
 

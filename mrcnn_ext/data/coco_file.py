@@ -5,6 +5,7 @@ Training, the check, both evaluators and torchvision's data read annotation file
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections import Counter
@@ -15,6 +16,7 @@ from .annotations import SMALLEST_SIDE, clean_annotation, plain_number
 from .json_stream import stream_sections
 from .keypoint_names import keypoints_of_categories
 from .problems import Problems, Unusable, kind_of, shown
+from .reading_once import file_key, kept
 
 __all__ = ["CocoFile", "MOST_STRAYING", "check_box"]
 
@@ -67,6 +69,15 @@ class CocoFile:
         self._category_ids |= {str(key): key for key in list(self._category_ids)}
         most_common = self._keypoint_counts.most_common(1)
         self.num_keypoints = len(self.keypoint_names) or (most_common[0][0] if most_common else None)
+
+    @classmethod
+    def shared(cls, path: str | os.PathLike, problems: Problems) -> CocoFile:
+        """As the constructor; within `reading_once` what it reads is read once."""
+        first = kept(("head", file_key(path)), lambda: cls(path, Problems(problems.dataset, problems.source)))
+        file = copy.copy(first)
+        file.problems = problems
+        problems.include(first.problems)
+        return file
 
     def _sections(self) -> Iterator[tuple[str, object, bool]]:
         try:

@@ -44,7 +44,7 @@ def register_coco_format(
             raise ValueError(f"dataset {name!r} is already registered for other data: choose another name")
         return
     try:
-        file = CocoFile(json_file, Problems(name, json_file))
+        file = CocoFile.shared(json_file, Problems(name, json_file))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"dataset {name!r}: there is no annotation file {json_file}") from error
     except ValueError as error:

@@ -57,7 +57,7 @@ class CopyPasteMapper:
         self.mapper, self.source = mapper, source
         self.probability, self.max_objects, self.keep_masks = probability, max_objects, keep_masks
 
-    def __call__(self, dataset_dict: dict) -> dict:
+    def __call__(self, dataset_dict: dict) -> dict | None:
         sample = self.mapper(dataset_dict)
         if sample is None:
             return None
@@ -78,7 +78,7 @@ class CopyPasteMapper:
         return np.random.permutation(number)[:count]
 
 
-def paste_objects(sample: dict, donor: dict, chosen: Sequence[int]) -> dict:
+def paste_objects(sample: dict, donor: dict, chosen: Sequence[int] | np.ndarray) -> dict:
     """Pastes objects of one sample over another, at the same place from the upper left corner.
 
     Of what is hidden by them, masks and boxes are cut to what is left to be seen, keypoints become hidden ones (COCO's

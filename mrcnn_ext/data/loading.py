@@ -20,6 +20,7 @@ from detectron2.structures import BoxMode
 from .annotations import clean_annotation, plain_number
 from .coco_file import MOST_STRAYING, CocoFile, check_box
 from .problems import Problems, Unusable, kind_of
+from .reading_once import file_key, kept
 
 __all__ = [
     "CocoLoader",
@@ -53,7 +54,7 @@ class CocoLoader:
 
     def load(self, problems: Problems) -> list[dict]:
         """The dicts of all that can be used; what is wrong goes to ``problems``."""
-        file = CocoFile(self.json_file, problems)
+        file = CocoFile.shared(self.json_file, problems)
         metadata = MetadataCatalog.get(self.name)
         contiguous = {category["id"]: k for k, category in enumerate(file.categories)}
         _set_classes(self.name, metadata, [category["name"] for category in file.categories], contiguous)
@@ -104,7 +105,8 @@ def _set_classes(name: str, metadata, classes: list[str], contiguous: dict):
 def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
     """The dicts of a registered dataset, each annotation mended as by `clean_annotation`.
 
-    What the registered function gives is left as it is: these are copies. A dataset that detectron2's
+    What the registered function gives is left as it is: these are copies, and within `reading_once` everybody's, which
+    are not to be changed. A dataset that detectron2's
     ``register_coco_instances`` registered is read as one by our ``register_coco_format``.
 
     Args:
@@ -118,7 +120,8 @@ def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
     loader = coco_loader(name)
     found = problems if problems is not None else Problems(name, loader.json_file if loader else "")
     try:
-        dicts = loader.load(found) if loader else clean_dicts(DatasetCatalog.get(name), found)
+        dicts, others = kept(_reading_key(name, loader), lambda: _read(name, loader, found.source))
+        found.include(others)
     except FileNotFoundError as error:
         if repr(name) in str(error):
             raise
@@ -137,6 +140,18 @@ def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
     if problems is None:
         found.raise_errors()
     return dicts
+
+
+def _reading_key(name: str, loader: CocoLoader | None) -> tuple:
+    if loader is None:
+        return "dicts", name, DatasetCatalog[name]
+    there = os.path.exists(loader.json_file)  # what is missing is told by who reads it
+    return "dicts", name, loader.image_root, file_key(loader.json_file) if there else None
+
+
+def _read(name: str, loader: CocoLoader | None, source: str) -> tuple[list[dict], Problems]:
+    problems = Problems(name, source)
+    return loader.load(problems) if loader else clean_dicts(DatasetCatalog.get(name), problems), problems
 
 
 def coco_loader(name: str) -> CocoLoader | None:
@@ -329,13 +344,13 @@ def coco_content(name: str, problems: Problems | None = None) -> dict:
     if json_file is not None:
         found = problems if problems is not None else Problems(name, os.fspath(json_file))
         try:
-            content = CocoFile(json_file, found).content()
+            content = CocoFile.shared(json_file, found).content()
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"dataset {name!r} is not on disk: {json_file} is missing. datasets/README.md says how to get it"
             ) from error
         if problems is None:
-            found.log_warnings()
+            found.log_warnings(again=False)
             found.raise_errors()
         return content
     return _content_of_dicts(load_dataset(name, problems), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 __all__ = ["Finding", "Problems", "Unusable", "kind_of", "shown"]
 
 _EXAMPLES = 3
+_told: set[str] = set()
 
 
 class Unusable(Exception):
@@ -91,6 +93,11 @@ class Problems:
     def warn(self, kind: str, where: str | Callable[[], str], text: str, **options) -> None:
         self.add(kind, where, text, is_error=False, **options)
 
+    def include(self, others: Problems) -> None:
+        """Takes the findings of another reading of the same data, where it has none of their kind."""
+        for key, finding in others.findings.items():
+            self.findings.setdefault(key, copy.deepcopy(finding))
+
     def judge_share(self, kind: str, total: int, most: float) -> None:
         """Turns the warnings of a kind into an error if they are more than the share ``most`` of ``total``."""
         finding = self.findings.get((kind, False))
@@ -114,9 +121,13 @@ class Problems:
     def title(self) -> str:
         return f"dataset {self.dataset!r}" + (f" ({self.source})" if self.source else "")
 
-    def log_warnings(self) -> None:
+    def log_warnings(self, again: bool = True) -> None:
+        """Logs the warnings; without ``again`` those that this process has not logged yet."""
         for finding in self.warnings:
-            logging.getLogger(__name__).warning("%s, %s", self.title, finding)
+            text = f"{self.title}, {finding}"
+            if again or text not in _told:
+                logging.getLogger(__name__).warning("%s", text)
+            _told.add(text)
 
     def raise_errors(self) -> None:
         """Raises if there are errors: FileNotFoundError if the first is a missing file, else ValueError. The message

@@ -7,10 +7,11 @@ import json
 import os
 import tempfile
 
+from .data_file import read_data_file
 from .pictures import draw_images
 from .survey import Survey, survey_coco_file, write_repaired
 
-__all__ = ["FINE", "WRONG", "report_dataset"]
+__all__ = ["FINE", "WRONG", "report_data_file", "report_dataset"]
 
 FINE, WRONG = 0, 1  # exit codes
 
@@ -72,6 +73,23 @@ def report_dataset(
             )
         problems = survey.problems
         return WRONG if problems.errors or (strict and problems.warnings) else FINE
+
+
+def report_data_file(path: str, *, pictures: str | None = None, repair: str | None = None, **options) -> int:
+    """As `report_dataset`, for each part of a data file (`read_data_file`); pictures in a folder for each.
+
+    Raises:
+        ValueError: ``repair`` is given: a mended copy is of one annotation file.
+    """
+    if repair:
+        raise ValueError(f"--repair writes a copy of one annotation file: name it instead of {path}")
+    code = FINE
+    with tempfile.TemporaryDirectory(prefix="check_dataset_") as folder:
+        for number, (name, annotations, images, *_) in enumerate(read_data_file(path, folder).coco_format):
+            print(f"\n{name}:" if number else f"{name}:")
+            drawn = os.path.join(pictures, name) if pictures else None
+            code = max(code, report_dataset(annotations, images, pictures=drawn, **options))
+    return code
 
 
 def _open(dataset: str, images: str | None, stack: contextlib.ExitStack) -> tuple[str, str | None, dict]:

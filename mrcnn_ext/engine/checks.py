@@ -1,6 +1,7 @@
 """Finds before training what would stop it, or its evaluation, hours later."""
 
 import logging
+import os
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -115,6 +116,7 @@ def names_for_losses(names: list[str], *, num_keypoints: int, needs_masks: bool,
                     needs_keypoints=num_keypoints is not None,
                     mask_format=mask_format,
                     check_images=False,
+                    quiet=True,  # told by the check before training
                 )
             except ValueError as error:
                 problem = str(error)
@@ -169,7 +171,7 @@ def _check_files(
     evaluate=None,
 ):
     """Raises one error for all datasets: a line for each kind of problem."""
-    problems = []
+    problems, trained_on = [], {}
     for name in dict.fromkeys((*train, *test)):
         try:
             dicts = check_dataset(
@@ -182,6 +184,7 @@ def _check_files(
                 mask_format=mask_format,
                 max_size=max_size,
             )
+            _tell_of_trained_images(name, dicts, trained_on, name in train)
             _check_metadata(name, name in train, name in test, num_classes, classes_key, num_keypoints)
             if name in test and evaluate is not None:
                 _check_evaluation(name, dicts, needs_masks)
@@ -196,6 +199,25 @@ def _check_files(
             check_same_names("keypoint", {name: metadata[name].get("keypoint_names", ()) for name in names})
     if problems:
         raise type(problems[0])("\n".join(map(str, problems)))
+
+
+def _tell_of_trained_images(name, dicts, trained_on, is_train):
+    """Warns of images in the test data that are in the training data, ``trained_on``, too."""
+    files = {os.path.abspath(record["file_name"]) for record in dicts}
+    if is_train:
+        trained_on.update(dict.fromkeys(files, name))
+        return
+    shared = sorted(files & trained_on.keys())
+    if shared:
+        logging.getLogger(__name__).warning(
+            "dataset %r: %d of its %d images are trained on, %s of dataset %r for one: its figures do not tell how the "
+            "model does on others",
+            name,
+            len(shared),
+            len(files),
+            shared[0],
+            trained_on[shared[0]],
+        )
 
 
 def _check_metadata(name, is_train, is_test, num_classes, classes_key, num_keypoints):

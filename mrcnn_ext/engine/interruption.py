@@ -33,7 +33,8 @@ class Interruption:
         self.number = 0
         self.immediate = False
         self._since = 0.0
-        self._previous = {}
+        self._previous: dict = {}
+        self._process = os.getpid()
 
     @contextlib.contextmanager
     def catching(self) -> Iterator["Interruption"]:
@@ -41,6 +42,7 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
+        self._process = os.getpid()
         for number in SIGNALS:
             # What is ignored stays so: nohup ignores SIGHUP.
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -51,7 +53,11 @@ class Interruption:
             self._restore()
 
     def _caught(self, number, frame):
-        if not self.number:
+        if os.getpid() != self._process:
+            # A fork, such as a worker of a pool, which has no training to end and is told to end by a signal.
+            self._restore()
+            os.kill(os.getpid(), number)
+        elif not self.number:
             self.number, self._since = number, time.monotonic()
             if self.immediate:
                 raise Interrupted

@@ -1,12 +1,13 @@
 """Train and evaluate the model of a LazyConfig: what ``tools/lazyconfig_train_net.py`` runs."""
 
 import argparse
+import contextlib
 import copy
 import functools
 import logging
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config_files import CONFIGS
 from ..data import read_lazily
+from ..data.reading_once import reading_once
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
@@ -32,6 +34,7 @@ from .errors import UserError, did_you_mean
 from .events import build_writers
 from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
+from .int8 import int8_from_config
 from .interruption import Interruption
 from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
@@ -61,7 +64,23 @@ def main(args: argparse.Namespace):
     Raises:
         UserError: the config, a dataset or the weights are wrong.
     """
-    register_datasets(getattr(args, "coco_format", ()))
+    with contextlib.ExitStack() as reading:
+        reading.enter_context(reading_once())
+        register_datasets(getattr(args, "coco_format", ()))
+        cfg = _set_up(args)
+        if not args.eval_only:
+            with Interruption().catching() as interruption:
+                return do_train(args, cfg, interruption, reading.close)
+    model = _instantiate(cfg.model, "model")
+    model.to(cfg.train.device)
+    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files)
+    if args.resume:
+        checkpointer.require_checkpoint()
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    return do_test(cfg, model)
+
+
+def _set_up(args):
     recipe = None
     if args.eval_only and not args.config_file:
         cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts)
@@ -84,16 +103,7 @@ def main(args: argparse.Namespace):
             "Running on the CPU (no GPU, or --num-gpus 0) although train.device is %s", device
         )
     check_lazy_config(cfg, args.eval_only)
-    if not args.eval_only:
-        with Interruption().catching() as interruption:
-            return do_train(args, cfg, interruption)
-    model = _instantiate(cfg.model, "model")
-    model.to(cfg.train.device)
-    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files)
-    if args.resume:
-        checkpointer.require_checkpoint()
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    return do_test(cfg, model)
+    return cfg
 
 
 def load_lazy_config(config_file: str, overrides: Sequence[str] = ()):
@@ -200,8 +210,9 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated; with ``train.report`` a report is written of data
-    in COCO's format.
+    With ``train.accelerate`` an accelerated copy of it is evaluated, with ``train.accelerate_int8`` in int8 where that
+    serves: the path of a calibration, or a dataset's name to calibrate with. With ``train.report`` a report is written
+    of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -210,7 +221,8 @@ def do_test(cfg, model):
         return {}
     evaluator = instantiate(cfg.dataloader.evaluator)
     if cfg.train.get("accelerate", False):
-        model = accelerated(model, [evaluator])
+        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(_test_loader, cfg))
+        model = accelerated(model, [evaluator], int8)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
@@ -219,7 +231,19 @@ def do_test(cfg, model):
     return results
 
 
-def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interruption | None = None):
+def _test_loader(cfg, dataset_name):
+    """``dataloader.test`` of another dataset."""
+    loader = copy.deepcopy(cfg.dataloader.test)
+    loader.dataset.names = dataset_name
+    return instantiate(loader)
+
+
+def do_train(
+    args: argparse.Namespace,
+    cfg: DictConfig,
+    interruption: Interruption | None = None,
+    when_read: Callable[[], None] = lambda: None,
+):
     """Train as :class:`mrcnn_ext.engine.Trainer` does.
 
     Args:
@@ -231,6 +255,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
             ``train.terminal_view``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
+        when_read: called when the training loader has its data.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
@@ -246,6 +271,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg.optimizer, "optimizer")
     loader = _instantiate(cfg.dataloader.train, "dataloader.train")
+    when_read()
 
     model = create_ddp_model(model, **train.ddp)
     precision, scaler = _precision(train)
@@ -289,7 +315,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig, interruption: Interrupti
     val_loss = train.get("val_loss", {})
     writers = []
     if comm.is_main_process():
-        plain = OmegaConf.to_container(OmegaConf.create({"train": train}), resolve=True)
+        plain = {"train": OmegaConf.to_container(train, resolve=False)}
         writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
     trainer.register_hooks(
         [

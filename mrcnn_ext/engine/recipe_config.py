@@ -101,8 +101,9 @@ def apply_recipe(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Re
 def is_shipped(path: str) -> bool:
     """Whether a config comes with mrcnn_ext or detectron2."""
     path = os.path.realpath(path)
-    places = importlib.util.find_spec("detectron2").submodule_search_locations
-    folders = [CONFIGS, *(os.path.join(place, "model_zoo", "configs") for place in places)]
+    found = importlib.util.find_spec("detectron2")
+    places = (found.submodule_search_locations if found else None) or ()
+    folders = [str(CONFIGS), *(os.path.join(place, "model_zoo", "configs") for place in places)]
     return any(path.startswith(os.path.realpath(folder) + os.sep) for folder in folders)
 
 

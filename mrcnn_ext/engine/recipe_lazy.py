@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import LazyConfig
 from detectron2.data.transforms import ResizeScale, ResizeShortestEdge
@@ -17,7 +18,7 @@ from .recipe_file import Recipe, choose_for
 __all__ = ["apply_lazy_recipe"]
 
 # What LazyConfigs that people write over detectron2's and ours have, unless they say otherwise.
-_USUAL = {
+_USUAL: dict[str, list] = {
     "batch_size": [16],
     "max_iter": [90000, 160000],
     "warmup": [1000],
@@ -92,7 +93,7 @@ def apply_lazy_recipe(cfg: DictConfig, config_file: str, overrides: Sequence[str
     return Recipe(choices, shown_keys, settings, "recipe.py", content, config_file)
 
 
-_NONE = {"train_sizes": (), "anchor_sizes": [], "anchor_ratios": []}
+_NONE: dict[str, list | tuple] = {"train_sizes": (), "anchor_sizes": [], "anchor_ratios": []}
 
 
 def _keys(cfg: DictConfig) -> dict[str, str]:
@@ -142,9 +143,9 @@ def _in_python(key: str) -> str:
 
 def _values(cfg: DictConfig, keys: dict[str, str]) -> dict:
     """Values of the settings, as `Settings` has them."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, key in keys.items():
-        value = OmegaConf.select(cfg, _selected(key))
+        value: Any = OmegaConf.select(cfg, _selected(key))
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if name in ("anchor_sizes", "anchor_ratios"):
             value = [list(v) for v in value] if isinstance(value[0], (list, tuple)) else [list(value)]
@@ -171,17 +172,15 @@ def _strides(cfg: DictConfig, keys: dict[str, str]) -> list[int]:
 
 def _assignments(choices: list[Choice], keys: dict[str, str], cfg: DictConfig) -> dict:
     """Values by keys of the config."""
-    chosen = {choice.name: choice.value for choice in choices if choice.changed}
+    chosen: dict[str, Any] = {choice.name: choice.value for choice in choices if choice.changed}
     values = {keys[name]: value for name, value in chosen.items() if name != "warmup"}
-    iterations, warmup = (
-        next((c.value for c in choices if c.name == name), 0) for name in ("max_iter", "warmup")
-    )
+    given: dict[str, Any] = {choice.name: choice.value for choice in choices}
+    iterations, warmup = given.get("max_iter", 0), given.get("warmup", 0)
     if "warmup" in keys and ("warmup" in chosen or "max_iter" in chosen) and iterations:
         values[keys["warmup"]] = warmup / iterations
     head = f"{keys.get('anchor_sizes', '').rpartition('.anchor_generator')[0]}.head.num_anchors"
     if "anchor_ratios" in chosen and OmegaConf.select(cfg, head) is not None:
-        sizes = next(c.value for c in choices if c.name == "anchor_sizes")
-        values[head] = len(sizes[0]) * len(chosen["anchor_ratios"][0])
+        values[head] = len(given["anchor_sizes"][0]) * len(chosen["anchor_ratios"][0])
     return values
 
 

@@ -145,6 +145,11 @@ class CheckpointHook(HookBase):
         if number:
             self.end_by_signal(number)
 
+    def finish(self):
+        """Saves the final checkpoint where a training was killed between the last iteration's and that one."""
+        if Path(self._checkpointer.get_checkpoint_file()).name != "model_final.pth":
+            self.save("model_final")
+
     def after_train(self):
         loader = self._step_trainer().data_loader
         if isinstance(loader, ResumableLoader):
@@ -361,6 +366,8 @@ class ResumeHook(HookBase):
         all_hooks = self._trainer_hooks()
         index = next(i for i, hook in enumerate(all_hooks) if isinstance(hook, CheckpointHook))
         trainer.iter = trainer.storage.iter = start - 1
+        if start >= trainer.max_iter:
+            all_hooks[index].finish()
         for hook in all_hooks[index + 1 :]:
             hook.after_step()
         trainer.iter = trainer.storage.iter = start

@@ -70,7 +70,7 @@ def setup(args: argparse.Namespace):
     weights, recipe = _weights_alone(args), None
     if weights and getattr(args, "recipe", None):
         raise UserError(
-            "--recipe is for a config: a checkpoint without --config-file is evaluated as it was trained"
+            "--recipe is for a config file: the config in a checkpoint stays as it was trained with"
         )
     if weights:
         cfg = config_of(read_description(weights, trust), weights)

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -52,7 +53,7 @@ class TerminalView(HookBase):
         self._window_size = window_size
         self._interval = interval
         self._live = None
-        self._handlers = []
+        self._handlers: list[tuple[logging.Handler, Any]] = []
         self._drawn = 0.0
 
     def before_train(self):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from .description import describe
 from .errors import UserError
 from .events import build_writers
 from .hooks import ValidationLossHook
+from .int8 import INT8_KEY, int8_from_config
 from .interruption import Interruption
 from .loggers import LoggersHook
 from .optim import build_optimizer
@@ -214,7 +216,7 @@ class Trainer(Stoppable, DefaultTrainer):
                 evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
         if cfg.MODEL.ACCELERATE and not augmented:
-            model = accelerated(model, some)
+            model = accelerated(model, some, cls._int8(cfg))
         results = super().test(cfg, model, evaluators)
         if cfg.TEST.REPORT:
             write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
@@ -232,9 +234,13 @@ class Trainer(Stoppable, DefaultTrainer):
             for name in cfg.DATASETS.TEST
         ]
         if cfg.MODEL.ACCELERATE:
-            model = accelerated(model)
+            model = accelerated(model, int8=cls._int8(cfg))
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}
+
+    @classmethod
+    def _int8(cls, cfg):
+        return int8_from_config(cfg.MODEL.ACCELERATE_INT8, partial(cls.build_test_loader, cfg))
 
     def build_writers(self):
         return build_writers(
@@ -242,20 +248,26 @@ class Trainer(Stoppable, DefaultTrainer):
         )
 
 
-def accelerated(model, evaluators=()):
+def accelerated(model, evaluators=(), int8=None):
     """An accelerated copy of a model for evaluation; says what was done.
 
     Args:
         model: a model, or one in DistributedDataParallel.
         evaluators: what its predictions go to. Masks are pasted only if one of them needs that, or there is none.
+        int8: as of `mrcnn_ext.accelerate`.
 
     Raises:
-        UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take.
+        UserError: the model is of an architecture that `mrcnn_ext.accelerate` does not take, or ``int8`` cannot be had.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     lazy = bool(evaluators) and all(map(takes_lazy_masks, evaluators))
     key = "MODEL.ACCELERATE (train.accelerate)"
-    return _accelerate(model, key, training=False, masks="auto" if lazy else True)
+    if int8 is not None:
+        key = INT8_KEY
+    model = _accelerate(model, key, training=False, masks="auto" if lazy else True, int8=int8)
+    if model.acceleration.int8 is not None:
+        logging.getLogger(__name__).info("%s", model.acceleration.int8)
+    return model
 
 
 def accelerated_for_training(model):
@@ -271,7 +283,7 @@ def accelerated_for_training(model):
 def _accelerate(model, key, **options):
     try:
         model = accelerate(model, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
     logging.getLogger(__name__).info("%s", model.acceleration)
     return model

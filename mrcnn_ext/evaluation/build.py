@@ -1,11 +1,13 @@
 """The evaluator of a dataset."""
 
+import functools
 import logging
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, LVISEvaluator, PascalVOCDetectionEvaluator
+from detectron2.utils import comm
 
 from .cityscapes_evaluation import CityscapesInstanceEvaluator
 from .coco_evaluation import COCOEvaluator
@@ -18,7 +20,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
 
     Args:
         cfg: ``MODEL.MASK_ON``, ``MODEL.KEYPOINT_ON`` say what the model predicts; ``TEST.BOUNDARY_AP``
-            adds the task "boundary" to COCO's, and warns for others.
+            adds the task "boundary" to COCO's. Where it cannot be computed, one warning says so.
         dataset_name: a registered dataset.
         output_dir: where predictions are written; default ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
@@ -32,19 +34,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     evaluator_type = metadata.get("evaluator_type")
     if output_dir is None:
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    boundary = _boundary_task(cfg, dataset_name, evaluator_type)
     if evaluator_type == "coco":
         return COCOEvaluator(
             dataset_name,
-            tasks=_tasks(cfg, metadata) + _boundary_task(cfg),
+            tasks=_tasks(cfg, metadata) + boundary,
             output_dir=output_dir,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             max_dets_per_image=_limit(cfg.TEST.DETECTIONS_PER_IMAGE),
-        )
-    if _boundary_task(cfg):
-        logging.getLogger(__name__).warning(
-            "TEST.BOUNDARY_AP is for datasets that are evaluated as COCO's: %s, of evaluator_type %r, goes without",
-            dataset_name,
-            evaluator_type,
         )
     if evaluator_type == "cityscapes_instance":
         return CityscapesInstanceEvaluator(dataset_name)
@@ -81,6 +78,23 @@ def _tasks(cfg, metadata):
     return tuple(tasks)
 
 
-def _boundary_task(cfg):
+def _boundary_task(cfg, dataset_name, evaluator_type):
     # Not among detectron2's own keys: a config made without add_mrcnn_ext_config works too.
-    return ("boundary",) if cfg.MODEL.MASK_ON and cfg.TEST.get("BOUNDARY_AP", False) else ()
+    if not cfg.TEST.get("BOUNDARY_AP", False):
+        return ()
+    if not cfg.MODEL.MASK_ON:
+        _warn_once("TEST.BOUNDARY_AP is left out: the model predicts no masks (MODEL.MASK_ON is False)")
+        return ()
+    if evaluator_type != "coco":
+        _warn_once(
+            f"TEST.BOUNDARY_AP is left out for dataset {dataset_name!r}: its metadata evaluator_type is "
+            f"{evaluator_type!r}, and only that of COCO's format, 'coco', has boundary AP"
+        )
+        return ()
+    return ("boundary",)
+
+
+@functools.cache
+def _warn_once(message: str):
+    if comm.is_main_process():
+        logging.getLogger(__name__).warning(message)

@@ -91,6 +91,7 @@ class COCOEvaluator(_COCOEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api = TruthCOCO(coco_content(dataset_name))
         self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._leave_out_boundary(dataset_name)
         names = self._metadata.get("keypoint_names", ())
         kpt_oks_sigmas = named_sigmas(kpt_oks_sigmas, names, f"dataset {dataset_name!r}")
         self._kpt_oks_sigmas = list(kpt_oks_sigmas) or list(self._metadata.get("keypoint_oks_sigmas", ()))
@@ -117,6 +118,17 @@ class COCOEvaluator(_COCOEvaluator):
     def reset(self):
         super().reset()
         self._started = time.perf_counter()
+
+    def _leave_out_boundary(self, dataset_name: str):
+        """Without masks in the data there is no boundary AP."""
+        annotations = self._coco_api.dataset.get("annotations", ())
+        has_masks = any(a.get("segmentation") and not a["iscrowd"] for a in annotations)
+        if self._tasks and "boundary" in self._tasks and annotations and not has_masks:
+            self._tasks = tuple(task for task in self._tasks if task != "boundary")
+            self._logger.warning(
+                "TEST.BOUNDARY_AP (task 'boundary') is left out for dataset %r: none of its objects has a segmentation",
+                dataset_name,
+            )
 
     def process(self, inputs, outputs):
         for input, output in zip(inputs, outputs, strict=True):

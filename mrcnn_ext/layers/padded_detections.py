@@ -75,8 +75,10 @@ def pad_proposals(
     count = max(level.shape[1] for level in logits)
     # One group for each level and image, all of one length.
     padded = [torch.nn.functional.pad(level, (0, 0, 0, count - level.shape[1])) for level in boxes]
-    scores = [torch.nn.functional.pad(level, (0, count - level.shape[1]), value=PADDING) for level in logits]
-    candidates, scores = torch.stack(padded, 1), torch.stack(scores, 1)  # (N, L, n, 4), (N, L, n)
+    padded_logits = [
+        torch.nn.functional.pad(level, (0, count - level.shape[1]), value=PADDING) for level in logits
+    ]
+    candidates, scores = torch.stack(padded, 1), torch.stack(padded_logits, 1)  # (N, L, n, 4), (N, L, n)
     valid = candidates.isfinite().all(dim=3) & scores.isfinite() & (scores >= lowest)
     candidates = _clip(candidates, image_sizes)
     sides = candidates[..., 2:] - candidates[..., :2]

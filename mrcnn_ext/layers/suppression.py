@@ -58,8 +58,8 @@ def suppress(
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     groups = max(1, _PAIRS // boxes.shape[1] ** 2)
     parts = (
-        _suppress(*part, threshold, of, rounds)
-        for *part, of in zip(
+        _suppress(some, there, threshold, of, rounds)
+        for some, there, of in zip(
             boxes.split(groups),
             valid.split(groups),
             itertools.repeat(None) if classes is None else classes.split(groups),

@@ -50,13 +50,11 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight = weight.detach().float()
     largest = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
-    best, scales = None, None
+    best, scales = torch.full_like(largest, torch.inf), largest / 127
     for part in (1.0, 0.95, 0.9, 0.85, 0.8):
         scale = part * largest / 127
         values = (weight / scale[:, None]).round().clamp(-127, 127)
         error = (values * scale[:, None] - weight).square().sum(1)
-        if best is None:
-            best, scales = error, scale
         scales = torch.where(error < best, scale, scales)
         best = torch.minimum(error, best)
     return (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales

@@ -56,6 +56,10 @@ def main(argv=None) -> None:
     print(
         f"\nthe report of the last evaluation, for a browser:\n\n    {Path(ours['report']).resolve().as_uri()}\n"
     )
+    if framework == "detectron2":
+        print(
+            f"the model, its heads and RoI layers, in a browser:\n\n    mrcnn-ext app {args.output}/model_final.pth\n"
+        )
 
 
 def _progress(items, total, split):

@@ -90,6 +90,16 @@ class User:
     def counts(self, selector, number):
         sync_api.expect(self.page.locator(selector)).to_have_count(number, timeout=PATIENCE)
 
+    def shows_scores(self, scores):
+        wanted, seen = sorted(f"{score:.2f}" for score in scores), []
+        deadline = time.monotonic() + PATIENCE / 1000
+        while seen != wanted and time.monotonic() < deadline:
+            self.page.wait_for_timeout(200)
+            labels = "groups => groups.map(group => group.getAttribute('aria-label'))"
+            labels = self.page.locator(".object").evaluate_all(labels)
+            seen = sorted(label.rpartition(" ")[2] for label in labels)
+        assert seen == wanted
+
     def slides(self, name, *keys):
         slider = self.page.get_by_role("slider", name=name)
         slider.focus()
@@ -125,7 +135,7 @@ def test_the_app(server, models, tmp_path, noise):
             downloads(first, len(expected), models[0])
             heads(first)
             roi_layers(first)
-            comparison_and_speed(first)
+            comparison_and_speed(first, models[1].predict(sample_scene(0)).instances)
         second = User(browser, server, width=500)
         with screenshot_of_failure(second, tmp_path):
             second.arrives()
@@ -150,7 +160,7 @@ def screenshot_of_failure(user, folder):
 
 
 def threshold_and_toggles(user, expected, sure):
-    user.counts(".object", sure)
+    user.shows_scores(expected.scores[:sure].tolist())
     user.slides("Score threshold", "End")
     user.sees(f"Nothing above the threshold; {len(expected)} below it.")
     user.slides("Score threshold", "Home")
@@ -214,10 +224,15 @@ def roi_layers(user):
     user.counts("[data-testid=stImage] img", 8)
 
 
-def comparison_and_speed(user):
+def comparison_and_speed(user, others):
     user.opens("Compare")
     user.counts(".overlay svg", 2)
+    user.counts(".object.chosen", 1)  # it is an object of the first model
     user.sees("Found by both")
+    user.opens("Detections")
+    user.page.get_by_test_id("stRadio").get_by_text("model_1.pth").click()
+    user.counts(".overlay svg", 1)
+    user.shows_scores(others.scores.tolist())
     user.opens("Speed")
     user.page.get_by_role("button", name="Measure").click()
     user.sees("times as fast")

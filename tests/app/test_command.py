@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import torch
 
 pytest.importorskip("detectron2")
 pytest.importorskip("streamlit")
@@ -48,6 +49,21 @@ def test_the_quickstarts_model_is_the_default(tmp_path, monkeypatch, checkpoints
     assert host == "localhost"
 
 
+def test_a_checkpoint_without_config_takes_one(tmp_path, monkeypatch, checkpoints):
+    content = torch.load(checkpoints[0])
+    torch.save({"model": content["model"]}, tmp_path / "bare.pth")
+    config = tmp_path / "config.yaml"
+    config.write_text(content["about"]["config"])
+    assert "give --config-file" in refused(str(tmp_path / "bare.pth"))
+    served = []
+    monkeypatch.setattr("mrcnn_ext.app.serve.serve", lambda models, *_: served.extend(models))
+    arguments = [str(tmp_path / "bare.pth"), "--config-file", str(config), "--compare", str(checkpoints[1])]
+    result = CliRunner().invoke(app.command, arguments)
+    assert result.exit_code == 0, result.exception
+    bare, own = served
+    assert bare.classes[0] == "class 0" and own.classes[0] == "person"  # which needs no config file
+
+
 def test_a_taken_port_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -56,5 +72,9 @@ def test_a_taken_port_is_named():
         with pytest.raises(UserError, match=f"--port {port}.*in use"):
             free_port("127.0.0.1", port)
     assert free_port("127.0.0.1", port) == port
-    with pytest.raises(UserError, match="--host nowhere.invalid"):
-        free_port("nowhere.invalid", 0)
+    for host in (
+        "nowhere.invalid",
+        "192.0.2.1",
+    ):  # of the last, which is kept for documentation, no machine is
+        with pytest.raises(UserError, match=f"--host {host}: this machine has no such address"):
+            free_port(host, 0)

@@ -17,6 +17,7 @@ from mrcnn_ext.app.drawing import (
     Shown,
     annotated,
     colored,
+    data_uri,
     enlarged,
     heat_over,
     keypoint_heat,
@@ -94,6 +95,11 @@ def test_large_images_are_sent_smaller(instances):
     drawn = shapes(np.zeros((1000, 3200, 3), np.uint8), instances[:0], [])
     image = Image.open(io.BytesIO(base64.b64decode(drawn["image"].partition(",")[2])))
     assert image.size == (1600, 500) and drawn["width"] == 3200
+
+
+def test_a_data_uri_holds_the_image(noise):
+    image = Image.open(io.BytesIO(base64.b64decode(data_uri(noise, lossless=True).partition(",")[2])))
+    assert image.format == "PNG" and np.array_equal(np.array(image), noise)
 
 
 def test_mask_heat_is_what_the_head_gave(instances):

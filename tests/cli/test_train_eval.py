@@ -10,6 +10,8 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+pytestmark = pytest.mark.detectron2
+
 # The quickstart's model without keypoints, and small.
 SMALL = [
     *"MODEL.KEYPOINT_ON False MODEL.TIMM.ARGS.channels [8,8,16,16] MODEL.FPN.OUT_CHANNELS 16".split(),

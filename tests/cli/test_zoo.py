@@ -8,6 +8,8 @@ from detectron2.utils.file_io import PathManager
 
 from mrcnn_ext import model_zoo
 
+pytestmark = pytest.mark.detectron2
+
 
 def test_list(run):
     names = run("zoo", "list").split()

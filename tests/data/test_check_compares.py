@@ -350,3 +350,14 @@ def test_no_mask_at_all_in_the_test_data(register):
     with pytest.raises(UserError, match="none of its 2 objects has a segmentation, which mask AP needs"):
         check_config(config(register(), test))
     check_config(config(register(), test, "MODEL.MASK_ON", False))
+
+
+def test_test_images_that_are_trained_on_are_told(register, caplog):
+    cfg = load_config("", ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.MASK_ON", True])
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (register(),)
+    check_config(cfg)
+    assert "trained on" not in caplog.text, "it is the same dataset: who asks for that knows"
+    cfg.DATASETS.TEST = (register(),)
+    check_config(cfg)
+    assert f"dataset {cfg.DATASETS.TEST[0]!r}: 1 of its 1 images are trained on" in caplog.text
+    assert f"of dataset {cfg.DATASETS.TRAIN[0]!r} for one" in caplog.text

@@ -167,3 +167,18 @@ def test_registered_datasets_by_name(register, catalog, capsys, tmp_path):
     assert check_main(["in_python", "--quiet"]) == WRONG
     with pytest.raises(ValueError, match="'no_such_data' is not registered"):
         check_main(["no_such_data"])
+
+
+def test_all_parts_of_a_data_file(write, tmp_path, capsys):
+    parts = {"train": [write(), str(tmp_path)], "val": [write(change(bbox=[1])), str(tmp_path)]}
+    path = tmp_path / "skiers.yaml"
+    path.write_text(json.dumps(parts))
+    drawn = tmp_path / "drawn"
+    assert check_main([str(path), "--quiet", "--pictures", str(drawn)]) == WRONG
+    report = capsys.readouterr().out
+    train, val = report.split("\nskiers_val:", 1)
+    assert train.startswith("skiers_train:") and "Nothing is wrong with it." in train
+    assert "its bbox must have 4 numbers" in val
+    assert (drawn / "skiers_train" / "1_1.jpg").is_file()
+    with pytest.raises(ValueError, match="--repair writes a copy of one annotation file: name it instead of"):
+        check_main([str(path), "--repair", "x.json"])

@@ -34,6 +34,8 @@ from mrcnn_ext.engine.data_order import resumable
 from mrcnn_ext.engine.errors import UserError
 from mrcnn_ext.engine.setup import load_config
 
+pytestmark = pytest.mark.detectron2
+
 
 def sample(value, boxes, size=(20, 30), keypoints=None):
     """A mapper's sample: an image of one value, objects that fill their x0, y0, x1, y1."""

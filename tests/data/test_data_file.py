@@ -42,8 +42,8 @@ def test_paths_start_from_the_file_and_names_from_its_name(make):
     assert read_data_file(make({"train": [PAIR, PAIR]})).train == ("skiers_train_1", "skiers_train_2")
 
 
+@pytest.mark.detectron2
 def test_it_registers(make, catalog):
-    pytest.importorskip("detectron2")
     from detectron2.data import MetadataCatalog
 
     from mrcnn_ext.engine.setup import register_datasets

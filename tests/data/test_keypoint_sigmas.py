@@ -72,8 +72,8 @@ def test_objects_that_are_not_the_same_say_nothing(files):
         estimate_sigmas(files(annotator(1), other), NAMES, "dataset 'boats'")
 
 
+@pytest.mark.detectron2
 def test_a_description_names_the_other_annotators(files, catalog, tmp_path):
-    pytest.importorskip("detectron2")
     from detectron2.data import MetadataCatalog
 
     from mrcnn_ext.data import register_coco_format

@@ -1,6 +1,7 @@
 """Schedule, learning rate, image sizes and anchors by the data."""
 
 import dataclasses
+import sys
 from argparse import Namespace
 
 import numpy as np
@@ -24,6 +25,8 @@ from mrcnn_ext.engine.recipe import Settings, choose
 from mrcnn_ext.engine.recipe_config import apply_recipe
 from mrcnn_ext.engine.recipe_lazy import apply_lazy_recipe
 from mrcnn_ext.engine.setup import load_config, setup
+
+pytestmark = pytest.mark.detectron2
 
 NAME = "recipe_test"
 FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN"
@@ -249,7 +252,7 @@ def test_errors_name_the_option(tiny_objects):
     with pytest.raises(UserError, match="'nowhere' is not registered"):
         apply_recipe(load_config("", ["DATASETS.TRAIN", ("nowhere",)]), "")
     args = Namespace(config_file="", opts=["MODEL.WEIGHTS", "x.pth"], recipe="auto", eval_only=True)
-    with pytest.raises(UserError, match="--recipe is for a config"):
+    with pytest.raises(UserError, match="--recipe is for a config file"):
         setup(args)
 
 
@@ -293,3 +296,17 @@ def test_a_lazy_config_of_the_users_keeps_what_is_not_usual(tiny_objects, tmp_pa
     recipe = str(apply_lazy_recipe(cfg, str(file)))
     assert "optimizer.lr 0.003: as you have set it; the data say 0.005" in recipe
     assert cfg.optimizer.lr == 0.003 and cfg.train.max_iter == 7500
+
+
+def test_the_train_command_hands_it_on(user_file, monkeypatch):
+    from click.testing import CliRunner
+
+    from mrcnn_ext.cli.train import command
+
+    given = []
+    launch = sys.modules["mrcnn_ext.engine.launch"]  # the package has a function of that name
+    monkeypatch.setattr(launch, "run", lambda main, args: given.append(args))
+    done = CliRunner().invoke(command, ["--config-file", user_file, "--recipe", "auto", "--num-gpus", "0"])
+    assert done.exit_code == 0, done.output
+    assert given[0].recipe == "auto"
+    assert setup(given[0]).SOLVER.MAX_ITER == 1900

@@ -143,6 +143,22 @@ def test_the_last_checkpoints_are_kept(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_a_training_that_was_killed_before_its_final_checkpoint_gets_it(tmp_path):
+    full_trainer(tmp_path, period=3).train(0, 6)
+    expected = torch.load(tmp_path / "model_final.pth")
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    trainer = full_trainer(tmp_path, period=3)
+    start = trainer.checkpointer.resume_or_load("", resume=True)["iteration"] + 1
+    assert start == 6
+    trainer.train(start, 6)
+    found = torch.load(tmp_path / "model_final.pth")
+    assert found["iteration"] == expected["iteration"] == 5
+    for name, value in expected["model"].items():
+        assert torch.equal(found["model"][name], value)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
 def test_the_best_is_kept_and_the_training_ends_when_it_stays_the_best(tmp_path):
     trainer = full_trainer(tmp_path, period=100, metrics=[1.0, 3.0, 2.0, math.nan, 2.9, 4.0], patience=3)
     trainer.train(0, 6)

@@ -6,12 +6,14 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluators, LVISEvaluator
 from detectron2.modeling import build_model
 
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer, UserError
+from mrcnn_ext.engine import trainer as trainer_module
 from mrcnn_ext.engine.trainer import accelerated, accelerated_for_training, thin_out
 from mrcnn_ext.evaluation import COCOEvaluator
 
@@ -77,6 +79,33 @@ def test_an_accelerated_copy_is_evaluated_where_asked_for(small_model, monkeypat
         assert model.training and not hasattr(model, "acceleration")
     else:
         assert evaluated[0] is model and evaluated[1].model is model
+
+
+def test_int8_is_calibrated_with_a_dataset_or_a_file(small_model, monkeypatch, tmp_path):
+    cfg, model = small_model
+    cfg.MODEL.ACCELERATE = True
+    given = []
+    monkeypatch.setattr(
+        trainer_module, "accelerated", lambda model, evaluators=(), int8=None: given.append(int8)
+    )
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda *args: {}))
+    monkeypatch.setattr(Trainer, "build_evaluator", classmethod(lambda *args: None))
+    loader = classmethod(lambda cls, cfg, name: [f"{name} {i}" for i in range(20)])
+    monkeypatch.setattr(Trainer, "build_test_loader", loader)
+    monkeypatch.setattr(DatasetCatalog, "list", lambda: ["int8_test"])
+    (tmp_path / "int8.json").write_text("{}")
+    for value in ("", "int8_test", str(tmp_path / "int8.json")):
+        cfg.MODEL.ACCELERATE_INT8 = value
+        Trainer.test(cfg, model)
+    assert given == [None, [f"int8_test {i}" for i in range(16)], str(tmp_path / "int8.json")]
+    cfg.MODEL.ACCELERATE_INT8 = "nothing"
+    with pytest.raises(
+        UserError, match=r"ACCELERATE_INT8 \(.*'nothing' is neither the file .* nor a registered"
+    ):
+        Trainer.test(cfg, model)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"MODEL.ACCELERATE_INT8 \(train.accelerate_int8\): "):
+        accelerated(model, int8=str(tmp_path / "int8.json"))
 
 
 @pytest.mark.parametrize("enabled", [False, True])

@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.evaluation import COCOEvaluator, build_evaluator
 from mrcnn_ext.evaluation.boundary import BoundaryCOCOeval, boundary_of
+from mrcnn_ext.evaluation.build import _warn_once
 
 pytestmark = pytest.mark.detectron2
 
@@ -174,19 +175,50 @@ def test_config_key(dataset, mask_on, expected):
     assert ("boundary" in evaluate(build_evaluator(cfg, dataset[0]), [dataset[1]])) is expected
 
 
-def test_config_key_of_a_dataset_that_is_not_cocos(caplog):
-    name = "boundary_of_pascal_voc"
-    MetadataCatalog.get(name).set(
-        evaluator_type="pascal_voc", dirname="nowhere", split="val", year=2007, thing_classes=["a"]
-    )
+def asked_for(mask_on=True):
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
-    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.MASK_ON, cfg.TEST.BOUNDARY_AP = mask_on, True
+    return cfg
+
+
+def test_where_it_cannot_be_computed_one_warning_says_so(dataset, caplog, tmp_path):
+    name, _ = dataset
+    _warn_once.cache_clear()
+    for _ in range(2):
+        build_evaluator(asked_for(mask_on=False), name)
+    assert (
+        caplog.text.count("TEST.BOUNDARY_AP is left out: the model predicts no masks (MODEL.MASK_ON is") == 1
+    )
+    caplog.clear()
+    MetadataCatalog.get("boundary_voc").set(
+        evaluator_type="pascal_voc", thing_classes=["thing"], dirname=str(tmp_path), split="val", year=2012
+    )
+    for _ in range(2):
+        build_evaluator(asked_for(), "boundary_voc")
+    MetadataCatalog.remove("boundary_voc")
+    assert (
+        caplog.text.count("TEST.BOUNDARY_AP is left out for dataset 'boundary_voc': its metadata evaluator_")
+        == 1
+    )
+
+
+def test_data_of_cocos_format_with_and_without_masks(tmp_path, caplog):
+    content = ground_truth([blob(1), blob(2)])
+    del content["annotations"][1]["segmentation"]
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    del content["annotations"][0]["segmentation"]
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    for name in ("some", "none"):
+        metadata = dict(thing_classes=["thing"], thing_dataset_id_to_contiguous_id={1: 0})
+        register_coco_instances(f"boundary_{name}", metadata, str(tmp_path / f"{name}.json"), str(tmp_path))
     try:
-        build_evaluator(cfg, name)
-        assert not caplog.messages
-        cfg.TEST.BOUNDARY_AP = True
-        build_evaluator(cfg, name)
+        evaluator = build_evaluator(asked_for(), "boundary_some")
+        assert evaluate(evaluator, [blob(1)])["boundary"]["AP"] == pytest.approx(100)
+        assert "BOUNDARY_AP" not in caplog.text
+        assert "boundary" not in evaluate(build_evaluator(asked_for(), "boundary_none"), [blob(1)])
+        assert "for dataset 'boundary_none': none of its objects has a segmentation" in caplog.text
     finally:
-        MetadataCatalog.remove(name)
-    assert f"{name}, of evaluator_type 'pascal_voc', goes without" in caplog.text
+        for name in ("some", "none"):
+            DatasetCatalog.remove(f"boundary_{name}")
+            MetadataCatalog.remove(f"boundary_{name}")

@@ -191,5 +191,9 @@ def test_the_command(data):
     )
     assert run.exit_code == 0 and run.output.strip() == str(data / "r.html")
     assert "mean similarity" in (data / "r.html").read_text()
+    (data / "metrics.json").write_text('{"iteration": 1, "easy/bbox/AP": 5, "hard/bbox/AP": 4}')
+    named = ["--metrics", str(data / "metrics.json"), "--dataset", "easy", "--output", str(data / "r.html")]
+    assert CliRunner().invoke(command, [*arguments, *named]).exit_code == 0
+    assert "of easy" in (data / "r.html").read_text()
     run = CliRunner().invoke(command, [*arguments, "--sigmas", "a"])
     assert run.exit_code == 2 and "must be numbers with commas between them" in run.output

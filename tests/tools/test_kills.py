@@ -1,14 +1,11 @@
 """Trainings that are killed and resumed end as one that was never killed, to the bit."""
 
-import multiprocessing
 import os
 import random
 import re
 import signal
-import sys
 import time
-from multiprocessing import forkserver
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 
@@ -18,47 +15,10 @@ import torch
 
 pytestmark = pytest.mark.detectron2
 
-TOOLS = {"train_net": "mrcnn_ext.engine.train_net", "lazyconfig_train_net": "mrcnn_ext.engine.lazy"}
 
-
-def _run(tool, arguments, log):
-    """In a process of its own: the tool's main program."""
-    os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of the workers that load data
-    sys.argv = [f"{tool}.py", *map(str, arguments)]
-    from importlib import import_module
-
-    from mrcnn_ext.engine import argument_parser, run_tool
-
-    run_tool(import_module(TOOLS[tool]).main, argument_parser())
-
-
-@pytest.fixture(scope="module")
-def start_here(mixed_datasets, environment, tmp_path_factory):
-    """Starts a tool from a server that has imported everything: a process, with ``log``."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["mrcnn_ext.engine", "mrcnn_ext.engine.lazy", "mrcnn_ext.engine.train_net"]
-    )
-    # The server takes it over when it starts, with the first process; another test's has its own.
-    forkserver._forkserver._stop()
-    patch = pytest.MonkeyPatch()
-    for key, value in {**environment, "DETECTRON2_DATASETS": str(mixed_datasets)}.items():
-        patch.setenv(key, value)
-
-    def start_tool(tool, *arguments):
-        log = tmp_path_factory.mktemp("log") / "log.txt"
-        process = context.Process(target=_run, args=(tool, arguments, str(log)))
-        process.start()
-        return SimpleNamespace(process=process, log=log)
-
-    yield start_tool
-    forkserver._forkserver._stop()
-    patch.undo()
+@pytest.fixture
+def start_here(start_tool_here, mixed_datasets):
+    return partial(start_tool_here, datasets=mixed_datasets)
 
 
 def arguments_of(tool, configs, folder, num_processes, max_iter):
@@ -212,7 +172,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(start_here, configs, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", ["train_net", "lazyconfig_train_net"])
 def test_twenty_kills(start_here, configs, tmp_path, read_metrics, tool, num_processes):
     """In pieces: KILLS, and another KILL_SEED for each."""
     kills = int(os.environ.get("KILLS", 20 if num_processes == 1 else 6))

@@ -92,5 +92,6 @@ def test_losses_and_ap_do_not_depend_on_the_number_of_processes(trained_by, proc
         assert found == pytest.approx(wanted, rel=1e-5, abs=1e-7), name
     assert len(expected_losses["loss_keypoint"]) == ITERATIONS and ap.keys() >= {"keypoints/AP", "bbox/AP"}
     assert ap == pytest.approx(expected_ap, nan_ok=True, abs=1e-9)
+    print(processes, ap)
     for name, value in expected_weights.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)

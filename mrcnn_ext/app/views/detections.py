@@ -38,9 +38,9 @@ def show_picture(
         *(pixels_of(picture), instances, model.classes, model.skeleton, model.keypoint_names, settings.shown)
     )
     title = f"{picture.title}: {len(instances)} objects"
-    clicked = show_overlay(drawn, title, chosen_object(picture), f"overlay-{key}")
-    if clicked is not None and clicked != chosen_object(picture):
-        choose(picture, clicked)
+    clicked = show_overlay(drawn, title, chosen_object(model, picture), f"overlay-{key}")
+    if clicked is not None and clicked != chosen_object(model, picture):
+        choose(model, picture, clicked)
         st.rerun()
     return instances, prediction
 
@@ -62,9 +62,7 @@ def _summary(model, instances, prediction):
             rows,
             hide_index=True,
             height=min(35 * (len(rows) + 1) + 3, 420),
-            column_config={
-                "score": st.column_config.ProgressColumn("score", min_value=0, max_value=1, format="%.2f")
-            },
+            column_config={"score": st.column_config.NumberColumn("score", format="%.2f")},
         )
     else:
         hidden = len(prediction.instances)

@@ -19,6 +19,7 @@ from ..drawing import (
 from ..inputs import Picture
 from ..models import ShownModel
 from ..overlay import show_overlay
+from .images import show_image
 from .session import Settings, choose, chosen_object, pick_object, pixels_of, predict
 
 __all__ = ["show_heads"]
@@ -37,7 +38,7 @@ def show_heads(model: ShownModel, picture: Picture, settings: Settings) -> None:
         return
     controls = st.columns(2)
     with controls[0]:
-        place = pick_object(picture, instances, model.classes, "heads")
+        place = pick_object(model, picture, instances, "heads")
     keypoint = None
     if instances.has("pred_keypoint_heatmaps"):
         count = instances.pred_keypoint_heatmaps.shape[1]
@@ -57,21 +58,21 @@ def _whole(model, picture, pixels, instances, keypoint):
         st.markdown("**Box head**: classes, scores, boxes")
         shown = Shown(masks=False, keypoints=False)
         drawn = shapes(pixels, instances, model.classes, shown=shown)
-        clicked = show_overlay(drawn, "boxes", chosen_object(picture), "overlay-heads")
-        if clicked is not None and clicked != chosen_object(picture):
-            choose(picture, clicked)
+        clicked = show_overlay(drawn, "boxes", chosen_object(model, picture), "overlay-heads")
+        if clicked is not None and clicked != chosen_object(model, picture):
+            choose(model, picture, clicked)
             st.rerun()
     with columns[1]:
         st.markdown("**Mask head**: probability of each pixel")
         if instances.has("pred_masks"):
-            st.image(heat_over(pixels, mask_heat(instances, size)), width="stretch")
+            show_image(heat_over(pixels, mask_heat(instances, size)))
         else:
             st.caption("This model has no mask head.")
     with columns[2]:
         st.markdown("**Keypoint head**: heatmaps")
         if instances.has("pred_keypoint_heatmaps"):
             heat = keypoint_heat(instances, size, model.keypoint_box_scale, keypoint)
-            st.image(heat_over(pixels, heat), width="stretch")
+            show_image(heat_over(pixels, heat))
         else:
             st.caption("This model has no keypoint head.")
 
@@ -83,19 +84,19 @@ def _one(model, pixels, instance, keypoint):
         shown = replace(Shown(), labels=False)
         drawn = annotated(pixels, instance, model.classes, model.skeleton, model.keypoint_names, shown)
         scale = drawn.shape[0] // pixels.shape[0]
-        st.image(drawn[y0 * scale : y1 * scale, x0 * scale : x1 * scale], width="stretch")
+        show_image(drawn[y0 * scale : y1 * scale, x0 * scale : x1 * scale])
         st.caption("As it is drawn")
     if instance.has("pred_masks"):
         soft = instance.pred_masks.masks[0, 0].float().numpy()
         with columns[1]:
-            st.image(enlarged(colored(soft)), width="stretch")
+            show_image(enlarged(colored(soft)), lossless=True)
             side = f"{soft.shape[0]} x {soft.shape[1]}"
             st.caption(f"The mask head's {side} probabilities over the box; the mask is where they reach 0.5")
     if instance.has("pred_keypoint_heatmaps"):
         logits = instance.pred_keypoint_heatmaps[0]
         maps = likely(logits if keypoint is None else logits[keypoint, None]).max(0).values.numpy()
         with columns[2]:
-            st.image(enlarged(colored(np.sqrt(maps))), width="stretch")
+            show_image(enlarged(colored(np.sqrt(maps))), lossless=True)
             side = f"{maps.shape[0]} x {maps.shape[1]}"
             st.caption(f"The keypoint head's {side} heatmaps over the RoI, each over its highest value")
 

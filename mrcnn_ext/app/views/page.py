@@ -45,9 +45,9 @@ def show_page() -> None:
     names = ["Detections", "Heads", "RoI layers", *(["Compare"] if len(models) == 2 else []), "Speed"]
     tabs = dict(zip(names, st.tabs(names, key="view", on_change="rerun"), strict=True))
     views = {
-        "Detections": lambda: show_detections(models[0], picture, settings),
-        "Heads": lambda: show_heads(models[0], picture, settings),
-        "RoI layers": lambda: show_roi_layers(models[0], picture, settings),
+        "Detections": lambda: show_detections(settings.model, picture, settings),
+        "Heads": lambda: show_heads(settings.model, picture, settings),
+        "RoI layers": lambda: show_roi_layers(settings.model, picture, settings),
         "Compare": lambda: show_comparison(models, picture, settings),
         "Speed": lambda: show_speed(models, picture),
     }

@@ -13,6 +13,7 @@ from ..drawing import colored, enlarged, roi_picture
 from ..inputs import Picture
 from ..models import ShownModel
 from ..roi_view import LAYERS, Projection, Pyramid, change_by_shift, moved, pooled, relative_change, samples
+from .images import show_image
 from .session import Settings, escaped, pick_object, pixels_of, predict
 
 __all__ = ["LAYERS_KEY", "show_roi_layers"]
@@ -34,8 +35,7 @@ _NOTES = {
 # Of one height, so that the pictures below stand beside each other.
 _HEADING = """<div style="min-height: 4.4rem; line-height: 1.3">
 <b style="color: rgb{color}; font-size: 1.15rem">{layer}</b><br>
-<span style="color: #666; font-size: 0.875rem">{note}</span>
-</div>"""
+<span style="color: #666; font-size: 0.875rem">{note}</span></div>"""
 _SHIFTS = np.linspace(-1, 1, 81)
 _MARGIN = 2.5  # cells around the box
 _NARROWEST = 0.75  # shorter side of a picture over the longer one
@@ -48,7 +48,7 @@ _HELP = """
 - **Third row.** How much each bin changed when the box moved, brighter is more. Move the box by less than half a cell:
   RoIPool and RoIWarp do not notice, or jump to other cells at once; RoIAlign and PrRoIPool follow. A head behind them
   can tell where in its cell the box lies, and so where an object's edge or joint is.
-- **The curve** shows that for all moves from one cell to the left to one to the right.
+- **The curve** shows that for all moves from one cell to the left to one to the right, or from up to down.
 """
 
 
@@ -65,7 +65,7 @@ def show_roi_layers(model: ShownModel, picture: Picture, settings: Settings) -> 
         return
     controls = st.columns([2, 1, 1])
     with controls[0]:
-        place = pick_object(picture, instances, model.classes, "roi")
+        place = pick_object(model, picture, instances, "roi")
     heads = list(model.heads)
     head = controls[1].selectbox("RoI of the", heads, index=0)
     box = _model_box(model, instances, place, prediction.size, head)
@@ -120,18 +120,16 @@ def _show(picture, size, pyramid: Pyramid, box: Tensor, level: int, kind) -> Non
             drawn = roi_picture(
                 *(pixels, size, there.tolist(), seen, stride, _COLORS[layer], window),
             )
-            st.image(drawn, width="stretch")
-            st.image(enlarged(colored(colors(outputs[layer][1]))), width="stretch", caption="pooled features")
+            show_image(drawn)
+            show_image(enlarged(colored(colors(outputs[layer][1]))), "pooled features", lossless=True)
             if right or down:
                 change = relative_change(outputs[layer][1], outputs[layer][0])
-                st.image(
-                    enlarged(colored((changes[layer] / most).numpy())),
-                    width="stretch",
-                    caption=f"changed by {change:.1%}",
-                )
+                change_of_bins = colored((changes[layer] / most).numpy())
+                show_image(enlarged(change_of_bins), f"changed by {change:.1%}", lossless=True)
     if not (right or down):
         st.info("Move the box by part of a cell to see which layers notice.", icon=":material/open_with:")
-    _curve(pyramid, box, right)
+    vertical = down != 0 and right == 0
+    _curve(pyramid, box, down if vertical else right, vertical)
 
 
 def _facts(pyramid, box, level, stride):
@@ -154,8 +152,8 @@ def _window(box: Tensor, stride: float) -> list[float]:
     return torch.cat([centre - half, centre + half]).tolist()
 
 
-def _curve(pyramid, box, right):
-    curves = change_by_shift(pyramid, box, _SHIFTS.tolist())
+def _curve(pyramid, box, here, vertical):
+    curves = change_by_shift(pyramid, box, _SHIFTS.tolist(), vertical)
     rows = pd.DataFrame(
         [
             {"layer": layer, "shift": shift, "change": change}
@@ -168,7 +166,7 @@ def _curve(pyramid, box, right):
         alt.Chart(rows)
         .mark_line(interpolate="linear")
         .encode(
-            x=alt.X("shift:Q", title="box moved to the right, in cells"),
+            x=alt.X("shift:Q", title=f"box moved {'down' if vertical else 'to the right'}, in cells"),
             y=alt.Y("change:Q", title="change of the pooled features", axis=alt.Axis(format="%")),
             color=alt.Color(
                 "layer:N", scale=alt.Scale(domain=list(LAYERS), range=colors), legend=alt.Legend(title=None)
@@ -177,7 +175,7 @@ def _curve(pyramid, box, right):
         )
     )
     rule = (
-        alt.Chart(pd.DataFrame({"shift": [right]}))
+        alt.Chart(pd.DataFrame({"shift": [here]}))
         .mark_rule(strokeDash=[4, 4], color="grey")
         .encode(x="shift:Q")
     )

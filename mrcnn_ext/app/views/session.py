@@ -23,7 +23,7 @@ __all__ = [
     "predict",
 ]
 
-_KEPT = 12  # predictions
+_KEPT = 8  # predictions
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Settings:
     """What the sidebar says.
 
     Attributes:
+        model: of which the pages of one model are.
         pictures: all that there are to look at.
         min_score: detections below are left out.
         labels: classes that are shown, by the model's names; empty for all.
         shown: what is drawn.
     """
 
+    model: ShownModel
     pictures: list[Picture]
     min_score: float
     labels: tuple[str, ...]
@@ -107,30 +109,29 @@ def _object_name(instances: Instances, place: int, classes: list[str]) -> str:
     return f"{classes[label]} {score:.2f}, at {(x0 + x1) / 2:.0f}, {(y0 + y1) / 2:.0f}"
 
 
-def chosen_object(picture: Picture) -> int | None:
-    """``number`` of the object that was clicked or picked on this picture."""
-    where, number = st.session_state.get("chosen", (None, None))
-    return number if where == picture.key else None
+def chosen_object(model: ShownModel, picture: Picture) -> int | None:
+    """``number`` of the object of a model that was clicked or picked on this picture."""
+    return st.session_state.get("chosen", {}).get((model.path, picture.key))
 
 
-def choose(picture: Picture, number: int) -> None:
-    """Remembers an object of a picture for all parts of the page."""
-    st.session_state["chosen"] = (picture.key, number)
+def choose(model: ShownModel, picture: Picture, number: int) -> None:
+    """Remembers an object of a model on a picture, the last one alone, for all parts of the page."""
+    st.session_state["chosen"] = {(model.path, picture.key): number}
 
 
-def pick_object(picture: Picture, instances: Instances, classes: list[str], key: str) -> int:
+def pick_object(model: ShownModel, picture: Picture, instances: Instances, key: str) -> int:
     """A list of the objects; gives the place of the one that is chosen."""
     numbers = instances.number.tolist()
-    chosen = chosen_object(picture)
+    chosen = chosen_object(model, picture)
     place = st.selectbox(
         "Object",
         range(len(numbers)),
         index=numbers.index(chosen) if chosen in numbers else 0,
-        format_func=lambda i: _object_name(instances, i, classes),
+        format_func=lambda i: _object_name(instances, i, model.classes),
         # Another list for other objects, and when one was clicked elsewhere.
         key=f"{key}-{picture.key}-{numbers}-{chosen}",
     )
     if numbers[place] != chosen and (chosen is not None or place != 0):
-        choose(picture, numbers[place])
+        choose(model, picture, numbers[place])
         st.rerun()
     return place

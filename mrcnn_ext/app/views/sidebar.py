@@ -34,10 +34,23 @@ def show_sidebar(models: list[ShownModel]) -> Settings:
         )
         names = list(dict.fromkeys(name for model in models for name in model.classes))
         labels = st.multiselect("Classes", names, placeholder="all")
-        st.subheader("Model" if len(models) == 1 else "Models")
-        for model in models:
-            _about(model)
-    return Settings(pictures, score, tuple(labels), shown)
+        model = _model(models)
+    return Settings(model, pictures, score, tuple(labels), shown)
+
+
+def _model(models: list[ShownModel]) -> ShownModel:
+    """Shows what the models are, and gives the one that the pages of one model show."""
+    st.subheader("Model" if len(models) == 1 else "Models")
+    place = 0
+    if len(models) > 1:
+        place = st.radio(
+            "Detections, heads and RoI layers are of",
+            range(len(models)),
+            format_func=lambda i: f"`{models[i].name}`",
+        )
+    for model in models:
+        _about(model)
+    return models[place]
 
 
 def _pictures() -> list[Picture]:

@@ -158,7 +158,8 @@ def _add_shape(one: FoundObject, shape, height: int, width: int, names: list[str
             return
         polygon = rotated([x0, y0, x1, y0, x1, y1, x0, y1], (x0 + x1) / 2, (y0 + y1) / 2, turn)
     elif kind == "ellipse":
-        polygon = ellipse(*(float(shape.get(key)) for key in ("cx", "cy", "rx", "ry")), turn)
+        cx, cy, rx, ry = (float(shape.get(key)) for key in ("cx", "cy", "rx", "ry"))
+        polygon = ellipse(cx, cy, rx, ry, turn)
     elif kind == "polygon":
         polygon = _numbers(shape.get("points"))
     else:

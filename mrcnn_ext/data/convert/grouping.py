@@ -46,6 +46,7 @@ def _holds(one: FoundObject, x: float, y: float) -> bool:
     elif isinstance(one.segmentation, dict):
         x0, y0, w, h = mask_util.toBbox(one.segmentation)
     else:
+        assert one.segmentation is not None  # the readers give every object a box, a mask or polygons
         xs = [v for polygon in one.segmentation for v in polygon[0::2]]
         ys = [v for polygon in one.segmentation for v in polygon[1::2]]
         x0, y0, w, h = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)

@@ -1,0 +1,36 @@
+"""What a config says to calibrate int8 with."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from .errors import UserError
+
+__all__ = ["INT8_KEY", "int8_from_config"]
+
+INT8_KEY = "MODEL.ACCELERATE_INT8 (train.accelerate_int8)"
+_BATCHES = 16
+
+
+def int8_from_config(value: str, make_loader: Callable[[str], Iterable]):
+    """The argument ``int8`` of `mrcnn_ext.accelerate` that a config asks for.
+
+    Args:
+        value: "" for none, the path of a saved calibration, or the name of a dataset, on whose first 16 batches to
+            calibrate.
+        make_loader: the test loader of a dataset.
+
+    Raises:
+        UserError: ``value`` is neither a file nor a dataset.
+    """
+    if not value:
+        return None
+    if Path(value).is_file():
+        return value
+    if value not in DatasetCatalog.list():
+        raise UserError(
+            f"{INT8_KEY}: {value!r} is neither the file of a calibration nor a registered dataset"
+        )
+    return list(itertools.islice(make_loader(value), _BATCHES))
