@@ -1,6 +1,7 @@
 """What a file says of its model besides the graph: sizes of its images, names of its classes and keypoints."""
 
 import logging
+from typing import Any
 
 from detectron2.data import DatasetMapper, Metadata
 from detectron2.data.transforms import AugmentationList, ResizeShortestEdge
