@@ -19,7 +19,7 @@ def describe(mapper: DatasetMapper | None, metadata: Metadata | None) -> dict:
         ``test_size``: {"min", "max"}, sides of `ResizeShortestEdge`; ``classes``: [{"id", "name"}] by the model's
         numbers; ``keypoint_names``; ``skeleton``: pairs of keypoint indices that lines join. Without what is not known.
     """
-    about: dict = {}
+    about: dict[str, Any] = {}
     if mapper is not None:
         about["test_size"] = _test_size(mapper.augmentations)
     if metadata is None:
