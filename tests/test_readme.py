@@ -22,6 +22,7 @@ from torch import nn
 
 import mrcnn_ext_command
 from mrcnn_ext import add_mrcnn_ext_config, model_zoo
+from mrcnn_ext.accel.cpu_features import int8_kernels_are_available
 from mrcnn_ext.data.data_file import read_data_file
 from mrcnn_ext.engine import load_config
 from mrcnn_ext.engine.launch import argument_parser
@@ -48,10 +49,6 @@ SMALL = {
     "SOLVER": {"MAX_ITER": 1, "IMS_PER_BATCH": 1},
     "TEST": {"DETECTIONS_PER_IMAGE": 3},
 }
-
-
-# A snippet that needs an exported file, which takes long to make, and the test that runs it with one.
-RUN_ELSEWHERE = {"from mrcnn_runtime import Detector": "tests/export/test_standalone.py"}
 
 
 def blocks(language):
@@ -105,16 +102,16 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
     monkeypatch.setattr(model_zoo, "get_config_file", small_config_file)
     session = {"image": np.zeros((60, 90, 3), np.uint8), "Gate": Gate}
     for snippet in blocks("python"):
-        if elsewhere := [test for line, test in RUN_ELSEWHERE.items() if line in snippet]:
-            compile(snippet, "README.md", "exec")
-            assert any(line in (ROOT / elsewhere[0]).read_text() for line in snippet.splitlines()[:1])
-            continue
+        if "int8=inputs" in snippet:  # "On processors with AVX512-VNNI"
+            if not int8_kernels_are_available():
+                continue
+            session["inputs"] = [[{"image": torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)}]]
         if "accelerate(model)" in snippet:  # "any GeneralizedRCNN of either"
             session["model"] = small_lazy_model(session["model"])
         if "mrcnn_runtime" in snippet:
             export_beside_runtime(monkeypatch)
         if "roi_align(" in snippet:
-            session |= {"features": torch.rand(1, 4, 20, 30), "boxes": [torch.tensor([[8.0, 8, 90, 70]])]}
+            session |= {"features": torch.rand(1, 4, 20, 30), "boxes": torch.tensor([[0, 8.0, 8, 90, 70]])}
             session |= {f"p{k}": torch.rand(1, 4, 256 >> k, 320 >> k) for k in range(2, 6)}
         exec(compile(snippet, "README.md", "exec"), session)
     assert session["instances"].image_size == (60, 90)

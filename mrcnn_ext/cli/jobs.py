@@ -6,6 +6,7 @@ from detectron2.config import get_cfg
 
 from ..config import add_mrcnn_ext_config
 from ..engine import lazy, train_net
+from ..engine.described import described_lazy_config
 from ..engine.description import config_of, read_description
 from ..engine.errors import UserError
 from ..engine.setup import merge_config, merge_options
@@ -67,13 +68,17 @@ def engine_job(
     """
     if config.endswith(".py"):
         return _lazy_job(config, data, weights, output, list(words), evaluate)
-    options = yaml_options(words)
     cfg = get_cfg()
     add_mrcnn_ext_config(cfg)
     if checkpoint:
-        cfg = config_of(read_description(checkpoint, trust), checkpoint)
+        about = read_description(checkpoint, trust)
+        if about["kind"] == "lazy" and evaluate:
+            return _lazy_job("", data, checkpoint, output, list(words), evaluate, trust)
+        cfg = config_of(about, checkpoint)
+        options = yaml_options(words)
         merge_options(cfg, options)
     else:
+        options = yaml_options(words)
         merge_config(cfg, config, options, trust)
     before = []
     if data:
@@ -91,12 +96,15 @@ def engine_job(
     return train_net.main, values, cfg.OUTPUT_DIR
 
 
-def _lazy_job(config, data, weights, output, words, evaluate):
+def _lazy_job(config, data, weights, output, words, evaluate, trust=False):
     for word in words:
         if "=" not in word:
             raise UserError(f"{word!r}: keys of a LazyConfig are given as key=value")
-    cfg = lazy.load_lazy_config(config, words)
-    before, coco_format = [], []
+    if config:
+        cfg = lazy.load_lazy_config(config, words)
+    else:
+        cfg = lazy.override(described_lazy_config([f"train.init_checkpoint={weights}"], trust), words)
+    before, coco_format, evaluated = [], [], True
     if data:
         coco_format, train, test = read_data(
             data, "keypoint_head" in cfg.model.get("roi_heads", {}), evaluate
@@ -105,16 +113,16 @@ def _lazy_job(config, data, weights, output, words, evaluate):
             raise UserError(
                 f"data={data}: a LazyConfig evaluates one dataset, and this has {len(test)} for it"
             )
-        if train:
+        evaluated = bool(test)
+        if not evaluate:
             before.append(f"dataloader.train.dataset.names=[{','.join(map(repr, train))}]")
-        if test:
-            before.append(f"dataloader.test.dataset.names={test[0]!r}")
-        else:
-            before += ["~dataloader.test", "~dataloader.evaluator"]
+        before.append(f"dataloader.test.dataset.names={(test or train)[0]!r}")
+        if not test:  # how images are resized is of use without a set to evaluate on
+            before.append("+train.val_loss.enabled=false")
     if weights:
         before.append(f"train.init_checkpoint={weights!r}")
     if output:
         before.append(f"train.output_dir={output!r}")
     values = {"config_file": config, "opts": [*before, *words], "coco_format": coco_format}
-    values |= {"follow_data": bool(data), "eval_only": evaluate}
+    values |= {"follow_data": bool(data), "eval_only": evaluate, "without_evaluation": not evaluated}
     return lazy.main, values, output or cfg.train.output_dir

@@ -77,4 +77,6 @@ def command(ctx, words, config_file, output, recipe, resume, view, **_):
 def _view(view, config):
     if view is None:
         return []
-    return [f"train.terminal_view={view}".lower()] if config.endswith(".py") else ["TERMINAL_VIEW", str(view)]
+    return (
+        [f"+train.terminal_view={view}".lower()] if config.endswith(".py") else ["TERMINAL_VIEW", str(view)]
+    )

@@ -30,6 +30,7 @@ def described_lazy_config(overrides: Sequence[str], trust: bool = False) -> Dict
         UserError: there is no checkpoint among the overrides, or it does not say how it is evaluated.
     """
     path = next((text.partition("=")[2] for text in overrides if text.startswith(f"{_WEIGHTS}=")), "")
+    path = path.strip("'\"")
     if not path:
         raise UserError(f"give --config-file, or {_WEIGHTS}=FILE with a checkpoint that holds its config")
     about = read_description(path, trust)

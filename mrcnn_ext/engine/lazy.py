@@ -56,7 +56,8 @@ def main(args: argparse.Namespace):
 
     Args:
         args: of :func:`mrcnn_ext.engine.argument_parser`. It may have ``coco_format``, as of ``DATASETS.COCO_FORMAT``,
-            and ``follow_data``, with which the numbers of classes and keypoints are those of the data.
+            ``follow_data``, with which the numbers of classes and keypoints are those of the data, and
+            ``without_evaluation``.
 
     Returns:
         dict: metrics of the evaluation, in the main process.
@@ -88,6 +89,8 @@ def _set_up(args):
         cfg = load_lazy_config(args.config_file, args.opts)
         if getattr(args, "follow_data", False):
             follow_data_lazily(cfg, args.opts, any_number=True)
+        if getattr(args, "without_evaluation", False):
+            cfg.dataloader.pop("evaluator", None)
         if getattr(args, "recipe", None):
             recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
     device = cfg.train.device

@@ -23,7 +23,7 @@ from .description import config_of, read_description
 from .errors import UserError, did_you_mean
 from .from_data import UNSAID, follow_data, mark_unsaid
 from .recipe_config import apply_recipe
-from .settings import check_output_dir, check_settings
+from .settings import building, check_output_dir, check_settings
 from .yaml_files import merge_from_file
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "start",
 ]
 
-# What detectron2 logs before anything happens.
+# What detectron2 logs that does not help who waits.
 _FOR_THE_LOG_FILE = (
     *(
         "Rank of current process",
@@ -45,7 +45,13 @@ _FOR_THE_LOG_FILE = (
         "Command line arguments",
         "Contents of args.config_file",
     ),
-    *("Running with full config", "Model:\n"),
+    *("Running with full config", "Model:\n", "[DatasetMapper]", "Serializ", "Using training sampler"),
+    *(
+        "Making batched data loader",
+        "Evaluate annotation type",
+        "COCOeval_opt.",
+        "Accumulating evaluation results",
+    ),
 )
 
 
@@ -180,7 +186,9 @@ def complete(cfg: CfgNode) -> CfgNode:
 
 
 def _tell_of_timm(cfg):
-    for message in follow_timm(cfg):
+    with building("the model"):
+        messages = list(follow_timm(cfg))
+    for message in messages:
         if comm.is_main_process():
             logging.getLogger(__name__).warning("%s", message)
 

@@ -1,5 +1,6 @@
 """Any convolutional or hierarchical timm model as a source of feature maps."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -61,9 +62,10 @@ class TimmFeatures(nn.Module):
         random_state = torch.get_rng_state()
         whole = _create(model_name, args)
         if "strict_img_size" not in args and _wants_one_size(whole):
-            args["strict_img_size"] = False
             torch.set_rng_state(random_state)
-            whole = _create(model_name, args)
+            with contextlib.suppress(ValueError):  # it has no such argument
+                whole = _create(model_name, {**args, "strict_img_size": False})
+                args["strict_img_size"] = False
         stages = whole.feature_info
         torch.set_rng_state(random_state)
         args["out_indices"] = _out_indices(model_name, stages, self.strides)

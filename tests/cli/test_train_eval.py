@@ -1,6 +1,7 @@
 """mrcnn-ext train and eval, in this process."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,20 @@ def test_a_lazy_config_takes_the_data_too(run, data_file):
     weights = torch.load("out/model_final.pth")["model"]
     assert weights["roi_heads.box_predictor.cls_score.weight"].shape[0] == 3, "it does not follow the data"
     assert "Average Precision" in printed
+
+    for name in ("skiers_train", "skiers_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    # Its checkpoint holds what is needed, too.
+    printed = run(
+        "eval", "out/model_final.pth", f"data={data_file}", "--num-gpus", 0, "--output", "evaluated"
+    )
+    assert "Average Precision" in printed
+
+    # Without a set to evaluate on; off a terminal, where there is nothing to view.
+    Path(data_file).write_text("name: alone\ntrain: [annotations.json, .]\n")
+    assert "Average Precision" not in run(*words[:-1], "alone", "--no-view", *keys)
+    assert torch.load("alone/model_final.pth")["iteration"] == 0
 
 
 @pytest.mark.parametrize(

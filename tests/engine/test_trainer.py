@@ -14,15 +14,17 @@ from detectron2.modeling import build_model
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer, UserError
 from mrcnn_ext.engine import trainer as trainer_module
+from mrcnn_ext.engine.setup import complete
 from mrcnn_ext.engine.trainer import accelerated, accelerated_for_training, thin_out
 from mrcnn_ext.evaluation import COCOEvaluator
 
 pytestmark = pytest.mark.detectron2
 
 
-def test_config_without_our_keys():
-    with pytest.raises(UserError, match="call mrcnn_ext.add_mrcnn_ext_config"):
-        Trainer(get_cfg())
+def test_config_without_our_keys_means_their_defaults():
+    plain = get_cfg()
+    cfg = complete(plain)
+    assert cfg.VAL_LOSS.ENABLED and cfg.is_frozen() and "VAL_LOSS" not in plain
 
 
 @pytest.mark.parametrize(
