@@ -1,6 +1,7 @@
 """What a file says of its model besides the graph: sizes of its images, names of its classes and keypoints."""
 
 import logging
+from typing import Any
 
 from detectron2.data import DatasetMapper, Metadata
 from detectron2.data.transforms import AugmentationList, ResizeShortestEdge
@@ -18,7 +19,7 @@ def describe(mapper: DatasetMapper | None, metadata: Metadata | None) -> dict:
         ``test_size``: {"min", "max"}, sides of `ResizeShortestEdge`; ``classes``: [{"id", "name"}] by the model's
         numbers; ``keypoint_names``; ``skeleton``: pairs of keypoint indices that lines join. Without what is not known.
     """
-    about: dict = {}
+    about: dict[str, Any] = {}
     if mapper is not None:
         about["test_size"] = _test_size(mapper.augmentations)
     if metadata is None:
