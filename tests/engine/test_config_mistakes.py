@@ -90,9 +90,8 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
     ],
 )  # fmt: skip
 def test_models(opts, message):
-    cfg = load_config("", [*GOOD, "MODEL.ROI_HEADS.NAME", "FusedRes5ROIHeads", *opts])
     with pytest.raises(UserError, match=message):
-        Trainer.build_model(cfg)
+        Trainer.build_model(load_config("", [*GOOD, "MODEL.ROI_HEADS.NAME", "FusedRes5ROIHeads", *opts]))
 
 
 LAZY = {
