@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..accel.cpu_features import bf16_kernels_are_available, float32_kernels_are_available
+from ..accel.cpu_features import (
+    bf16_kernels_are_available,
+    float32_kernels_are_available,
+    int8_kernels_are_available,
+)
+from ..ops.int8_pointwise import int8_pointwise_conv, int8_weight
 from ..ops.pointwise import pointwise_conv, pointwise_weight
 from ..ops.stem import stem_conv_pool, stem_weight
 from ..ops.winograd import winograd_conv3x3, winograd_weight
@@ -30,17 +35,17 @@ LAYERS = {
     "box head": (1000, 12544, 1024, 1, 1, 1),
     "stem": (1, 3, 64, 800, 1216, 7),
 }
-METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "ours bf16", "ours float32")
+METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "ours bf16", "ours float32", "ours int8")
 _CPU = torch.device("cpu")
 # Errors above these, in standard deviations of the result, are mistakes.
-_LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2, 1e-4), strict=True))
+_LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2, 1e-4, 0.05), strict=True))
 
 
 def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -> dict:
     """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
     standard deviations of the result in float64. Maps are bf16, as they are between layers; of the stem, "float32" and
     "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1 and of the stem, whose ReLU and pooling are
-    measured with it, where it is available; in float32 of 1x1 alone.
+    measured with it, where it is available; in float32 and int8 of 1x1 alone.
 
     Raises:
         AssertionError: a result is wrong.
@@ -80,6 +85,9 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
     if side == 1 and float32_kernels_are_available():
         in_float32 = pointwise_weight(weight, torch.float32)
         functions["ours float32"] = lambda: pointwise_conv(wide, in_float32, bias)
+    if side == 1 and int8_kernels_are_available():
+        in_int8 = int8_weight(weight, bias, wide.max().item() / 255, 0)
+        functions["ours int8"] = lambda: int8_pointwise_conv(x, in_int8)
     expected = convolve(wide[:1].double(), weight.double(), bias.double())
     errors = {method: _error(function(), expected) for method, function in functions.items()}
     for method, error in errors.items():

@@ -62,7 +62,8 @@ class MetricsWriter(JSONWriter):
         with replacing(self._path, "w") as file:
             file.writelines(lines)
         self._file_handle = open(self._path, "a")
-        self._last_write = iteration - 1
+        # What came after the last line and before the checkpoint is in the checkpoint, and in no line yet.
+        self._last_write = max(map(_iteration, lines), default=-1)
 
 
 def _iteration(line):

@@ -187,7 +187,7 @@ def complete(cfg: CfgNode) -> CfgNode:
 
 def _tell_of_timm(cfg):
     with building("the model"):
-        messages = follow_timm(cfg)
+        messages = list(follow_timm(cfg))
     for message in messages:
         if comm.is_main_process():
             logging.getLogger(__name__).warning("%s", message)

@@ -68,7 +68,8 @@ def _draw_loss(axes, history, name):
     axes.plot(*history.points(name), color=TRAINING, linewidth=1.3, label="training")
     points = history.points(f"val/{name}")
     if points[0]:
-        axes.plot(*points, color=VALIDATION, linewidth=1.3, marker="o", markersize=4, label="validation")
+        look = {"linewidth": 1.3, "marker": "o", "markersize": 4, "clip_on": False}
+        axes.plot(*points, color=VALIDATION, label="validation", **look)
     _plain(axes)
     axes.set_xlabel("iteration", fontsize=8)
     axes.set_ylim(bottom=0)

@@ -38,6 +38,10 @@ def model(tiny_cfg, make_batch, _models):
         )
         model = build_model(cfg).eval()
         calibrate(model, make_batch(BOXES, size=(128, 128)))
+        with torch.no_grad():  # as in trained ones, blocks add little; of random ones errors grow
+            for name, value in model.named_parameters():
+                if name.endswith("conv3.norm.weight"):
+                    value.mul_(0.2)
         _models["model"] = model
     return _models["model"]
 
@@ -117,7 +121,7 @@ def test_a_calibration_is_kept_for_its_weights_alone(model, fast, inputs, tmp_pa
         ("{", "it is not JSON"),
         ("[]", '"format" is not'),
         ('{"format": "something else"}', '"format" is not'),
-        ({"version": 2}, "is of version 2 .* reads 1"),
+        ({"version": 2}, "of version 2 .* reads 1"),
         ({"layers": {"a": {"scale": 1.0}}}, "damaged .*zero_point"),
         ({"layers": {"a": {"scale": -1.0, "zero_point": 0, "error": 0.0}}}, "of a is out of range"),
         ({"layers": None}, "damaged"),
@@ -206,12 +210,12 @@ def test_ranges():
     torch.testing.assert_close(result, x.clamp(-1, 1), rtol=0, atol=wide.scale)
     assert wide.apply(torch.zeros(1)) == 0
     observer = Observer()
-    sample = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
-    sample[0, 0] = 40  # far from the others
+    sample = torch.randn(512, 100, generator=torch.Generator().manual_seed(0))
+    sample[0, 0] = 12  # far from the others
     observer(sample, torch.ones(4, 100), None, True)
-    assert (observer.low, observer.high) == (sample.min().item(), 40)
+    assert (observer.low, observer.high) == (sample.min().item(), 12)
     found = observer.best_range()
-    assert 4 < found.scale * (255 - found.zero_point) < 39
+    assert 4 < found.scale * (255 - found.zero_point) < 11.9
     everything = Int8Range.of(observer.low, observer.high)
     assert (found.apply(sample) - sample).square().mean() < (
         everything.apply(sample) - sample

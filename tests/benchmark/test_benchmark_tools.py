@@ -60,6 +60,8 @@ def test_convolutions(run, monkeypatch):
         convolutions.measure("res2", convolutions.LAYERS["res2"], 0.0)
     row = convolutions.measure("last", (1, 16, 32, 9, 10, 1), 0.0)
     assert row["bf16_ms"] > 0 and row["winograd int16_ms"] is None
+    assert (row["ours float32_ms"] is not None) == convolutions.float32_kernels_are_available()
+    assert (row["ours int8_ms"] is not None) == convolutions.int8_kernels_are_available()
     assert convolutions.line(row).startswith("last, 1x16x32x9x10, 1")
 
 

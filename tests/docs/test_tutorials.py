@@ -120,10 +120,14 @@ def test_the_notebook_runs_and_holds_no_outputs(folder, monkeypatch):
     import matplotlib.pyplot as plt
 
     shown = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.gcf().axes)))
+
+    def show():
+        shown.append(len(plt.gcf().axes))
+        plt.close("all")
+
+    monkeypatch.setattr(plt, "show", show)
     names = {"__name__": "notebook"}
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
-    plt.close("all")
     assert shown == [4, 1]  # predictions of four scenes, and the curves of two RoI layers

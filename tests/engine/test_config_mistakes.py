@@ -90,7 +90,7 @@ def test_a_batch_that_processes_cannot_share(monkeypatch):
     ],
 )  # fmt: skip
 def test_models(opts, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message):  # what timm lacks is found before the model is built
         Trainer.build_model(load_config("", [*GOOD, "MODEL.ROI_HEADS.NAME", "FusedRes5ROIHeads", *opts]))
 
 

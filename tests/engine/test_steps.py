@@ -1,5 +1,6 @@
 """Steps that are known to be finite, accumulated gradients, weights' averages and what checkpoints keep."""
 
+import json
 import math
 
 import pytest
@@ -8,11 +9,13 @@ pytest.importorskip("detectron2")
 
 import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from mrcnn_ext.engine import Checkpointer, UserError
 from mrcnn_ext.engine.averaging import AveragingHook, WeightAverage
 from mrcnn_ext.engine.errors import NonFiniteError
+from mrcnn_ext.engine.events import MetricsWriter
 from mrcnn_ext.engine.saving import BestHook, CheckpointHook, ResumeHook, TrainingState
 from mrcnn_ext.engine.steps import StepTrainer
 
@@ -157,6 +160,20 @@ def test_a_training_that_was_killed_before_its_final_checkpoint_gets_it(tmp_path
     for name, value in expected["model"].items():
         assert torch.equal(found["model"][name], value)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_metrics_that_a_kill_kept_from_the_file_come_with_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"a": 1.0, "iteration": 1}\n{"a": 5.0, "iteration": 4}\n{"itera')
+    with EventStorage(3) as storage:
+        writer = MetricsWriter(str(path))
+        writer.resume_at(3)
+        storage.put_scalar("b", 2.0, cur_iter=2)  # as the checkpoint has it
+        storage.put_scalar("a", 3.0, cur_iter=3)
+        writer.write()
+        writer.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [{"a": 1.0, "iteration": 1}, {"b": 2.0, "iteration": 2}, {"a": 3.0, "iteration": 3}]
 
 
 def test_the_best_is_kept_and_the_training_ends_when_it_stays_the_best(tmp_path):
