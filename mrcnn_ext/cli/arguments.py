@@ -75,7 +75,7 @@ def split_words(ctx: click.Context, words, names) -> tuple[dict[str, str], list[
         the values by name; and the other words, as typed.
 
     Raises:
-        click.UsageError: an option that there is not, or a name given twice.
+        click.UsageError: an option that there is not, a name given twice, or without a value.
     """
     own, others, is_value = {}, [], False
     for word in words:
@@ -89,6 +89,8 @@ def split_words(ctx: click.Context, words, names) -> tuple[dict[str, str], list[
         elif equals and name in names:
             if name in own:
                 raise click.UsageError(f"{name}= is given twice", ctx)
+            if not value:
+                raise click.UsageError(f"{name}= has no value", ctx)
             own[name] = value
         else:
             others.append(word)

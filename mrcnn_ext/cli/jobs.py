@@ -103,7 +103,9 @@ def _lazy_job(config, data, weights, output, words, evaluate, trust=False):
     if config:
         cfg = lazy.load_lazy_config(config, words)
     else:
-        cfg = lazy.override(described_lazy_config([f"train.init_checkpoint={weights}"], trust), words)
+        cfg = lazy.override(
+            described_lazy_config([f"train.init_checkpoint={weights}"], trust), words, follow=False
+        )
     before, coco_format, evaluated = [], [], True
     if data:
         coco_format, train, test = read_data(

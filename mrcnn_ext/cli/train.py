@@ -1,7 +1,10 @@
 """``mrcnn-ext train``."""
 
+import os
+
 import click
 
+from ..engine.errors import UserError
 from ..model_zoo import find_config, zoo_name
 from .arguments import CONTEXT, launch_options, namespace, split_words, words_argument
 from .jobs import engine_job, weights_of
@@ -19,6 +22,7 @@ from .jobs import engine_job, weights_of
     help="auto: schedule, learning rate, image sizes and anchors by the training data, where you do not set them; "
     "they are told with reasons, and written to the output folder.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a finished training in the output folder.")
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 @click.option(
     "--view/--no-view",
@@ -27,7 +31,7 @@ from .jobs import engine_job, weights_of
 )
 @launch_options
 @click.pass_context
-def command(ctx, words, config_file, output, recipe, resume, view, **_):
+def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **_):
     """Train a model.
 
     \b
@@ -60,18 +64,33 @@ def command(ctx, words, config_file, output, recipe, resume, view, **_):
     model = config_file or own["model"]
     checkpoint = model if model.endswith((".pth", ".safetensors", ".pkl")) else ""  # a config is a file too
     config = "" if checkpoint else find_config(model)
+    weights = weights_of(own["weights"]) if "weights" in own else checkpoint
     main, values, folder = engine_job(
         config,
         checkpoint,
         data=own.get("data", ""),
-        weights=weights_of(own["weights"]) if "weights" in own else checkpoint,
+        weights=weights,
         output=output,
         words=[*_view(view, config), *others],
         trust=ctx.params["trust_files"],
     )
+    if not resume:
+        _check_not_overwritten(folder, weights, overwrite)
     click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
     run(main, namespace(ctx, resume=resume, recipe=recipe, brief=True, **values))
     click.echo(f"trained: {folder}/model_final.pth")
+
+
+def _check_not_overwritten(folder, weights, overwrite):
+    if weights and os.path.realpath(os.path.dirname(weights)) == os.path.realpath(folder):
+        raise UserError(
+            f"{weights}: the training would replace the weights that it starts from: give another folder with --output"
+        )
+    if not overwrite and os.path.isfile(os.path.join(folder, "model_final.pth")):
+        raise UserError(
+            f"{folder} holds a finished training: give another folder with --output, --resume to go on with it (with "
+            "more iterations), or --overwrite to replace it"
+        )
 
 
 def _view(view, config):

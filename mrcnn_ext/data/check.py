@@ -11,6 +11,7 @@ from .check_cityscapes import check_cityscapes_tree
 from .images import check_images as _check_images
 from .loading import annotation_label, clean_dicts, load_dataset
 from .problems import Problems
+from .same_names import check_same_names
 
 __all__ = ["check_dataset", "check_same_names"]
 
@@ -127,29 +128,3 @@ def _unfit(
             f"{num_keypoints} (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS): {3 * num_keypoints} numbers x, y, visibility "
             "are expected",
         )
-
-
-def check_same_names(kind: str, names: dict[str, Sequence[str]]) -> None:
-    """Refuses datasets that have the same class, or keypoint, at different places: a model learns places.
-
-    Args:
-        kind: "class" or "keypoint".
-        names: of the classes or keypoints of each dataset, in order.
-
-    Raises:
-        ValueError: names both datasets, the class and its places.
-    """
-    known: dict[str, tuple[int, str]] = {}
-    for dataset, listed in names.items():
-        for place, name in enumerate(listed):
-            other_place, other = known.setdefault(name, (place, dataset))
-            if other_place != place and other != dataset:
-                raise ValueError(
-                    f"datasets {other!r} and {dataset!r} do not have the same order: {kind} {name!r} is number "
-                    f"{other_place} (from 0) of {other!r} ({_listed(names[other])}), number {place} of {dataset!r} "
-                    f"({_listed(listed)}). Write one of them with the other's order"
-                )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join([*names[:5], "..."] if len(names) > 5 else names)

@@ -7,8 +7,12 @@ import json
 import os
 import tempfile
 
+from .coco_file import CocoFile
 from .data_file import read_data_file
+from .description import read_description
 from .pictures import draw_images
+from .problems import Problems
+from .same_names import check_same_names
 from .survey import Survey, survey_coco_file, write_repaired
 
 __all__ = ["FINE", "WRONG", "report_data_file", "report_dataset"]
@@ -85,11 +89,36 @@ def report_data_file(path: str, *, pictures: str | None = None, repair: str | No
         raise ValueError(f"--repair writes a copy of one annotation file: name it instead of {path}")
     code = FINE
     with tempfile.TemporaryDirectory(prefix="check_dataset_") as folder:
-        for number, (name, annotations, images, *_) in enumerate(read_data_file(path, folder).coco_format):
+        parts = read_data_file(path, folder).coco_format
+        for number, (name, annotations, images, *_) in enumerate(parts):
             print(f"\n{name}:" if number else f"{name}:")
             drawn = os.path.join(pictures, name) if pictures else None
             code = max(code, report_dataset(annotations, images, pictures=drawn, **options))
+        try:
+            _check_orders(parts)
+        except ValueError as error:
+            print(f"\nerror: {error}")
+            code = WRONG
     return code
+
+
+def _check_orders(parts):
+    """What a training on the parts of a data file would refuse: the same class, or keypoint, at different places."""
+    classes, keypoints = {}, {}
+    for name, json_file, _, *description in parts:
+        file = CocoFile(json_file, Problems(name, json_file))
+        listed = [category["name"] for category in file.categories]
+        described = read_description(
+            description[0] if description else None,
+            classes=listed,
+            keypoints=file.keypoint_names,
+            where=f"dataset {name!r}",
+            json_file=json_file,
+        )
+        classes[name] = described.get("names") or listed
+        keypoints[name] = described.get("keypoints") or file.keypoint_names
+    check_same_names("class", classes)
+    check_same_names("keypoint", keypoints)
 
 
 def _open(dataset: str, images: str | None, stack: contextlib.ExitStack) -> tuple[str, str | None, dict]:
@@ -100,7 +129,6 @@ def _open(dataset: str, images: str | None, stack: contextlib.ExitStack) -> tupl
         from detectron2.data import MetadataCatalog
 
         from .loading import coco_content, coco_loader
-        from .problems import Problems
     except ImportError as error:
         raise FileNotFoundError(
             f"{dataset}: there is no such annotation file, and registered datasets need detectron2 ({error})"

@@ -1,7 +1,7 @@
 """Checkpoints that a kill cannot corrupt, that run nothing, and that are checked against the model they go into."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from urllib.error import URLError
 
 import numpy as np
@@ -16,6 +16,7 @@ from .averaging import WeightAverage
 from .class_mapping import ClassMapping
 from .description import ABOUT
 from .errors import NonFiniteError, UserError
+from .evaluated_names import check_evaluated_names
 from .weight_files import read_weights
 
 __all__ = ["Checkpointer", "not_finite"]
@@ -39,6 +40,9 @@ class Checkpointer(DetectionCheckpointer):
             wherever training is not resumed.
         trust: run whatever code a file holds.
         classes: maps the class-specific weights of a file with other classes, wherever training is not resumed.
+        for_inference: the weights are not trained further: one of another shape, or a head's that is not in the file,
+            is an error unless ``allow_partial``.
+        evaluated_on: names of datasets, whose classes and keypoints must be those that a file says it has learnt.
     """
 
     # Tensors of the file that may be without a place in the model: a mask head, predictors of other classes.
@@ -56,9 +60,13 @@ class Checkpointer(DetectionCheckpointer):
         averaged: WeightAverage | None = None,
         trust: bool = False,
         classes: ClassMapping | None = None,
+        for_inference: bool = False,
+        evaluated_on: Sequence[str] = (),
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
+        self._for_inference = for_inference
+        self._evaluated_on = evaluated_on
         self._classes = classes
         self.trust = trust
         self.about = about
@@ -215,6 +223,9 @@ class Checkpointer(DetectionCheckpointer):
         return dict(loaded)
 
     def _load_model(self, checkpoint):
+        if self._evaluated_on:
+            has_keypoints = any(".keypoint_head." in name for name, _ in self.model.named_parameters())
+            check_evaluated_names(checkpoint.get(ABOUT), self._file, self._evaluated_on, has_keypoints)
         averaged = checkpoint.pop(_AVERAGED, None)
         if averaged is not None and self._resuming and self.averaged is not None:
             self.averaged.load_state_dict(averaged)
@@ -252,6 +263,8 @@ class Checkpointer(DetectionCheckpointer):
         if self.MAX_MISSING_IN_BACKBONE * len(backbone) < num_missing < len(backbone):
             reasons.append(f"it lacks {num_missing} of the {len(backbone)} tensors of the model's backbone")
         if not reasons:
+            if self._for_inference:
+                self._check_heads(incompatible)
             return
 
         examples = [
@@ -265,6 +278,22 @@ class Checkpointer(DetectionCheckpointer):
             f"({'; '.join(examples[:4])}). To load what fits, set MODEL.ALLOW_PARTIAL_WEIGHTS True "
             "(LazyConfig: train.allow_partial_weights=True)"
         )
+
+    def _check_heads(self, incompatible):
+        """What few weights of another shape are to a training, random predictions are without one."""
+        wrong = [
+            f"{key} is {tuple(theirs)} in the file, {tuple(ours)} in the model"
+            for key, theirs, ours in incompatible.incorrect_shapes
+        ]
+        trained = {name for name, _ in self.model.named_parameters() if name.startswith("roi_heads.")}
+        wrong += [f"{key} is not in the file" for key in incompatible.missing_keys if key in trained]
+        if wrong:
+            raise UserError(
+                f"{self._file} does not fit the model, which would predict with {len(wrong)} random tensors "
+                f"({'; '.join(wrong[:3])}): give the config that it was trained with, its numbers of classes and "
+                "keypoints too. To use what fits, set MODEL.ALLOW_PARTIAL_WEIGHTS True (LazyConfig: "
+                "train.allow_partial_weights=True)"
+            )
 
 
 def not_finite(weights: Mapping[str, Tensor | np.ndarray]) -> list[str]:

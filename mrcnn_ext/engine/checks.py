@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from omegaconf import OmegaConf
 
 from ..data import check_dataset
-from ..data.check import check_same_names
+from ..data.same_names import check_same_names
 from ..evaluation import build_evaluator
 from .errors import UserError, did_you_mean
 
@@ -185,7 +185,9 @@ def _check_files(
                 max_size=max_size,
             )
             _tell_of_trained_images(name, dicts, trained_on, name in train)
-            _check_metadata(name, name in train, name in test, num_classes, classes_key, num_keypoints)
+            _check_metadata(
+                name, name in train or not train, name in test, num_classes, classes_key, num_keypoints
+            )
             if name in test and evaluate is not None:
                 _check_evaluation(name, dicts, needs_masks)
                 evaluate(name)
@@ -220,10 +222,10 @@ def _tell_of_trained_images(name, dicts, trained_on, is_train):
         )
 
 
-def _check_metadata(name, is_train, is_test, num_classes, classes_key, num_keypoints):
+def _check_metadata(name, needs_keypoints, is_test, num_classes, classes_key, num_keypoints):
     metadata = MetadataCatalog.get(name)
     names = metadata.get("keypoint_names")
-    if is_train and num_keypoints is not None and not names:
+    if needs_keypoints and num_keypoints is not None and not names:
         raise ValueError(
             f"dataset {name!r}: a model with keypoints needs keypoint_names and keypoint_flip_map in its metadata. In "
             'COCO\'s format they are "keypoints" of its categories, or of the description in DATASETS.COCO_FORMAT; '

@@ -29,8 +29,9 @@ from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, nam
 from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .described import described_lazy_config
-from .description import describe_lazily
+from .description import describe_lazily, read_description
 from .errors import UserError, did_you_mean
+from .evaluated_names import check_evaluated_names
 from .events import build_writers
 from .from_data import follow_data_lazily
 from .hooks import ValidationLossHook
@@ -41,7 +42,7 @@ from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir
-from .setup import register_datasets, start
+from .setup import is_of_training, register_datasets, save_config, start
 from .steps import StepTrainer
 from .terminal import build_terminal_view
 from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
@@ -74,17 +75,29 @@ def main(args: argparse.Namespace):
                 return do_train(args, cfg, interruption, reading.close)
     model = _instantiate(cfg.model, "model")
     model.to(cfg.train.device)
-    checkpointer = _build_checkpointer(cfg, model, trust=args.trust_files)
+    checkpointer = _build_checkpointer(
+        cfg,
+        model,
+        trust=args.trust_files,
+        for_inference=True,
+        evaluated_on=names_of(cfg.dataloader.get("test")),
+    )
     if args.resume:
         checkpointer.require_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    if not is_of_training(cfg.train.output_dir):
+        save_config(cfg, cfg.train.output_dir)
     return do_test(cfg, model)
 
 
 def _set_up(args):
     recipe = None
     if args.eval_only and not args.config_file:
-        cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts)
+        cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts, follow=False)
+        if not args.resume:
+            weights, tested = cfg.train.init_checkpoint, names_of(cfg.dataloader.get("test"))
+            has_keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
+            check_evaluated_names(read_description(weights, args.trust_files), weights, tested, has_keypoints)
     else:
         cfg = load_lazy_config(args.config_file, args.opts)
         if getattr(args, "follow_data", False):
@@ -143,8 +156,13 @@ def load_lazy_config(config_file: str, overrides: Sequence[str] = ()):
     return override(cfg, overrides)
 
 
-def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def override(cfg: DictConfig, overrides: Sequence[str], follow: bool = True) -> DictConfig:
     """A config with ``key=value`` overrides, which are checked first, and our reading of data.
+
+    Args:
+        cfg: changed.
+        overrides: of the command line.
+        follow: its numbers of classes and keypoints are those of its data; see `follow_data_lazily`.
 
     Raises:
         UserError: an unknown key, or what is no override.
@@ -157,7 +175,8 @@ def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     except (OverrideParseException, OmegaConfBaseException, KeyError, ValueError, TypeError) as error:
         message = str(error).strip("'\"").partition("\n")[0]
         raise UserError(f"command line: {message}") from error
-    follow_data_lazily(cfg, overrides)
+    if follow:
+        follow_data_lazily(cfg, overrides)
     return cfg
 
 
@@ -263,7 +282,7 @@ def do_train(
     Returns:
         dict: metrics of the evaluation after training, in the main process.
     """
-    train = cfg.train
+    train, written = cfg.train, copy.deepcopy(cfg)  # what is built is put into cfg
     model = _instantiate(cfg.model, "model")
     logging.getLogger("detectron2").info(f"Model:\n{model}")
     model.to(train.device)
@@ -340,6 +359,7 @@ def do_train(
     if args.resume:
         checkpointer.require_checkpoint()
     checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
+    save_config(written, train.output_dir)
     # The checkpoint holds the iteration that was finished last.
     start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
     check_iterations(start_iter, train.max_iter, "train.max_iter")

@@ -57,7 +57,9 @@ class Predictor(DefaultPredictor):
         self.model.eval()
         if cfg.MODEL.CHANNELS_LAST:
             self.model.to(memory_format=torch.channels_last)
-        checkpointer = Checkpointer(self.model, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS, trust=trust)
+        checkpointer = Checkpointer(
+            self.model, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS, trust=trust, for_inference=True
+        )
         loaded = checkpointer.load(cfg.MODEL.WEIGHTS)
         self.metadata = _metadata(cfg.DATASETS.TEST, loaded.get(ABOUT))
         if cfg.MODEL.ACCELERATE:

@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from ..evaluation import COCOEvaluator
 from ..reports import TrainingHistory
 from ..reports.report import Evaluated, write_report
+from .setup import is_of_training
 
 __all__ = ["write_reports"]
 
@@ -30,7 +31,8 @@ def write_reports(
         evaluators: that have evaluated.
         output_dir: of the training; its ``metrics.json`` is read.
         results: of the evaluation, which the event storage does not have yet.
-        suffix: behind the data set's name.
+        suffix: behind the data set's name; an evaluation into the folder of a training, whose report stays, adds
+            ``_eval``.
 
     Returns:
         Paths of the files.
@@ -41,6 +43,8 @@ def write_reports(
     logger = logging.getLogger(__name__)
     if not ours:
         logger.warning("%s: there is no report, as no data set was evaluated in COCO's format", _KEY)
+    if not has_event_storage() and is_of_training(output_dir):
+        suffix += "_eval"
     written = []
     for evaluator in ours:
         path = os.path.join(output_dir, f"report_{evaluator.dataset_name}{suffix}.html")

@@ -8,9 +8,10 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -18,9 +19,11 @@ from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_ext_config, with_defaults
 from ..data import register_coco_format
+from ..files import replacing
 from ..modeling.backbone import follow_timm
 from .description import config_of, read_description
 from .errors import UserError, did_you_mean
+from .evaluated_names import check_evaluated_names
 from .from_data import UNSAID, follow_data, mark_unsaid
 from .recipe_config import apply_recipe
 from .settings import building, check_output_dir, check_settings
@@ -28,15 +31,18 @@ from .yaml_files import merge_from_file
 
 __all__ = [
     "complete",
+    "is_of_training",
     "load_config",
     "merge_config",
     "merge_options",
     "naming_unknown_objects",
     "register_datasets",
+    "save_config",
     "setup",
     "start",
 ]
 
+_CONFIG = "config.yaml"
 # What detectron2 logs that does not help who waits.
 _FOR_THE_LOG_FILE = (
     *(
@@ -79,12 +85,15 @@ def setup(args: argparse.Namespace):
             "--recipe is for a config file: the config in a checkpoint stays as it was trained with"
         )
     if weights:
-        cfg = config_of(read_description(weights, trust), weights)
-        # Of the data that it was trained on; other data have other numbers.
-        described = mark_unsaid(cfg)
+        about = read_description(weights, trust)
+        cfg = config_of(about, weights)
+        # Of the data that it was trained on; to train on others it gets their numbers.
+        described = {} if args.eval_only else mark_unsaid(cfg)
         merge_options(cfg, args.opts)
         register_datasets(cfg.DATASETS.COCO_FORMAT)
         follow_data(cfg, described)
+        if args.eval_only and not getattr(args, "resume", False):
+            check_evaluated_names(about, weights, cfg.DATASETS.TEST, cfg.MODEL.KEYPOINT_ON)
     else:
         cfg = load_config(args.config_file, args.opts, trust, getattr(args, "follow_data", False))
         if getattr(args, "recipe", None):
@@ -126,13 +135,59 @@ def register_datasets(datasets):
 
 
 def start(cfg, args, output_dir):
-    """detectron2's ``default_setup``, and the same logging for this package."""
+    """detectron2's ``default_setup``, and the same logging for this package. The folder's config.yaml stays as it is,
+    or is not: it is written by `save_config`, when all is found to be right."""
     # detectron2's anchors cause it; who trains can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     if getattr(args, "brief", False):
         _keep_off_terminal(output_dir)
-    default_setup(cfg, args)
+    with _keeping(os.path.join(output_dir, _CONFIG)):
+        default_setup(cfg, args)
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="mrcnn_ext")
+
+
+@contextlib.contextmanager
+def _keeping(path):
+    """A file is as it was afterwards, whatever the main process writes into it."""
+
+    def is_not_of_saving(record):
+        return not record.getMessage().startswith("Full config saved")
+
+    before = Path(path).read_bytes() if os.path.isfile(path) else None
+    logger = logging.getLogger("detectron2")
+    logger.addFilter(is_not_of_saving)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_not_of_saving)
+        if comm.is_main_process() and before is not None:
+            with replacing(path) as file:
+                file.write(before)
+        elif comm.is_main_process():
+            Path(path).unlink(missing_ok=True)
+
+
+def save_config(cfg, output_dir: str):
+    """Writes config.yaml in the main process.
+
+    Args:
+        cfg: a yaml config or a LazyConfig.
+        output_dir: folder of the results.
+    """
+    if not comm.is_main_process():
+        return
+    path = os.path.join(output_dir, _CONFIG)
+    if isinstance(cfg, CfgNode):
+        with replacing(path) as file:
+            file.write(cfg.dump().encode())
+    else:
+        LazyConfig.save(cfg, path)
+    logging.getLogger(__name__).info("Full config saved to %s", path)
+
+
+def is_of_training(folder: str) -> bool:
+    """Whether a training has written checkpoints into a folder; its config.yaml is that training's."""
+    return os.path.isfile(os.path.join(folder, "last_checkpoint")) or any(Path(folder).glob("model_*.pth"))
 
 
 def _keep_off_terminal(output_dir):

@@ -10,7 +10,7 @@ from ..data.reading_once import reading_once
 from .checkpoint import Checkpointer
 from .checks import check_config
 from .interruption import Interruption
-from .setup import setup
+from .setup import is_of_training, save_config, setup
 from .trainer import Trainer
 
 __all__ = ["main"]
@@ -41,6 +41,7 @@ def main(args: argparse.Namespace):
             if args.resume:
                 trainer.checkpointer.require_checkpoint()
             trainer.resume_or_load(resume=args.resume)
+            save_config(cfg, cfg.OUTPUT_DIR)
             trainer.train()
         return getattr(trainer, "_last_eval_results", {})
 
@@ -52,10 +53,14 @@ def _evaluate(cfg, args):
         save_dir=cfg.OUTPUT_DIR,
         allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
         trust=args.trust_files,
+        for_inference=True,
+        evaluated_on=cfg.DATASETS.TEST,
     )
     if args.resume:
         checkpointer.require_checkpoint()
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    if not is_of_training(cfg.OUTPUT_DIR):
+        save_config(cfg, cfg.OUTPUT_DIR)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_augmentation(cfg, model))

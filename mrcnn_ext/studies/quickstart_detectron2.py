@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..engine.checks import check_config
 from ..engine.launch import argument_parser
-from ..engine.setup import load_config, start
+from ..engine.setup import load_config, save_config, start
 from ..engine.trainer import Trainer
 from .stock_components import STOCK_COMPONENTS
 
@@ -39,6 +39,7 @@ def train_and_evaluate(
     Path(output_dir, "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
+    save_config(cfg, str(output_dir))
     trainer.train()
     # Of the iterations alone: evaluation on the way is not training.
     seconds = trainer.storage.history("time").global_avg() * cfg.SOLVER.MAX_ITER

@@ -1,5 +1,6 @@
 """mrcnn-ext train and eval, in this process."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ pytest.importorskip("detectron2")
 import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mrcnn_ext.model_zoo import find_config
 
 pytestmark = pytest.mark.detectron2
 
@@ -97,6 +100,18 @@ def test_a_lazy_config_takes_the_data_too(run, data_file):
     )
     assert "Average Precision" in printed
 
+    assert Path("out/config.yaml").read_text().count("max_iter: 1\n") == 1
+    assert not list(Path("out").glob("*.pkl")), "the config was written with what was built from it"
+
+    # Data in which the classes have each other's names.
+    annotations = Path("skis/annotations.json")
+    content = json.loads(annotations.read_text())
+    content["categories"][0]["name"], content["categories"][1]["name"] = "sledge", "skier"
+    Path("skis/swapped.json").write_text(json.dumps(content))
+    Path("skis/swapped.yaml").write_text("val: [swapped.json, .]\n")
+    words_of_eval = ["eval", "out/model_final.pth", "data=skis/swapped.yaml", "--num-gpus", 0]
+    assert "the classes in another order" in run(*words_of_eval, code=2)
+
     # Without a set to evaluate on; off a terminal, where there is nothing to view.
     Path(data_file).write_text("name: alone\ntrain: [annotations.json, .]\n")
     assert "Average Precision" not in run(*words[:-1], "alone", "--no-view", *keys)
@@ -113,6 +128,7 @@ def test_a_lazy_config_takes_the_data_too(run, data_file):
         (["train", "model=quickstart", "data=a.yaml", "data=b.yaml"], "data= is given twice"),
         (["train", "model=quickstart", "data=scenes_easi"], "data=scenes_easi: .* did you mean scenes_easy"),
         (["train", "model=quickstart", "data=none.yaml"], "data file none.yaml: there is no such file"),
+        (["train", "model=quickstart", "data="], "data= has no value"),
         (["train", "model=quickstart", "dat=scenes"], "'dat=scenes' is neither .*did you mean data"),
         (["train", "model=quickstart", "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' at the end .* has no value"),
         (["train", "model=quickstart", "SOLVER.MAX_ITR", "3"], "did you mean SOLVER.MAX_ITER"),
@@ -149,3 +165,88 @@ def test_words():
     )
     assert read_data("cityscapes", False)[2] == ("cityscapes_fine_instance_seg_val",)
     assert read_data("scenes_person_val", False, evaluate=True) == ([], (), ("scenes_person_val",))
+
+
+def _described(path, classes):
+    """A small checkpoint that has not been trained, of a model with these classes; returns its config."""
+    from mrcnn_ext.engine import Trainer, load_config
+    from mrcnn_ext.engine.description import describe
+
+    name = f"described_{'_'.join(classes)}"
+    MetadataCatalog.get(name).set(thing_classes=classes)
+    opts = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "MODEL.DEVICE", "cpu"]
+    opts += ["OUTPUT_DIR", str(path.parent), "MODEL.ROI_HEADS.NUM_CLASSES", len(classes), *SMALL]
+    cfg = load_config(find_config("quickstart"), opts)
+    about = describe(cfg)
+    model = Trainer.build_model(cfg)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"model": model.state_dict(), "about": about}, path)
+    MetadataCatalog.pop(name)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "classes, expected",
+    [
+        (
+            ["sledge", "skier"],
+            "the classes in another order than .*: 2 .skier, sledge.; .* 2 .sledge, skier.",
+        ),
+        (["skier"], "other classes than the checkpoint .*: 2 .skier, sledge.; the checkpoint 1 .skier."),
+        (["boat", "sledge"], "other classes than the checkpoint"),
+    ],
+)
+def test_a_checkpoint_is_evaluated_on_its_own_classes(run, data_file, tmp_path, classes, expected):
+    _described(tmp_path / "out" / "model_0.pth", classes)
+    words = ["eval", "out/model_0.pth", f"data={data_file}", "--num-gpus", 0]
+    assert re.search(expected, run(*words, code=2))
+    assert not (tmp_path / "out" / "config.yaml").exists(), "a refused evaluation has left its config"
+
+
+def test_names_are_compared_with_a_config_file_too(run, data_file, tmp_path):
+    cfg = _described(tmp_path / "out" / "model_0.pth", ["sledge", "skier"])
+    (tmp_path / "model.yaml").write_text(cfg.dump())
+    words = ["eval", "out/model_0.pth", "--config-file", "model.yaml", f"data={data_file}", "--num-gpus", 0]
+    assert "the classes in another order" in run(*words, code=2)
+
+
+def test_random_heads_do_not_predict(tmp_path):
+    from mrcnn_ext.engine import Predictor
+    from mrcnn_ext.engine.errors import UserError
+
+    cfg = _described(tmp_path / "out" / "model_0.pth", ["a", "b"])
+    cfg.MODEL.WEIGHTS = str(tmp_path / "out" / "model_0.pth")
+    cfg.DATASETS.TRAIN = ()
+    Predictor(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    with pytest.raises(
+        UserError, match=r"random tensors \(.*cls_score.weight is \(3, .* \(4, .*in the model"
+    ):
+        Predictor(cfg)
+    cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = True
+    Predictor(cfg)
+
+
+def test_what_a_training_has_written_stays(run, data_file, tmp_path):
+    _described(tmp_path / "out" / "model_final.pth", ["skier", "sledge"])
+    config = tmp_path / "out" / "config.yaml"
+    config.write_text("of the training")
+    run("eval", "out/model_final.pth", f"data={data_file}", "--num-gpus", 0, "TEST.REPORT", "True")
+    assert config.read_text() == "of the training"
+    assert [path.name for path in config.parent.glob("*.html")] == ["report_skiers_val_eval.html"]
+
+    words = ["train", f"data={data_file}", "--num-gpus", 0, "SOLVER.MAX_ITER", 1]
+    assert "would replace the weights that it starts from" in run(*words, "model=out/model_final.pth", code=2)
+    others = [*words, "model=quickstart", *SMALL, "--output", "out"]
+    assert "out holds a finished training: give another" in run(*others, code=2)
+    refused = [*others, "--overwrite", "MODEL.ROI_HEADS.NUM_CLASSES", 5]
+    assert "has 2 classes" in run(*refused, code=2)
+    assert config.read_text() == "of the training"
+    run(*others, "--overwrite")
+    assert "MAX_ITER: 1\n" in config.read_text()
+
+
+def test_a_keypoint_model_is_evaluated_on_keypoints(run, data_file, tmp_path):
+    words = ["eval", "out/model_0.pth", f"data={data_file}", "--num-gpus", 0, "MODEL.KEYPOINT_ON", "True"]
+    _described(tmp_path / "out" / "model_0.pth", ["skier", "sledge"])
+    assert "a model with keypoints needs keypoint_names" in run(*words, code=2)

@@ -182,3 +182,17 @@ def test_all_parts_of_a_data_file(write, tmp_path, capsys):
     assert (drawn / "skiers_train" / "1_1.jpg").is_file()
     with pytest.raises(ValueError, match="--repair writes a copy of one annotation file: name it instead of"):
         check_main([str(path), "--repair", "x.json"])
+
+
+def test_parts_of_a_data_file_have_their_classes_in_one_order(write, tmp_path, capsys):
+    parts = {"train": [write(), str(tmp_path)], "val": [write(), str(tmp_path)]}
+    content = json.loads(Path(parts["val"][0]).read_text())
+    names = [category["name"] for category in content["categories"]]
+    for category, name in zip(content["categories"], names[::-1], strict=True):
+        category["name"] = name
+    parts["val"][0] = str(tmp_path / "other.json")
+    Path(parts["val"][0]).write_text(json.dumps(content))
+    path = tmp_path / "skiers.yaml"
+    path.write_text(json.dumps(parts))
+    assert check_main([str(path), "--quiet"]) == WRONG
+    assert "'skiers_train' and 'skiers_val' do not have the same order: class" in capsys.readouterr().out

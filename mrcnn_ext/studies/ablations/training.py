@@ -13,7 +13,7 @@ from detectron2.engine import hooks
 from ...data import register_scenes
 from ...engine.launch import argument_parser
 from ...engine.saving import CheckpointHook
-from ...engine.setup import load_config, start
+from ...engine.setup import load_config, save_config, start
 from ...engine.trainer import Trainer
 from ...files import replacing
 from .study import Row
@@ -89,6 +89,7 @@ def _train(row, seed, output_dir, scenes_dir, options):
     start(cfg, argument_parser().parse_args([]), str(output_dir))
     trainer = _Trainer(cfg)
     trainer.resume_or_load(resume=False)
+    save_config(cfg, str(output_dir))
     began = time.process_time()
     trainer.train()
     return trainer, time.process_time() - began
