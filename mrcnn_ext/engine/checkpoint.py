@@ -286,6 +286,7 @@ class Checkpointer(DetectionCheckpointer):
             for key, theirs, ours in incompatible.incorrect_shapes
         ]
         trained = {name for name, _ in self.model.named_parameters() if name.startswith("roi_heads.")}
+        trained -= {key for key, _, _ in incompatible.incorrect_shapes}  # which are missing keys too
         wrong += [f"{key} is not in the file" for key in incompatible.missing_keys if key in trained]
         if wrong:
             raise UserError(

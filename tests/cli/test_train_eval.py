@@ -220,7 +220,7 @@ def test_random_heads_do_not_predict(tmp_path):
     Predictor(cfg)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
     with pytest.raises(
-        UserError, match=r"random tensors \(.*cls_score.weight is \(3, .* \(4, .*in the model"
+        UserError, match=r"with 6 random tensors \(.*cls_score.weight is \(3, .* \(4, .*in the model"
     ):
         Predictor(cfg)
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = True
