@@ -427,7 +427,9 @@ def test_command(tmp_path):
     inputs = make_inputs(SIZES[1])
     assert_same(infer(exported, inputs), infer(model, inputs))
     found = call("MODEL.META_ARCHITECTURE", "PanopticFPN")
-    assert found.exit_code == 1 and "weights.pth lacks 23 of the model's 111 parameters" in str(found.exception)
+    assert found.exit_code == 1 and "weights.pth lacks 23 of the model's 111 parameters" in str(
+        found.exception
+    )
     assert "m.ts needs PyTorch; it is for .onnx and .xml files" in str(call("--with-runtime").exception)
     (tmp_path / "image.png").write_text("no image")
     assert re.search("image.png: the image cannot be read: ", str(call().exception))
