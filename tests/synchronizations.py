@@ -87,7 +87,8 @@ class Synchronizations(TorchDispatchMode):
         frames = [f for f in traceback.extract_stack() if "synchronizations.py" not in f.filename]
         ours = next((f for f in reversed(frames) if "/torch/" not in f.filename), frames[-1])
         place = Path(ours.filename)
-        place = place.relative_to(PACKAGE) if place.is_relative_to(PACKAGE) else place.name
+        in_package = place.is_relative_to(PACKAGE) and "site-packages" not in place.parts
+        place = place.relative_to(PACKAGE) if in_package else place.name
         self.counts[f"{name} at {place}:{ours.lineno} {ours.line}"] += 1
 
     def __enter__(self):

@@ -49,4 +49,4 @@ def test_memory_is_not_told_without_the_module_that_knows_it(monkeypatch):
     from mrcnn_ext.engine import events
 
     monkeypatch.setattr(events, "resource", None)
-    assert events._peak_memory() is None or events.torch.cuda.is_initialized()
+    assert events.peak_memory() is None or events.torch.cuda.is_initialized()

@@ -142,7 +142,7 @@ def small_lazy_model(model):
     assert model.input_format == "RGB" and model.pixel_mean == [123.675, 116.28, 103.53]
     model.backbone.bottom_up.pretrained = False
     model.backbone.bottom_up.model_args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
-    return instantiate(model)
+    return instantiate(model).eval()
 
 
 def test_yaml_is_a_config_or_a_data_file(skiers):

@@ -72,8 +72,8 @@ leg_no_detectron2() {
 from importlib.machinery import PathFinder
 
 find_spec = PathFinder.find_spec
-PathFinder.find_spec = staticmethod(
-    lambda name, *args: None if name.partition(".")[0] == "detectron2" else find_spec(name, *args)
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *args: None if name.partition(".")[0] == "detectron2" else find_spec(name, *args)
 )
 PYTHON
   # Without the marked ones, as many tests are there as with detectron2: every test that needs it carries the marker.

@@ -42,6 +42,7 @@ _STOCK_ROI_HEADS = {
     "FusedRes5ROIHeads": "Res5ROIHeads",
 }
 
+_STOCK_POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 # To detections; to records of COCO's results, masks encoded; one step from images to new weights.
 TASKS = ("inference", "evaluation", "training")
@@ -149,7 +150,8 @@ def _stock_config(config: str, opts):
         file = get_config_file(config)
     cfg = load_config(file, opts)
     heads = cfg.MODEL.ROI_HEADS
-    heads.NAME = _STOCK_ROI_HEADS.get(heads.NAME, heads.NAME)
+    if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE in _STOCK_POOLERS:  # the others have none but ours
+        heads.NAME = _STOCK_ROI_HEADS.get(heads.NAME, heads.NAME)
     return cfg
 
 

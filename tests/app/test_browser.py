@@ -31,7 +31,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PATIENCE = 40_000  # milliseconds, on a loaded machine
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the app's browser test needs Chromium")
+pytestmark = [
+    pytest.mark.detectron2,
+    pytest.mark.skipif(CHROMIUM is None, reason="the app's browser test needs Chromium"),
+]
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from mrcnn_ext.app.serve import free_port
 from mrcnn_ext.cli import app
 from mrcnn_ext.engine.errors import UserError
 
+pytestmark = pytest.mark.detectron2
+
 
 def refused(*arguments):
     result = CliRunner().invoke(app.command, arguments)

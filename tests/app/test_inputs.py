@@ -14,6 +14,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.app.inputs import Limits, Picture, _capture, read_upload, sample_clip, sample_scene
 from mrcnn_ext.engine.errors import UserError
 
+pytestmark = pytest.mark.detectron2
+
 
 def encoded(pixels, kind="PNG", **options):
     data = io.BytesIO()

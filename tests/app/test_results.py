@@ -14,6 +14,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.app.inputs import Picture, sample_scene
 from mrcnn_ext.app.results import archive, coco_file, png, stem
 
+pytestmark = pytest.mark.detectron2
+
 
 def test_the_json_is_a_dataset_and_results(models, tmp_path):
     pictures = [sample_scene(0), Picture("film.mp4", sample_scene(1).data, frame=7)]

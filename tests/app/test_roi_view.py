@@ -20,6 +20,8 @@ from mrcnn_ext.engine.errors import UserError
 from mrcnn_ext.modeling import FusedROIPooler
 from mrcnn_ext.ops.roi_options import RoIOptions
 
+pytestmark = pytest.mark.detectron2
+
 BOX = torch.tensor([10.7, 13.1, 41.9, 52.3])
 
 

@@ -5,6 +5,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.benchmark import zoo
 from mrcnn_ext.benchmark.zoo import PAPER, markdown, measure_zoo, zoo_configs
 
+pytestmark = pytest.mark.detectron2
+
 
 def test_every_row_of_the_paper_has_a_config():
     assert set(PAPER) <= set(zoo_configs())

@@ -19,6 +19,8 @@ import torch
 
 pytest.importorskip("detectron2")
 
+pytestmark = pytest.mark.detectron2
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md")) + [ROOT / "docs" / "watching.md"]
 NOTEBOOK = ROOT / "docs" / "look-at-a-model.ipynb"

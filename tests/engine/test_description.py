@@ -93,7 +93,7 @@ def test_checkpoints_that_do_not_say(tmp_path):
         load_predictor(weights=str(tmp_path / "x.pth"))
     with pytest.raises(UserError, match="weights file not found: none.pth"):
         load_predictor(weights="none.pth")
-    with pytest.raises(UserError, match="no model: give a config"):
+    with pytest.raises(UserError, match="no model: give a checkpoint"):
         load_predictor()
 
 

@@ -4,13 +4,11 @@ import multiprocessing
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 pytest.importorskip("detectron2")
 
-from mrcnn_ext.engine.interruption import Interruption
 
 pytestmark = pytest.mark.detectron2
 
@@ -44,16 +42,35 @@ def test_processes_start_their_data_workers_as_one_process_does(tmp_path):
     assert f"methods {default} {default}" in done.stdout, done.stderr[-2000:]
 
 
+FORK = """
+import multiprocessing, signal, time
+from mrcnn_ext.engine.interruption import Interruption
+
+forking = multiprocessing.get_context("fork")
+there = forking.Event()
+
+def sleep():
+    there.set()
+    time.sleep(100)
+
+with Interruption().catching() as interruption:
+    process = forking.Process(target=sleep)
+    process.start()
+    there.wait(20)  # Python forgets the signals that a fork gets before its first line
+    process.terminate()
+    process.join(20)
+    print("ended", process.exitcode)
+    process.kill()
+    signal.raise_signal(signal.SIGTERM)
+    print("caught", int(interruption.number))
+"""
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing is forked here")
 def test_a_fork_of_a_training_ends_by_a_signal():
     """As pools end their workers: those in which detectron2 reads Cityscapes, say."""
-    with Interruption().catching() as interruption:
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
-        process.start()
-        process.terminate()
-        process.join(20)
-        ended = process.exitcode
-        process.kill()
-        assert ended == -signal.SIGTERM
-        signal.raise_signal(signal.SIGTERM)
-        assert interruption.number == signal.SIGTERM
+    # In a process of its own: a fork of pytest's, which has threads, may be stuck before it sleeps.
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["ended", str(-signal.SIGTERM), "caught", str(int(signal.SIGTERM))], (
+        done.stderr
+    )

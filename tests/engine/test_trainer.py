@@ -70,12 +70,12 @@ def test_an_accelerated_copy_is_evaluated_where_asked_for(small_model, monkeypat
     Trainer.test_with_augmentation(cfg, model)
     (evaluator,) = evaluators.pop(0)
     if enabled:
-        assert isinstance(evaluator, COCOEvaluator) and evaluated[0].inference.lazy
-        assert not evaluated[1].model.inference.lazy  # augmentation merges pixels
-        assert not accelerated(model).inference.lazy
+        assert isinstance(evaluator, COCOEvaluator) and evaluated[0].inference.masks == "lazy"
+        assert evaluated[1].model.inference.masks != "lazy"  # augmentation merges pixels
+        assert accelerated(model).inference.masks != "lazy"
         others = LVISEvaluator.__new__(LVISEvaluator)
-        assert not accelerated(model, [evaluator, others]).inference.lazy
-        assert accelerated(model, [DatasetEvaluators([evaluator, evaluator])]).inference.lazy
+        assert accelerated(model, [evaluator, others]).inference.masks != "lazy"
+        assert accelerated(model, [DatasetEvaluators([evaluator, evaluator])]).inference.masks == "lazy"
         assert evaluated[0] is not model and evaluated[0].acceleration.form == "inference"
         assert evaluated[1].model.acceleration.form == "inference"
         assert model.training and not hasattr(model, "acceleration")

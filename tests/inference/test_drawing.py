@@ -12,6 +12,8 @@ from mrcnn_ext.inference.drawing import Painter, Style, color_of
 from mrcnn_ext.inference.drawing.labels import Placer
 from mrcnn_ext.inference.drawing.shapes import draw_mask
 
+pytestmark = pytest.mark.detectron2
+
 GRAY = 90
 
 

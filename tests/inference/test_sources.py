@@ -18,6 +18,8 @@ from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import downloads
 from mrcnn_ext.inference.sources import ImageFiles, Video, Webcam, open_source
 
+pytestmark = pytest.mark.detectron2
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import load_predictor, models
 
+pytestmark = pytest.mark.detectron2
+
 NAME = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
 

@@ -91,6 +91,7 @@ def test_the_host_waits_once(make_model, name, monkeypatch):
     assert len(results[0]["boxes"]) == 4
     of_images = "as_tensor at transform.py"
     places = {place: count for place, count in waits.counts.items() if of_images not in place}
+    assert len(places) == 1, places
     ((place, count),) = places.items()
     assert "mrcnn_ext/accel/padding.py" in place and count == 1
     # Mean and deviation of pixels, copied to the device for each image before anything is computed there.
