@@ -224,7 +224,7 @@ def do_test(cfg, model):
         return {}
     evaluator = instantiate(cfg.dataloader.evaluator)
     if cfg.train.get("accelerate", False):
-        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(_test_loader, cfg))
+        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -234,7 +234,7 @@ def do_test(cfg, model):
     return results
 
 
-def _test_loader(cfg, dataset_name):
+def loader_of(cfg, dataset_name):
     """``dataloader.test`` of another dataset."""
     loader = copy.deepcopy(cfg.dataloader.test)
     loader.dataset.names = dataset_name
