@@ -23,10 +23,10 @@ __all__ = ["Predictor"]
 class Predictor(DefaultPredictor):
     """detectron2's `DefaultPredictor`, to be put in its place: the same argument, attributes and call.
 
-    Adds to it: ``MODEL.ACCELERATE`` and with it ``MODEL.ACCELERATE_INT8``; ``DATASETS.COCO_FORMAT``; weights that are
-    checked against the model and run nothing, the moving average among them (``SOLVER.EMA_DECAY``); the
-    names of classes and keypoints that a checkpoint of this package holds, where ``DATASETS.TEST`` has none; the input of a timm backbone
-    (``MODEL.TIMM.INPUT``); the CPU, with a warning, where there is no GPU.
+    Adds to it: ``MODEL.ACCELERATE`` and with it ``MODEL.ACCELERATE_INT8``; ``DATASETS.COCO_FORMAT``; weights that
+    are checked against the model and run nothing, the moving average among them (``SOLVER.EMA_DECAY``); the names
+    of classes and keypoints that a checkpoint of this package holds, where ``DATASETS.TEST`` has none; the input of
+    a timm backbone (``MODEL.TIMM.INPUT``); the CPU, with a warning, where there is no GPU.
 
     For many images, videos and datasets see `mrcnn_ext.inference.predict`.
 
