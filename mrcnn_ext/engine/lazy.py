@@ -40,7 +40,7 @@ from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
-from .settings import building, check_lazy_settings, check_output_dir
+from .settings import building, check_lazy_settings, check_output_dir, tell_of_warmup
 from .setup import register_datasets, start
 from .steps import StepTrainer
 from .terminal import build_terminal_view
@@ -343,6 +343,9 @@ def do_train(
     # The checkpoint holds the iteration that was finished last.
     start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
     check_iterations(start_iter, train.max_iter, "train.max_iter")
+    tell_of_warmup(
+        cfg.lr_multiplier.get("warmup_length", 0), "lr_multiplier.warmup_length and train.max_iter"
+    )
     trainer.train(start_iter, train.max_iter)
     return results
 
