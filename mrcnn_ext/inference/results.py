@@ -179,8 +179,10 @@ class ResultsFile:
         }
 
     def close(self) -> None:
-        """Ends writing; the part file stays for the next run."""
+        """Ends writing; the part file stays for the next run, if there is an image in it."""
         if self._file is not None:
+            if not self._lines and not self.owned:
+                self.part.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 
@@ -213,8 +215,9 @@ class ResultsFile:
             if overwrite:
                 file.truncate(0)  # what is complete stays until the new results are
             self._continue()
-        except BaseException:
-            self.close()
+        except BaseException:  # it may be another run's
+            self._file = None
+            file.close()
             raise
         return file
 

@@ -429,6 +429,7 @@ def _device(model) -> torch.device:
 
 
 def _int8_identity(value: str) -> str:
+    int8_from_config(value, lambda name: ())  # refuses what is neither a file nor a dataset
     return digest(Path(value).read_bytes().hex() if os.path.isfile(value) else value)
 
 

@@ -503,6 +503,12 @@ def test_int8_is_what_the_config_says(make_cfg, folder, scenes, tmp_path, monkey
         UserError, match="ACCELERATE_INT8.*'nothing' is neither the file of a calibration nor"
     ):
         predict(predictor, folder, tmp_path / "b.json", progress=False)
+    assert not (tmp_path / "b.json.part").exists()
+    monkeypatch.undo()
+    predictor = load_predictor(make_cfg("MODEL.ACCELERATE_INT8", str(file)))
+    with pytest.raises(ValueError, match="int8.json"):  # of nothing
+        predict(predictor, folder, tmp_path / "b.json", progress=False)
+    assert not (tmp_path / "b.json.part").exists()
 
 
 @pytest.fixture
