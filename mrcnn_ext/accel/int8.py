@@ -3,6 +3,7 @@ ranges, found from some inputs and kept in a file."""
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -106,7 +107,15 @@ class Int8Calibration:
             digest = str(value["digest"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged int8 calibration: {error!r}") from error
-        bad = [n for n, layer in layers.items() if not (layer.scale > 0 and 0 <= layer.zero_point <= 255)]
+        bad = [
+            name
+            for name, layer in layers.items()
+            if not (
+                0 < layer.scale < math.inf
+                and 0 <= layer.zero_point <= 255
+                and layer.zero_point == value["layers"][name]["zero_point"]
+            )
+        ]
         if bad:
             raise ValueError(
                 f"{path} is a damaged int8 calibration: scale or zero_point of {bad[0]} is out of range"
@@ -212,7 +221,7 @@ def calibrate_int8(
             for number, value in enumerate(inputs):
                 if number == _COMPARED:
                     _close(recorders)
-                model(value)
+                _call(model, value, number)
     finally:
         _close(recorders)
         for layer in layers.values():
@@ -233,6 +242,16 @@ def calibrate_int8(
     for layer in layers.values():
         _set(layer, None)
     return calibration
+
+
+def _call(model, value, number):
+    try:
+        model(value)
+    except (TypeError, IndexError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"int8: the model cannot be called with input {number} (from 0), a {type(value).__name__} ({error}). int8 "
+            'is a list of what the model is called with, [[{"image": ...}], ...] of one of detectron2 say'
+        ) from error
 
 
 def _candidates(model) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """How the input of a layer is to be quantised to 8 bits, found from what it is given, and the error that it makes."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,8 +66,10 @@ class Observer:
         """
         if not rows.numel():
             return
-        low, high = torch.aminmax(rows)
-        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        low, high = (end.item() for end in torch.aminmax(rows))
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError("int8: a layer is given values that are not finite: is there one in the inputs?")
+        self.low, self.high = min(self.low, low), max(self.high, high)
         count = max(8, self.VALUES // rows.shape[1])
         self.rows.append(rows[:: -(-len(rows) // count)].float())
         self.weight, self.bias, self.relu = weight.flatten(1).float(), bias, relu

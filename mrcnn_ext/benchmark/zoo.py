@@ -113,7 +113,8 @@ def markdown(rows: list[dict], command: str) -> str:
         "detectron2's trained models load into those of the same architecture (`mrcnn-ext zoo list --detectron2`),",
         "torchvision's into `*_torchvision`.",
         "",
-        "Parameters are in millions, multiply-adds in billions for an image of 800x1216 pixels.",
+        "Parameters are in millions, multiply-adds in billions for an image of 800x1216 pixels, with as many",
+        f"detections, up to {_DETECTIONS}, as random weights give.",
     ]
     if timed:
         precision = "bf16" if str(timed.get("bf16")) == "True" else "float32"
@@ -122,24 +123,31 @@ def markdown(rows: list[dict], command: str) -> str:
             f"{timed['threads']} threads of an {timed['processor']}; detectron2 in float32 and "
             f"`mrcnn_ext.accelerate` in {precision}, in turns in one process.",
         ]
-    lines += [
-        "",
-        "| config | parameters | multiply-adds | detectron2 ms | accelerated ms | ratio | MB, detectron2 / accelerated "
-        "| AP of the paper |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = ["config", "parameters", "multiply-adds"]
+    if timed:
+        names += ["detectron2 ms", "accelerated ms", "ratio", "MB, detectron2 / accelerated"]
+    names += ["AP of the paper"]
+    lines += ["", _row(names), _row(["---"] * len(names))]
     for row in rows:
         cells = [row["config"], f"{float(row['parameters']):.1f}", f"{float(row['gmacs']):.0f}"]
-        if row.get("ratio"):
-            cells += [f"{float(row['stock_ms']):.0f}", f"{float(row['ours_ms']):.0f}"]
-            cells += [
-                f"{float(row['ratio']):.1f}x",
-                f"{float(row['stock_mb']):.0f} / {float(row['ours_mb']):.0f}",
-            ]
-        else:
-            cells += [""] * 4
-        lines.append(f"| {' | '.join([*cells, PAPER.get(row['config'], '')])} |")
+        if timed:
+            cells += _times(row) if row.get("ratio") else [""] * 4
+        lines.append(_row([*cells, PAPER.get(row["config"], "")]))
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _times(row: dict) -> list[str]:
+    memory = f"{float(row['stock_mb']):.0f} / {float(row['ours_mb']):.0f}"
+    return [
+        f"{float(row['stock_ms']):.0f}",
+        f"{float(row['ours_ms']):.0f}",
+        f"{float(row['ratio']):.1f}x",
+        memory,
+    ]
 
 
 def _subject(name: str) -> Subject:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from pathlib import Path
 
 import click
@@ -22,7 +21,13 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
     help="The annotations: a file of COCO's format, or a registered dataset. Default: what the first run's "
     "config.yaml names.",
 )
-@click.option("--samples", default=300, show_default=True, help="Draws of images for the intervals.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Draws of images for the intervals.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
 @click.option("--csv", "csv_file", metavar="FILE", help="Write the numbers to this file, too.")
 def command(runs, truth, samples, seed, csv_file):
@@ -37,12 +42,17 @@ def command(runs, truth, samples, seed, csv_file):
       mrcnn-ext compare a.json b.json --truth val.json --csv compared.csv
     """
     from ..evaluation.comparison import compare
+    from ..evaluation.result_files import read_results
 
     truth, name = _truth(truth, Path(runs[0]))
     files = [_results(Path(run), name) for run in runs]
+    if csv_file and Path(csv_file).resolve() in {file.resolve() for file in files}:
+        raise ValueError(f"--csv {csv_file} is one of the runs: give another file")
     rows = []
-    evaluated = [_matches(truth, file) for file in files]
-    for task in ("bbox", "segm", "keypoints"):
+    records = [read_results(file, truth) for file in files]
+    tasks = _tasks(truth, records)
+    evaluated = [_matches(truth, own, tasks, str(file)) for own, file in zip(records, files, strict=True)]
+    for task in tasks:
         having = [k for k, run in enumerate(evaluated) if task in run]
         compared = compare([evaluated[k][task] for k in having], samples, seed)
         for k, metrics in zip(having, compared, strict=True):
@@ -111,34 +121,37 @@ def _results(run: Path, dataset: str) -> Path:
     )
 
 
-def _matches(truth, file: Path):
-    """Matches of each class, by task. pycocotools' tables are not printed."""
+_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+
+def _tasks(truth, runs):
+    """What a run has predictions of, or, where no run found anything, what there is to find: boxes at least."""
+    found = [task for task, key in _KEYS.items() if any(key in record for run in runs for record in run)]
+    has_keypoints = any(a.get("num_keypoints") for a in truth.anns.values())
+    return [task for task in found or ["bbox"] if task != "keypoints" or has_keypoints]
+
+
+def _matches(truth, records, tasks, where):
+    """Matches of each class, by task; a run without predictions found nothing. pycocotools' tables are not printed."""
     from ..evaluation.coco_metrics import evaluate_task, oks_sigmas
     from ..evaluation.comparison import Matches
 
-    records = json.loads(file.read_text())
-    if not isinstance(records, list) or not all(isinstance(r, dict) and "score" in r for r in records):
-        raise ValueError(f"{file}: not a list of COCO results, each with image_id, category_id, score")
-    keys = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
     found = {}
-    for task, key in keys.items():
-        having = [record for record in records if key in record]
-        if not having:
+    for task in tasks:
+        if records and _KEYS[task] not in records[0]:
             continue
         names = next((c["keypoints"] for c in truth.dataset["categories"] if c.get("keypoints")), ())
         counts = {len(a["keypoints"]) // 3 for a in truth.anns.values() if a.get("keypoints")}
-        if task == "keypoints" and not counts:
-            continue
-        sigmas = oks_sigmas((), names, counts, str(file)) if task == "keypoints" else ()
+        sigmas = oks_sigmas((), names, counts, where) if task == "keypoints" else ()
         with contextlib.redirect_stdout(io.StringIO()):
-            found[task] = Matches.of(evaluate_task(truth, having, task, sigmas=sigmas))
+            found[task] = Matches.of(evaluate_task(truth, records, task, sigmas=sigmas))
     return found
 
 
 def _markdown(rows) -> str:
     """A line for each run and task."""
     lines = [
-        "| task | run | AP | AP50 | AP75 | AP beside the first |",
+        "| task | run | AP | AP50 | AP75 | AP less the first's |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for task, run in dict.fromkeys((row["task"], row["run"]) for row in rows):

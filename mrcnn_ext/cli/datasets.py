@@ -95,6 +95,7 @@ def convert_command(format, source, output, split, name):
     click.echo(
         f"{done.annotations}: {done.images} images, {done.objects} objects of {done.categories} classes"
     )
+    click.echo(f"Look at it:\n  mrcnn-ext datasets check {done.annotations} --images {done.image_root}")
     click.echo(f"In a config, under DATASETS:\n  {done.config_line(name)}")
 
 

@@ -87,8 +87,8 @@ def command(arguments, weights, config_file, output, overwrite, trust_files, **o
     """Predict for images, videos and datasets; write results, pictures, videos, masks.
 
     SOURCE is a folder, image, pattern ('photos/**/*.jpg'), list of files (.txt), - (an image or a list on standard
-    input), http(s) address, video, webcam:0 or registered dataset. Several images, folders, patterns and lists may be
-    given. KEY VALUE (LazyConfig: key=value) changes the config.
+    input), http(s) address, video, webcam:0, registered dataset or data=FILE.yaml (its val). Several images, folders,
+    patterns and lists may be given. KEY VALUE (LazyConfig: key=value) changes the config.
 
     The same command continues an interrupted run. A webcam is recorded until Ctrl-C.
 
@@ -127,6 +127,8 @@ def command(arguments, weights, config_file, output, overwrite, trust_files, **o
 def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Sources, and the config options from the first one on."""
     for place, argument in enumerate(arguments):
+        if argument.startswith("data="):
+            continue
         is_option = _KEY.fullmatch(argument) or _ASSIGNMENT.fullmatch(argument)
         if is_option and not os.path.exists(argument):
             if place == 0:

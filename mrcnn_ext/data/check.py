@@ -94,7 +94,10 @@ def check_dataset(
         )
     if needs_keypoints and usable and not with_keypoints and not problems.errors:
         problems.error(
-            "no-keypoints", "", "none of its annotations has a visible keypoint, which the model needs"
+            "no-keypoints",
+            "",
+            "none of its annotations has a visible keypoint, which the model needs (without its keypoint head, "
+            "MODEL.KEYPOINT_ON False, it does not)",
         )
     if check_images:
         _check_images(dicts, problems, workers=workers, max_size=max_size, decode=decode_images)

@@ -57,11 +57,16 @@ class ClassMapping:
         rows = torch.tensor([-1 if name is None else found.index(name) for name in sources.values()])
         mapped, changed = dict(weights), 0
         for name, value in weights.items():
-            if name.startswith("roi_heads.") and name in own and value.shape != own[name].shape:
-                new = _map_rows(torch.as_tensor(value), own[name], len(found), rows)
+            if name.startswith("roi_heads.") and name in own and _is_predictor(name):
+                background = ".cls_score." in name
+                new = _map_rows(torch.as_tensor(value), own[name], len(found), rows, background)
                 if new is not None:
                     mapped[name] = new
                     changed += 1
+        if not changed:
+            raise UserError(
+                f"{file}: MAP_CLASSES finds no predictor whose rows are of its {len(found)} classes"
+            )
         taken = [
             new if new == old else f"{new} from {old}" for new, old in sources.items() if old is not None
         ]
@@ -74,6 +79,8 @@ class ClassMapping:
     def _sources(self, found, file) -> dict[str, str | None]:
         """Class of the model -> class of the checkpoint."""
         pairs = dict(self.pairs)
+        if len(pairs) < len(self.pairs):
+            raise UserError("MAP_CLASSES: a class of the training data is in several pairs")
         for new, old in pairs.items():
             if new not in self.names:
                 hint = did_you_mean(new, self.names)
@@ -113,6 +120,11 @@ def _mapping(datasets, pairs, key):
     return ClassMapping(list(classes), [tuple(pair) for pair in pairs])
 
 
+def _is_predictor(name: str) -> bool:
+    """Layers that have rows of classes: others may have as many rows by chance."""
+    return any(part.startswith(("box_predictor", "predictor")) for part in name.split("."))
+
+
 def _plain(name: str) -> str:
     return name.strip().lower().replace("_", " ").replace("-", " ")
 
@@ -127,16 +139,16 @@ def _source_names(checkpoint, weights) -> list[str] | None:
     return None
 
 
-def _map_rows(value: Tensor, own: Tensor, count: int, rows: Tensor) -> Tensor | None:
+def _map_rows(value: Tensor, own: Tensor, count: int, rows: Tensor, background: bool) -> Tensor | None:
     """``own`` with the rows of the classes that come from others of ``value``; None if these are no rows of classes.
 
-    Scores have a row for each class and one for the background, boxes four for each class, masks one.
+    Scores have a row for each class and one for the background, boxes four for each class, masks one, or one for each
+    pixel.
     """
-    for per_class, extra in ((1, 1), (4, 0), (1, 0)):
-        of_classes = len(value) == count * per_class + extra and len(own) == len(rows) * per_class + extra
-        if of_classes and value.shape[1:] == own.shape[1:]:
-            break
-    else:
+    extra = int(background)
+    per_class = (len(own) - extra) // len(rows)
+    of_classes = len(value) == count * per_class + extra and len(own) == len(rows) * per_class + extra
+    if not per_class or not of_classes or value.shape[1:] != own.shape[1:]:
         return None
     new = own.detach().clone().cpu()
     theirs = value[: count * per_class].unflatten(0, (count, per_class)).to(new)

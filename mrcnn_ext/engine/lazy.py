@@ -41,7 +41,7 @@ from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
-from .settings import building, check_lazy_settings, check_output_dir
+from .settings import building, check_lazy_settings, check_output_dir, tell_of_warmup
 from .setup import is_of_training, register_datasets, save_config, start
 from .steps import StepTrainer
 from .terminal import build_terminal_view
@@ -243,7 +243,7 @@ def do_test(cfg, model):
         return {}
     evaluator = instantiate(cfg.dataloader.evaluator)
     if cfg.train.get("accelerate", False):
-        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(_test_loader, cfg))
+        int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
     results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -253,7 +253,7 @@ def do_test(cfg, model):
     return results
 
 
-def _test_loader(cfg, dataset_name):
+def loader_of(cfg, dataset_name):
     """``dataloader.test`` of another dataset."""
     loader = copy.deepcopy(cfg.dataloader.test)
     loader.dataset.names = dataset_name
@@ -363,6 +363,9 @@ def do_train(
     # The checkpoint holds the iteration that was finished last.
     start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
     check_iterations(start_iter, train.max_iter, "train.max_iter")
+    tell_of_warmup(
+        cfg.lr_multiplier.get("warmup_length", 0), "lr_multiplier.warmup_length and train.max_iter"
+    )
     trainer.train(start_iter, train.max_iter)
     return results
 

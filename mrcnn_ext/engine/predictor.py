@@ -1,6 +1,7 @@
 """The predictor for one image and a yaml config."""
 
 import logging
+from functools import partial
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,9 +12,10 @@ from detectron2.modeling import build_model
 from .checkpoint import Checkpointer
 from .description import ABOUT, metadata_of
 from .errors import UserError
+from .int8 import int8_from_config
 from .settings import building, check_device
 from .setup import complete, naming_unknown_objects
-from .trainer import accelerated
+from .trainer import Trainer, accelerated
 
 __all__ = ["Predictor"]
 
@@ -21,10 +23,10 @@ __all__ = ["Predictor"]
 class Predictor(DefaultPredictor):
     """detectron2's `DefaultPredictor`, to be put in its place: the same argument, attributes and call.
 
-    Adds to it: ``MODEL.ACCELERATE``; ``DATASETS.COCO_FORMAT``; weights that are checked against the model and run
-    nothing, the moving average among them (``SOLVER.EMA_DECAY``); the names of classes and keypoints that a
-    checkpoint of this package holds, where ``DATASETS.TEST`` has none; the input of a timm backbone
-    (``MODEL.TIMM.INPUT``); the CPU, with a warning, where there is no GPU.
+    Adds to it: ``MODEL.ACCELERATE`` and with it ``MODEL.ACCELERATE_INT8``; ``DATASETS.COCO_FORMAT``; weights that
+    are checked against the model and run nothing, the moving average among them (``SOLVER.EMA_DECAY``); the names
+    of classes and keypoints that a checkpoint of this package holds, where ``DATASETS.TEST`` has none; the input of
+    a timm backbone (``MODEL.TIMM.INPUT``); the CPU, with a warning, where there is no GPU.
 
     For many images, videos and datasets see `mrcnn_ext.inference.predict`.
 
@@ -63,7 +65,8 @@ class Predictor(DefaultPredictor):
         loaded = checkpointer.load(cfg.MODEL.WEIGHTS)
         self.metadata = _metadata(cfg.DATASETS.TEST, loaded.get(ABOUT))
         if cfg.MODEL.ACCELERATE:
-            self.model = accelerated(self.model)
+            int8 = int8_from_config(cfg.MODEL.ACCELERATE_INT8, partial(Trainer.build_test_loader, cfg))
+            self.model = accelerated(self.model, int8=int8)
         self.aug = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )

@@ -1,6 +1,7 @@
 """Values of a config that would stop a training, or make it another one, found before anything is built."""
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from .errors import UserError, did_you_mean
 from .loggers import check_loggers
 
-__all__ = ["building", "check_output_dir", "check_settings", "check_lazy_settings"]
+__all__ = ["building", "check_output_dir", "check_settings", "check_lazy_settings", "tell_of_warmup"]
 
 # Names that detectron2's get_norm knows
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
@@ -54,6 +55,15 @@ _LAZY_AT_LEAST = {
     "dataloader.train.total_batch_size": 1,
     "dataloader.train.num_workers": 0,
 }
+
+
+def tell_of_warmup(share: float, keys: str):
+    """Warns where the warm-up takes this share of a training, all of it or more: it would learn next to nothing."""
+    if share >= 1 and comm.is_main_process():
+        logging.getLogger(__name__).warning(
+            "The learning rate is warmed up for as long as the training lasts, or longer, and never reached: see %s",
+            keys,
+        )
 
 
 def check_settings(cfg: CfgNode, eval_only: bool = False, resume: bool = False):

@@ -36,7 +36,7 @@ from .loggers import LoggersHook
 from .optim import build_optimizer
 from .reporting import write_reports
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
-from .settings import building
+from .settings import building, tell_of_warmup
 from .setup import complete, naming_unknown_objects
 from .steps import StepTrainer
 from .stopping import Stoppable
@@ -202,6 +202,8 @@ class Trainer(Stoppable, DefaultTrainer):
         """
         super().resume_or_load(resume)
         check_iterations(self.start_iter, self.max_iter, "SOLVER.MAX_ITER")
+        solver = self.cfg.SOLVER
+        tell_of_warmup(solver.WARMUP_ITERS / solver.MAX_ITER, "SOLVER.WARMUP_ITERS and SOLVER.MAX_ITER")
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):

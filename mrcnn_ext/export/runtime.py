@@ -74,7 +74,8 @@ class ExportedModel:
         """Tensors of the detections in one image.
 
         Args:
-            image: (C, H, W), of any dtype and of the channel order ``metadata["input_format"]``, 0 to 255.
+            image: (C, H, W), a tensor or array of any dtype and of the channel order ``metadata["input_format"]``, 0
+                to 255.
 
         Returns:
             ``boxes`` (R, 4), x0, y0, x1, y1 in pixels of the image; ``scores`` (R,), falling; ``classes`` (R,)
@@ -85,6 +86,7 @@ class ExportedModel:
         Raises:
             ValueError: the image has another shape.
         """
+        image = torch.as_tensor(image)
         channels = len(self.metadata["pixel_mean"])
         if image.dim() != 3 or len(image) != channels:
             raise ValueError(f"image must have shape ({channels}, H, W), got {tuple(image.shape)}")

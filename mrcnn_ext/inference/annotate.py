@@ -44,15 +44,19 @@ def make_missing(source, results: ResultsFile, outputs: ImageOutputs, progress: 
     wanted = outputs.options.identity
     if not wanted or source.live:
         return 0
-    if results.complete and results.made("images") == wanted:
+    if results.complete and all(results.made(kind) == value for kind, value in wanted.items()):
         return 0
-    stale = {index: (image, found) for index, image, found, made in results.lines() if made != wanted}
+    stale = {}
+    for index, image, found, made in results.lines():
+        kinds = {kind for kind, value in wanted.items() if made.get(kind) != value}
+        if kinds:
+            stale[index] = (image, found, kinds)
     if not stale:
         return 0
     logging.getLogger(__name__).info("Drawing %d images that were predicted before", len(stale))
     for index, record, pixels in _again(source, stale, progress):
-        image, found = stale[index]
-        outputs.write(pixels, image, record["file_name"], found)
+        image, found, kinds = stale[index]
+        outputs.write(pixels, image, record["file_name"], found, kinds)
     return len(stale)
 
 

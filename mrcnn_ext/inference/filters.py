@@ -70,6 +70,10 @@ def make_filter(
     if not only:
         return Filter(min_score, None, top_k)
     labels = {label for wanted in only for label in _labels(str(wanted), kinds)}
+    if not labels:
+        raise UserError(
+            "only names no class, so nothing would be kept: give names or ids, or leave it out (--only)"
+        )
     return Filter(min_score, tuple(sorted(labels)), top_k)
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
 from ..engine.description import config_of, instantiate_described, metadata_of, read_description
 from ..engine.errors import did_you_mean
-from ..engine.lazy import load_lazy_config
+from ..engine.lazy import load_lazy_config, loader_of
 from ..engine.settings import building, check_device
 from ..engine.setup import complete, merge_options, naming_unknown_objects
+from ..engine.trainer import Trainer
 from ..export import ExportedModel
 from ..export.runtime import SUFFIXES
 
@@ -37,11 +39,15 @@ class Predictor:
         model: gives ``instances`` for detectron2's inputs.
         mapper: its ``augmentations`` and ``image_format`` make the inputs from images.
         metadata: names of the classes, for the results and the pictures.
+        int8: what an accelerated copy is calibrated for int8 with: a file or dataset, as ``MODEL.ACCELERATE_INT8``.
+        int8_loader: gives the test loader of such a dataset.
     """
 
     model: nn.Module
     mapper: DatasetMapper
     metadata: Metadata
+    int8: str = ""
+    int8_loader: Callable[[str], Iterable] | None = None
 
     def read(self, file: str | os.PathLike) -> Tensor:
         """An image file as the model takes it: (3, H, W) uint8, resized.
@@ -201,23 +207,25 @@ def _from_yaml(cfg, weights, device, trust):
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
     with naming_unknown_objects(cfg), building("the model"):
         model = build_model(cfg)
-    partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
-    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", partial, trust)
+    allow_partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
+    _load_weights(model, weights or cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", allow_partial, trust)
     # Without what from_config adds for training, which asks for the training data.
     augmentations = utils.build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(False, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
-    return Predictor(model, mapper, _metadata(cfg.DATASETS.TEST))
+    int8_loader = partial(Trainer.build_test_loader, cfg)
+    return Predictor(model, mapper, _metadata(cfg.DATASETS.TEST), cfg.MODEL.ACCELERATE_INT8, int8_loader)
 
 
 def _from_lazy(cfg, weights, device, trust):
     with building("model"):
         model = instantiate(cfg.model)
     model.to(_device(device, cfg.train.device))
-    partial = cfg.train.get("allow_partial_weights", False)
-    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", partial, trust)
+    allow_partial = cfg.train.get("allow_partial_weights", False)
+    _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", allow_partial, trust)
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
     names = [names] if isinstance(names, str) else list(names)
-    return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names))
+    int8, int8_loader = cfg.train.get("accelerate_int8", ""), partial(loader_of, cfg)
+    return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names), int8, int8_loader)
 
 
 def _from_weights(weights, device, opts, trust):

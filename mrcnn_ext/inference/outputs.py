@@ -1,10 +1,13 @@
 """What is made of each image besides its results: a picture, cut-outs, masks, a file for LabelMe."""
 
+import glob
+import hashlib
+import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +15,8 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 from detectron2.data import Metadata
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..engine.errors import UserError
 from ..files import naming_full_disk
@@ -26,6 +31,8 @@ from .sources import IMAGE_SUFFIXES
 __all__ = ["ImageOutputs", "OutputOptions", "limbs_of"]
 
 _SOFT = 0.7  # pixels, sigma of the edges of cut-outs
+_KINDS = ("pictures", "cutouts", "masks", "labelme")
+_MARK = "mrcnn_ext"  # key of the digest that tells whether a file is as it was written
 _FEWER = 0.004  # of an outline's length: how far LabelMe's polygons, which people correct, may be from it
 
 
@@ -52,13 +59,16 @@ class OutputOptions:
 
     @property
     def folders(self) -> dict[str, str]:
-        kinds = ("pictures", "cutouts", "masks", "labelme")
-        return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind) is not None}
+        return {kind: getattr(self, kind) for kind in _KINDS if getattr(self, kind) is not None}
 
     @property
-    def identity(self) -> str:
-        """Differs where other files would be made; "" where none are."""
-        return digest(asdict(self)) if self.folders else ""
+    def identity(self) -> dict[str, str]:
+        """By kind, what differs where other files would be made."""
+        looks = {"pictures": asdict(self.style), "labelme": self.style.keypoint_score}
+        return {
+            kind: digest([os.path.abspath(folder), self.min_score, looks.get(kind)])
+            for kind, folder in self.folders.items()
+        }
 
 
 class ImageOutputs:
@@ -69,13 +79,17 @@ class ImageOutputs:
         names: of the classes by category id.
         metadata: names of the keypoints, and the lines between them.
         source: of the images.
+        overwrite: replace masks and LabelMe files whoever wrote them.
 
     Raises:
         UserError: a folder is that of the source's images.
     """
 
-    def __init__(self, options: OutputOptions, names: dict[int, str], metadata: Metadata, source):
+    def __init__(
+        self, options: OutputOptions, names: dict[int, str], metadata: Metadata, source, overwrite=False
+    ):
         self.options = options
+        self._overwrite = overwrite
         self._names = names
         self._keypoints = list(metadata.get("keypoint_names", None) or ())
         self._painter = Painter(options.style, self._keypoints, limbs_of(metadata))
@@ -89,16 +103,25 @@ class ImageOutputs:
                         f"{folder}: the {kind} would be among the images of {source.root}: give another folder"
                     )
 
-    def write(self, pixels: np.ndarray, image: dict, file_name: str, records: Sequence[dict]) -> None:
+    def write(
+        self,
+        pixels: np.ndarray,
+        image: dict,
+        file_name: str,
+        records: Sequence[dict],
+        kinds: Container[str] = _KINDS,
+    ) -> None:
         """
         Args:
             pixels: (H, W, 3) uint8, RGB.
             image: ``id`` and ``file_name`` of the results, ``frame`` of a video.
             file_name: of the image on disk, or its video's.
             records: its COCO results.
+            kinds: which of the files to write.
 
         Raises:
-            UserError: a picture would take the place of its image.
+            UserError: a picture would take the place of its image, or a mask or LabelMe file that would be replaced
+                is not as `write` has written it.
             mrcnn_ext.files.DiskFullError: there is no room.
         """
         if not self.options.folders:
@@ -109,16 +132,33 @@ class ImageOutputs:
         if self._stems[stem] > 1:  # a.jpg and a.png
             stem = path.with_name(path.name.replace(".", "_"))
         options = self.options
-        if options.pictures is not None:
+        self._check_replaced(stem, kinds)
+        if options.pictures is not None and "pictures" in kinds:
             _write_image(
                 _apart_from(Path(options.pictures, path), file_name), self._painter.draw(pixels, found)
             )
-        if options.cutouts is not None:
+        if options.cutouts is not None and "cutouts" in kinds:
             self._write_cutouts(Path(options.cutouts, stem), pixels, found)
-        if options.masks is not None:
+        if options.masks is not None and "masks" in kinds:
             self._write_masks(Path(options.masks), stem, pixels.shape[:2], found)
-        if options.labelme is not None:
+        if options.labelme is not None and "labelme" in kinds:
             self._write_labelme(Path(options.labelme, stem), pixels, image, file_name, found)
+
+    def _check_replaced(self, stem, kinds):
+        """People correct masks and LabelMe files by hand."""
+        if self._overwrite:
+            return
+        paths = []
+        if self.options.labelme is not None and "labelme" in kinds:
+            paths.append(Path(self.options.labelme, f"{stem}.json"))
+        if self.options.masks is not None and "masks" in kinds:
+            paths += Path(self.options.masks).glob(f"*/{glob.escape(str(stem))}_[0-9][0-9][0-9].png")
+        for path in paths:
+            if path.exists() and not (_labelme_is_ours if path.suffix == ".json" else _mask_is_ours)(path):
+                raise UserError(
+                    f"{path} would be replaced, and is not as this program wrote it (corrected by hand, or of "
+                    "something else): give another folder, or replace it (overwrite=True, --overwrite)"
+                )
 
     def _write_cutouts(self, stem, pixels, found):
         self._remove(stem.parent, rf"{re.escape(stem.name)}_\d{{3}}_(.+)\.png")
@@ -136,7 +176,7 @@ class ImageOutputs:
                 raise UserError("the model gives no masks, so there are none to write (masks=, --masks)")
             y, x = one.corner[1], one.corner[0]
             mask[y : y + one.mask.shape[0], x : x + one.mask.shape[1]] = 255 * one.mask
-            _write_image(folder / _safe(one.name) / stem.parent / f"{stem.name}_{number:03d}.png", mask)
+            _write_mask(folder / _safe(one.name) / stem.parent / f"{stem.name}_{number:03d}.png", mask)
 
     def _remove(self, folder, pattern):
         """Files of an image that an earlier call made with another score."""
@@ -166,6 +206,7 @@ class ImageOutputs:
             "imageHeight": pixels.shape[0],
             "imageWidth": pixels.shape[1],
         }
+        content[_MARK] = digest(content)
         _write(path, json.dumps(content, indent=1).encode())
 
     def _shapes(self, one: Detection, number: int):
@@ -255,7 +296,42 @@ def _write_image(path: Path, pixels: np.ndarray) -> None:
     _write(path, data.tobytes())
 
 
+def _write_mask(path: Path, mask: np.ndarray) -> None:
+    """A PNG that says what it was written with."""
+    about = PngInfo()
+    about.add_text(_MARK, _pixel_digest(mask))
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "PNG", pnginfo=about)
+    _write(path, content.getvalue())
+
+
+def _pixel_digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+
+
+def _mask_is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_MARK) == _pixel_digest(np.asarray(image))
+    except Exception:  # decoders raise anything
+        return False
+
+
+def _labelme_is_ours(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content.pop(_MARK, None) == digest(content)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
 def _write(path: Path, content: bytes) -> None:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        # Not half a file after a kill: it would count as one that somebody has changed.
+        draft = path.with_name(f"{path.name}.tmp")
+        try:
+            draft.write_bytes(content)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ class ResultsFile:
     Attributes:
         done: places in the source of the images that have their results, each with its stamp.
         complete: whether there is nothing left to predict.
+        owned: files, such as a video, that were made of the results; see `own`.
 
     Raises:
         UserError: ``path`` belongs to another run, or another process is writing it.
@@ -49,6 +50,7 @@ class ResultsFile:
         self.images = self.path.with_suffix(".images.json")
         self._identity = json.loads(json.dumps(identity))
         self.done = {}
+        self.owned = set()
         self._lines = {}  # place in the source -> where its line begins
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.complete = not overwrite and not self.part.exists() and self._is_complete()
@@ -61,7 +63,7 @@ class ResultsFile:
         results: list[dict],
         error: str = "",
         stamp: int | None = None,
-        made: str = "",
+        made: dict[str, str] | None = None,
     ) -> None:
         """Appends an image.
 
@@ -71,7 +73,7 @@ class ResultsFile:
             results: COCO results, without anything that is not finite.
             error: why it was skipped; such an image is tried again when the run continues.
             stamp: what tells whether the image is another one when the run continues.
-            made: what tells which other files were made of it.
+            made: by kind, what tells which other files were made of it.
         """
         line = {"index": index, "image": image, "stamp": stamp, "results": results}
         if made:
@@ -82,7 +84,7 @@ class ResultsFile:
         if not error:
             self.done[index] = stamp
 
-    def lines(self) -> Iterator[tuple[int, dict, list[dict], str]]:
+    def lines(self) -> Iterator[tuple[int, dict, list[dict], dict[str, str]]]:
         """Place in the source, image, results, and what `write` was given as ``made``, of all images that are done.
 
         Raises:
@@ -91,10 +93,10 @@ class ResultsFile:
         if not self.complete:
             for line in self._in_order():
                 if "error" not in line:
-                    yield line["index"], line["image"], line["results"], line.get("made", "")
+                    yield line["index"], line["image"], line["results"], _by_kind(line.get("made"))
             return
         content = json.loads(self.images.read_text())
-        images, made = content["images"], content.get("made", {}).get("images", "")
+        images, made = content["images"], content.get("made", {})
         found = read_results(self.path, images)
         for index, image, results in zip(content["stamps"], images, found, strict=True):
             yield int(index), image, results, made
@@ -102,6 +104,16 @@ class ResultsFile:
     def made(self, kind: str) -> str:
         """What `finish` or `note` was given for the results, when they were complete."""
         return json.loads(self.images.read_text()).get("made", {}).get(kind, "") if self.complete else ""
+
+    def own(self, path: str) -> None:
+        """Writes down, before it is made, that a file is of these results, so that a later call may replace it."""
+        if path in self.owned:
+            return
+        self.owned.add(path)
+        if not self.complete:
+            return self._append({"owns": path})
+        content = json.loads(self.images.read_text())
+        self._write_sidecar({**content, "owned": sorted(self.owned)})
 
     def finish(
         self,
@@ -142,6 +154,7 @@ class ResultsFile:
             content = {"images": images, "annotations": [], "categories": categories}
             with replacing(self.images, "w") as sidecar:
                 about = {"skipped": skipped, "run": self._identity, "stamps": stamps, "results": count}
+                about["owned"] = sorted(self.owned)
                 json.dump({**content, **about, "made": made or {}}, sidecar)
         self.part.unlink()
         self.close()
@@ -150,7 +163,9 @@ class ResultsFile:
     def note(self, made: dict[str, str]) -> None:
         """Writes down what was made of complete results."""
         content = json.loads(self.images.read_text())
-        content["made"] = {**content.get("made", {}), **made}
+        self._write_sidecar({**content, "made": {**content.get("made", {}), **made}})
+
+    def _write_sidecar(self, content):
         with replacing(self.images, "w") as sidecar:
             json.dump(content, sidecar)
 
@@ -164,8 +179,10 @@ class ResultsFile:
         }
 
     def close(self) -> None:
-        """Ends writing; the part file stays for the next run."""
+        """Ends writing; the part file stays for the next run, if there is an image in it."""
         if self._file is not None:
+            if not self._lines and not self.owned:
+                self.part.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 
@@ -182,6 +199,7 @@ class ResultsFile:
             ) from None
         self._check(run, self.path)
         self.done = {int(index): stamp for index, stamp in stamps}
+        self.owned = set(content.get("owned", ()))
         return True
 
     def _open(self, overwrite):
@@ -197,8 +215,9 @@ class ResultsFile:
             if overwrite:
                 file.truncate(0)  # what is complete stays until the new results are
             self._continue()
-        except BaseException:
-            self.close()
+        except BaseException:  # it may be another run's
+            self._file = None
+            file.close()
             raise
         return file
 
@@ -207,6 +226,8 @@ class ResultsFile:
         for place, line in self._read_lines():
             if place == 0:
                 self._check(line["run"], self.part)
+            elif "owns" in line:
+                self.owned.add(line["owns"])
             elif "error" not in line:
                 self._lines[line["index"]] = place
                 self.done[line["index"]] = line["stamp"]
@@ -231,7 +252,8 @@ class ResultsFile:
         different = [
             # Hashes say nothing to a person.
             key if isinstance(value, str) else f"{key} ({run.get(key)}, now {value})"
-            for key, value in self._identity.items()
+            # What is at its default is left out, of either.
+            for key, value in {**dict.fromkeys(run), **self._identity}.items()
             if run.get(key) != value
         ]
         if different:
@@ -253,3 +275,8 @@ class ResultsFile:
         for index in sorted(self._lines):
             self._file.seek(self._lines[index])
             yield json.loads(self._file.readline())
+
+
+def _by_kind(made) -> dict[str, str]:
+    """Earlier versions wrote one string for all kinds, which says of none what it needs."""
+    return made if isinstance(made, dict) else {}

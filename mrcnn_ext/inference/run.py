@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ..accel import accelerate as accelerate_model
 from ..engine import UserError
+from ..engine.int8 import int8_from_config
 from ..evaluation import instances_to_coco_json
 from .annotate import AnnotatedVideo, make_missing, write_video
 from .drawing import Style
@@ -30,6 +32,7 @@ from .pipeline import Sample, run
 from .results import ResultsFile
 from .sources import open_source
 from .tracking import Tracker
+from .video_output import check_video
 
 __all__ = ["predict", "predictions"]
 
@@ -94,14 +97,16 @@ def predict(
         fps: frames a second of the video; 0 for the source's, or 10.
         track: give results the ``track_id`` that the objects of a video have in all its frames; the video has the
             same.
-        accelerate: use `mrcnn_ext.accelerate`, with its defaults, if ``model`` is not accelerated already.
+        accelerate: use `mrcnn_ext.accelerate`, with its defaults, and in int8 where the config says so
+            (``MODEL.ACCELERATE_INT8``), if ``model`` is not accelerated already.
         batch_size: images at a time, at most; only images that are padded to the same size go together, which leaves
             their results alone. 0: one on the CPU, eight on a GPU.
         workers: threads that read images. 0: one on the CPU, where the model needs the cores, four with a GPU.
         limit: stop after so many images or frames; 0 for none.
         skip_unreadable: leave out images that cannot be read, instead of ending with an error, and try them again
             when the run continues.
-        overwrite: begin anew, whatever is there.
+        overwrite: begin anew, whatever is there. Without it, masks and LabelMe files that are not as they were
+            written (corrected by hand, or of something else) and a video of another run are never replaced.
         progress: show a progress bar.
 
     Returns:
@@ -117,6 +122,8 @@ def predict(
         mrcnn_ext.files.DiskFullError: there is no room; the same call continues when there is.
     """
     _check_counts(batch_size=batch_size, workers=workers, limit=limit)
+    if not 0 <= picture_score <= 1:
+        raise ValueError(f"picture_score must be from 0 to 1, got {picture_score}")
     predictor = _predictor(model, mapper)
     source = open_source(source)
     metadata = _metadata(metadata, source, predictor)
@@ -126,7 +133,9 @@ def predict(
     folders = {"pictures": pictures, "cutouts": cutouts, "masks": masks, "labelme": labelme}
     folders = {kind: None if folder is None else os.fspath(folder) for kind, folder in folders.items()}
     options = OutputOptions(**folders, min_score=picture_score, style=style or Style())
-    outputs = ImageOutputs(options, names, metadata, source)
+    outputs = ImageOutputs(options, names, metadata, source, overwrite)
+    about_video = [str(video), fps, picture_score, asdict(options.style)]
+    video_identity = "" if video is None else digest(about_video)
     identity = {
         **_model_identity(predictor.model),
         "preprocessing": digest(settings([predictor.mapper.augmentations, predictor.mapper.image_format])),
@@ -134,13 +143,23 @@ def predict(
         "categories": digest(sorted(kinds.items())),
         **keep.identity,
         "accelerate": accelerate,
+        **({"int8": _int8_identity(predictor.int8)} if accelerate and predictor.int8 else {}),
         **({"limit": limit} if limit else {}),
         **({"track": picture_score} if track else {}),
     }
+    if video is not None:
+        check_video(video, fps)
+        _check_not_source(video, source)
+        # Before a part file is there.
+        if not any(map(os.path.exists, (output, f"{os.fspath(output)}.part"))):
+            _check_replaced(video, (), overwrite)
     results = ResultsFile(output, identity, overwrite)
     with contextlib.closing(results):
         continued = len(results.done)
         _check_images(source, results)
+        if video is not None and results.made("video") != video_identity:
+            _check_replaced(video, results.owned, overwrite)
+            results.own(os.path.abspath(video))
 
         def make_video():
             look = options.style
@@ -148,8 +167,6 @@ def predict(
 
         drawn_live = make_video() if video is not None and source.live and not results.complete else None
         tracker = Tracker(picture_score) if track else None
-        about_video = [str(video), fps, picture_score, asdict(options.style)]
-        video_identity = "" if video is None else digest(about_video)
         if not results.complete:
             finish = partial(
                 _finish, predictor=predictor, source=source, keep=keep, kinds=kinds, results=results
@@ -164,7 +181,7 @@ def predict(
                 video=drawn_live,
             )
         drawn = make_missing(source, results, outputs, progress)
-        made = {"images": options.identity} if options.identity else {}
+        made = dict(options.identity)
         if drawn_live is None and video is not None:
             if results.made("video") != video_identity or not os.path.exists(video):
                 write_video(source, results, make_video, progress)
@@ -329,7 +346,8 @@ def _check_counts(**counts):
 
 def _metadata(given, source, predictor) -> Metadata:
     if given is not None:
-        return dataset_metadata(given) if isinstance(given, str) else given
+        given = dataset_metadata(given) if isinstance(given, str) else given
+        return _check_classes(given, predictor.model)
     known = [m for m in (source.metadata, predictor.metadata) if m is not None and m.get("thing_classes")]
     if len(known) == 2 and list(known[0].thing_classes) != list(known[1].thing_classes):
         of_source, of_model = (
@@ -339,7 +357,28 @@ def _metadata(given, source, predictor) -> Metadata:
             f"the source's classes, {of_source}, are not the model's, {of_model}: say whose the model predicts "
             "(metadata=, --classes)"
         )
-    return known[0] if known else Metadata()
+    return _check_classes(known[0], predictor.model) if known else Metadata()
+
+
+def _check_classes(metadata, model) -> Metadata:
+    """Names of other classes than the model's would be wrong for every result."""
+    names, count = metadata.get("thing_classes", None) or (), _num_classes(model)
+    if names and count is not None and len(names) != count:
+        raise UserError(
+            f"the model predicts {count} classes, and {_name(metadata)} names {len(names)} ({', '.join(names[:3])}, "
+            "...): give the dataset whose classes it was trained for (metadata=, --classes)"
+        )
+    return metadata
+
+
+def _num_classes(model) -> int | None:
+    """None for a model that does not say."""
+    if isinstance(model, ExportedDetector):
+        return len(model.exported.metadata.get("classes") or ()) or None
+    for owner in (getattr(model, "roi_heads", None), model):
+        if isinstance(count := getattr(owner, "num_classes", None), int):
+            return count
+    return None
 
 
 def _name(metadata):
@@ -356,10 +395,23 @@ def _check_images(source, results):
             )
 
 
+def _check_not_source(video, source):
+    path = getattr(source, "path", "")
+    if path and os.path.exists(video) and os.path.samefile(video, path):
+        raise UserError(f"{video}: the annotated video would take the place of its source: give another name")
+
+
+def _check_replaced(video, owned, overwrite):
+    if os.path.exists(video) and not overwrite and os.path.abspath(video) not in owned:
+        raise UserError(
+            f"{video} exists and is not of this run: give another name, or replace it (overwrite=True, --overwrite)"
+        )
+
+
 def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
     model = predictor.model
     if accelerate and not hasattr(model, "acceleration") and not isinstance(model, ExportedDetector):
-        model = _accelerated(model)
+        model = _accelerated(model, predictor)
     on_cpu = _device(model).type == "cpu"
     return run(
         model,
@@ -376,13 +428,22 @@ def _device(model) -> torch.device:
     return model.device if isinstance(model, ExportedDetector) else next(model.parameters()).device
 
 
-def _accelerated(model):
+def _int8_identity(value: str) -> str:
+    int8_from_config(value, lambda name: ())  # refuses what is neither a file nor a dataset
+    return digest(Path(value).read_bytes().hex() if os.path.isfile(value) else value)
+
+
+def _accelerated(model, predictor):
     if not isinstance(model, GeneralizedRCNN):
         logging.getLogger(__name__).warning(
             "%s is not accelerated: mrcnn_ext.accelerate takes GeneralizedRCNN", type(model).__name__
         )
         return model
-    return accelerate_model(model, training=False, masks="auto")
+    int8 = int8_from_config(predictor.int8, predictor.int8_loader)
+    model = accelerate_model(model, training=False, masks="auto", int8=int8)
+    if model.acceleration.int8 is not None:
+        logging.getLogger(__name__).info("%s", model.acceleration.int8)
+    return model
 
 
 def _ready(sample: Sample, keep: Filter) -> Instances:

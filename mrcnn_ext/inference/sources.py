@@ -2,6 +2,7 @@
 
 import glob
 import io
+import logging
 import os
 import re
 import sys
@@ -15,9 +16,11 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from PIL import Image
 
+from ..data.data_file import read_data_file
 from ..data.loading import coco_loader
 from ..data.problems import Problems
 from ..engine.errors import UserError, did_you_mean
+from ..engine.setup import register_datasets
 from .downloads import MAX_VIDEO, download, is_url, read_url
 from .videos import Video, Webcam
 
@@ -27,6 +30,8 @@ _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informat
 _LOOK = 4096  # bytes
 _WEBCAM = re.compile(r"webcam:(\d+)|(\d{1,2})")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+_log = logging.getLogger(__name__)
 
 
 class ImageFiles:
@@ -127,7 +132,7 @@ def open_source(source) -> ImageFiles | Video | Webcam:
     Args:
         source: one of
 
-            * a registered dataset;
+            * a registered dataset, or ``data=shapes.yaml``: the "val" (else "test") of a data file;
             * a folder: its images and those of the folders in it, sorted by path, hidden ones left out;
             * an image or video file, or a pattern of image files, ``photos/**/*.jpg``;
             * a ``.txt`` file of image files or addresses, one a line, relative to its folder or to the working
@@ -151,6 +156,8 @@ def open_source(source) -> ImageFiles | Video | Webcam:
     name = os.fspath(source)
     if name in DatasetCatalog.list():
         return _dataset(name)
+    if name.startswith("data="):
+        return _data_file(name.removeprefix("data="))
     if name == "-":
         return _standard_input()
     if is_url(name):
@@ -178,11 +185,21 @@ def open_source(source) -> ImageFiles | Video | Webcam:
 
 
 def _in_folder(name: str) -> list[Path]:
-    found = (p for p in Path(name).rglob("*") if _is_image(p, Path(name)))
+    here = sorted(Path(name).rglob("*"))
+    found = [p for p in here if _is_taken(p, Path(name), IMAGE_SUFFIXES)]
     files = sorted(found, key=lambda path: path.relative_to(name).as_posix())
     if not files:
         raise UserError(f"{name}: no images in this folder; looked for {' '.join(IMAGE_SUFFIXES)}")
+    _tell_videos([p for p in here if _is_taken(p, Path(name), _VIDEO_SUFFIXES)], name)
     return files
+
+
+def _tell_videos(videos: list, where: str) -> None:
+    if videos:
+        _log.warning(
+            "%s: %d video(s) left out (%s%s): a video is predicted alone, not with images",
+            *(where, len(videos), os.path.basename(videos[0]), ", ..." if len(videos) > 1 else ""),
+        )
 
 
 def _is_pattern(name: str) -> bool:
@@ -195,6 +212,8 @@ def _matching(pattern: str) -> list[str]:
     images = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
     if not images and len(found) != 1:
         raise UserError(f"{pattern}: no image matches this pattern; looked for {' '.join(IMAGE_SUFFIXES)}")
+    if images:
+        _tell_videos([path for path in found if path.lower().endswith(_VIDEO_SUFFIXES)], pattern)
     return images or found
 
 
@@ -280,12 +299,12 @@ def _image_suffix(file) -> str | None:
         return None
 
 
-def _is_image(path: Path, root: Path) -> bool:
-    """Whether a path in a folder is an image file, and no hidden one or one that a system put there."""
+def _is_taken(path: Path, root: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a path in a folder is a file with such a suffix, and no hidden one or one that a system put there."""
     parts = path.relative_to(root).parts
     if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
         return False
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in suffixes and path.is_file()
 
 
 def _is_text(name: str) -> bool:
@@ -336,6 +355,19 @@ def _files_of(name: str) -> list:
         f"{name!r} is no file or folder; several sources may be image files, folders, patterns, .txt lists and "
         "addresses of images"
     )
+
+
+def _data_file(path: str):
+    """The part of a data file to evaluate on, with the ids of its annotation file."""
+    try:
+        file = read_data_file(path)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    if len(file.test) != 1:
+        which = f"several to evaluate on ({', '.join(file.test)})" if file.test else "no val or test"
+        raise UserError(f"data file {path} has {which}: one is predicted for at a time")
+    register_datasets(file.coco_format)
+    return _dataset(file.test[0])
 
 
 def _dataset(name):

@@ -12,7 +12,7 @@ import numpy as np
 from ..engine.errors import UserError
 from ..files import naming_full_disk
 
-__all__ = ["VIDEO_SUFFIXES", "VideoFile"]
+__all__ = ["VIDEO_SUFFIXES", "VideoFile", "check_video"]
 
 # Codecs by suffix, the first that this OpenCV has is taken: H.264, which every player knows, is in few of its builds.
 VIDEO_SUFFIXES = {
@@ -21,6 +21,18 @@ VIDEO_SUFFIXES = {
     ".mkv": ("H264", "mp4v"),
     ".webm": ("VP90", "VP80"),
 }
+_MAX_FPS = 1000
+
+
+def check_video(path: str | os.PathLike, fps: float) -> None:
+    """
+    Raises:
+        UserError: a video of this name or frame rate cannot be written. ``fps`` 0 stands for a default.
+    """
+    if Path(path).suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"{path}: a video's name must end with {', '.join(VIDEO_SUFFIXES)}")
+    if not 0 <= fps <= _MAX_FPS:
+        raise UserError(f"fps must be from 0 (the source's) to {_MAX_FPS}, got {fps}")
 
 
 class VideoFile:
@@ -36,8 +48,7 @@ class VideoFile:
 
     def __init__(self, path: str | os.PathLike, fps: float):
         self.path = Path(path)
-        if self.path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise UserError(f"{path}: a video's name must end with {', '.join(VIDEO_SUFFIXES)}")
+        check_video(path, fps)
         self._draft = self.path.with_name(f".{self.path.stem}.part{self.path.suffix}")
         self._fps = fps
         self._writer = None

@@ -34,7 +34,7 @@ class Video:
     root = ""
 
     def __init__(self, path: str, name: str = ""):
-        self._path = path
+        self.path = self._path = path
         self._name = name or os.path.basename(path)
         self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened():

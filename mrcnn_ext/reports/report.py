@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from ..data.coco_file import CocoFile
 from ..data.keypoint_names import are_coco_keypoints, mirrored_pairs
 from ..data.problems import Problems
 from ..evaluation.coco_metrics import TruthCOCO, oks_sigmas
+from ..evaluation.result_files import read_results
 from ..files import replacing
 from .history import TrainingHistory
 from .keypoints import keypoint_errors
@@ -130,6 +130,8 @@ def report_of_files(
         FileNotFoundError: a file is missing.
         ValueError: a file is not what it should be, or the results are of other images or classes.
     """
+    if os.path.realpath(output) in map(os.path.realpath, (annotations, results)):
+        raise ValueError(f"{output} is what the report is made of: give another output")
     name = Path(annotations).stem
     problems = Problems(name, os.fspath(annotations))
     file = CocoFile(annotations, problems)
@@ -141,7 +143,7 @@ def report_of_files(
         )
     truth = TruthCOCO(content)
     names = file.keypoint_names
-    records = _read_results(results, truth)
+    records = read_results(results, truth)
     if names and (len(sigmas) or are_coco_keypoints(names)):
         sigmas = oks_sigmas(sigmas, names, set(), name)
     history = _read_history(metrics, dataset) if metrics else None
@@ -160,29 +162,3 @@ def _read_history(path, dataset):
             f"{path} has average precisions of several data sets ({names}): {given} (dataset, --dataset)"
         )
     return history
-
-
-def _read_results(path, truth):
-    with open(path, encoding="utf-8") as file:
-        try:
-            records = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-    wanted = "a list of {'image_id', 'category_id', 'score', 'bbox'}, as COCO's results format has"
-    if not isinstance(records, list):
-        raise ValueError(f"{path} must hold {wanted}; it holds a {type(records).__name__}")
-    for number, record in enumerate(records):
-        needed = ("image_id", "category_id", "score", "bbox")
-        missing = [key for key in needed if not isinstance(record, dict) or key not in record]
-        if missing:
-            raise ValueError(f"{path}: record {number} (from 0) lacks {', '.join(missing)}; needed: {wanted}")
-        for key, known, what in (
-            ("image_id", truth.imgs, "images"),
-            ("category_id", truth.cats, "categories"),
-        ):
-            if record[key] not in known:
-                raise ValueError(
-                    f"{path}: record {number} (from 0) has {key} {record[key]!r}, which is none of the annotation "
-                    f"file's {what}: are the results of other data?"
-                )
-    return records

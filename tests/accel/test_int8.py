@@ -123,6 +123,11 @@ def test_a_calibration_is_kept_for_its_weights_alone(model, fast, inputs, tmp_pa
         ('{"format": "something else"}', '"format" is not'),
         ({"version": 2}, "of version 2 .* reads 1"),
         ({"layers": {"a": {"scale": 1.0}}}, "damaged .*zero_point"),
+        (
+            {"layers": {"a": {"scale": float("inf"), "zero_point": 1, "error": 0.0}}},
+            "scale or zero_point of a",
+        ),
+        ({"layers": {"a": {"scale": 1.0, "zero_point": 12.7, "error": 0.0}}}, "scale or zero_point of a"),
         ({"layers": {"a": {"scale": -1.0, "zero_point": 0, "error": 0.0}}}, "of a is out of range"),
         ({"layers": None}, "damaged"),
     ],
@@ -148,6 +153,11 @@ def test_what_cannot_be_had_is_said(model, inputs, monkeypatch):
     monkeypatch.setattr(int8, "int8_kernels_are_available", lambda: True)
     with pytest.raises(TypeError, match="int8 must be a list of inputs, .*, got int"):
         accelerate(model, int8=3)
+    with pytest.raises(ValueError, match=r"cannot be called with input 0 .* a dict .*\[\[{\"image\""):
+        accelerate(model, int8=list(inputs[0]))
+    broken = [[{**inputs[0][0], "image": inputs[0][0]["image"].float().fill_(float("nan"))}]]
+    with pytest.raises(ValueError, match="not finite: is there one in the inputs"):
+        accelerate(model, int8=broken)
     with pytest.raises(ValueError, match="no inputs to calibrate with"):
         accelerate(model, int8=[])
 

@@ -1,10 +1,13 @@
 import csv
 import json
+import re
+import shutil
 
 import pytest
 from click.testing import CliRunner
 
-from mrcnn_ext.cli.compare import command
+from mrcnn_ext.cli.compare import command as compare_command
+from mrcnn_ext.cli.report import command as report_command
 from mrcnn_ext.scenes.coco_format import KEYPOINT_NAMES
 
 
@@ -54,7 +57,9 @@ def test_runs_beside_each_other(truth, tmp_path):
     (folder / "coco_instances_results.json").write_text(json.dumps(results(truth, 4)))
     (tmp_path / "perfect.json").write_text(json.dumps(results(truth, 0)))
     arguments = [str(tmp_path / "run"), str(tmp_path / "perfect.json"), "--truth", str(truth)]
-    done = CliRunner().invoke(command, [*arguments, "--samples", "50", "--csv", str(tmp_path / "out.csv")])
+    done = CliRunner().invoke(
+        compare_command, [*arguments, "--samples", "50", "--csv", str(tmp_path / "out.csv")]
+    )
     assert done.exit_code == 0, done.output
     assert "100.00 [100.00, 100.00]" in done.output and "| keypoints |" in done.output
     with open(tmp_path / "out.csv") as file:
@@ -72,20 +77,80 @@ def test_runs_beside_each_other(truth, tmp_path):
     "content, message",
     [
         (None, "neither a file of COCO results nor a folder with a coco_instances_results.json"),
-        ('{"images": []}', "not a list of COCO results"),
+        ('{"images": []}', "must hold a list of {'image_id'"),
     ],
 )
 def test_no_results(truth, tmp_path, content, message):
     run = tmp_path / "run"
     run.mkdir() if content is None else run.write_text(content)
-    done = CliRunner().invoke(command, [str(run), "--truth", str(truth)])
+    done = CliRunner().invoke(compare_command, [str(run), "--truth", str(truth)])
     assert isinstance(done.exception, ValueError) and message in str(done.exception)
+
+
+def wrong(truth, **changes):
+    records = results(truth, 0)
+    records[1].update(changes)
+    return json.dumps(records)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_id": 77}, "record 1 .* has image_id 77, which is none of the annotation file's images"),
+        ({"category_id": 5}, "record 1 .* has category_id 5"),
+        ({"score": float("nan")}, "record 1 .*: score must be a finite number, got nan"),
+        ({"score": "0.9"}, "score must be a finite number, got '0.9'"),
+        ({"bbox": [1, 2, 3]}, "bbox must be four finite numbers"),
+        ({"segmentation": []}, "record 0 .* lacks segmentation, which others have"),
+    ],
+)
+def test_records_are_checked(truth, tmp_path, changes, message):
+    (tmp_path / "a.json").write_text(wrong(truth, **changes))
+    for command, arguments in (
+        (compare_command, ["a.json", "--truth", str(truth)]),
+        (report_command, [str(truth), "a.json"]),
+    ):
+        with CliRunner().isolated_filesystem(tmp_path):
+            shutil.copy(tmp_path / "a.json", "a.json")
+            done = CliRunner().invoke(command, arguments)
+        assert isinstance(done.exception, ValueError) and re.search(message, str(done.exception))
+
+
+def test_images_are_told_by_the_names_beside_the_results(truth, tmp_path):
+    records = results(truth, 0)
+    for record in records:
+        record["image_id"] = 4 - record["image_id"]
+    (tmp_path / "photos.json").write_text(json.dumps(records))
+    arguments = [str(tmp_path / "photos.json"), "--truth", str(truth), "--samples", "5"]
+    images = [{"id": 4 - i, "file_name": f"{i}.png"} for i in (1, 2, 3)]
+    (tmp_path / "photos.images.json").write_text(json.dumps({"images": images}))
+    assert (
+        "| bbox | " in (output := CliRunner().invoke(compare_command, arguments).output)
+        and " 100.00" in output
+    )
+    images[0]["file_name"] = "other.png"
+    (tmp_path / "photos.images.json").write_text(json.dumps({"images": images}))
+    done = CliRunner().invoke(compare_command, arguments)
+    assert (
+        "1 of its 3 images are none of the annotation file's, by the names in photos.images.json (other.png)"
+        in str(done.exception)
+    )
+
+
+def test_a_run_that_found_nothing_scores_zero(truth, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(results(truth, 0)))
+    (tmp_path / "none.json").write_text("[]")
+    runs = [str(tmp_path / "a.json"), str(tmp_path / "none.json")]
+    done = CliRunner().invoke(compare_command, [*runs, "--truth", str(truth), "--samples", "5"])
+    assert f"| bbox | {runs[1]} | 0.00 [0.00, 0.00]" in done.output
+    done = CliRunner().invoke(compare_command, [*runs, "--truth", str(truth), "--csv", runs[1]])
+    assert "is one of the runs" in str(done.exception)
 
 
 def test_no_truth(truth, tmp_path):
     pytest.importorskip("detectron2")
     (tmp_path / "a.json").write_text(json.dumps(results(truth, 0)))
-    done = CliRunner().invoke(command, [str(tmp_path / "a.json")])
+    done = CliRunner().invoke(compare_command, [str(tmp_path / "a.json")])
     assert "give --truth" in str(done.exception)
-    done = CliRunner().invoke(command, [str(tmp_path / "a.json"), "--truth", "coco_2017_vl"])
+    done = CliRunner().invoke(compare_command, [str(tmp_path / "a.json"), "--truth", "coco_2017_vl"])
     assert "neither a file nor a registered dataset; did you mean coco_2017_val" in str(done.exception)

@@ -77,6 +77,18 @@ def test_a_checkpoint_that_names_its_classes(tmp_path):
     assert torch.equal(ours, theirs[[1, 1, 0, 2]])
 
 
+def test_as_many_classes_in_another_order(tmp_path):
+    source, target = model(2), model(2)
+    about = {"metadata": {"thing_classes": ["boat", "duck"]}}
+    torch.save({"model": source.state_dict(), "about": about}, tmp_path / "own.pth")
+    load(str(tmp_path / "own.pth"), target, ["duck", "boat"])
+    theirs, ours = (m.roi_heads.box_predictor for m in (source, target))
+    assert torch.equal(ours.cls_score.weight, theirs.cls_score.weight[[1, 0, 2]])
+    assert torch.equal(ours.bbox_pred.weight, theirs.bbox_pred.weight[[4, 5, 6, 7, 0, 1, 2, 3]])
+    theirs, ours = (m.roi_heads.mask_head.predictor.weight for m in (source, target))
+    assert torch.equal(ours, theirs[[1, 0]])
+
+
 def test_the_models_own_checkpoint_is_left_alone(tmp_path):
     source, target = model(2), model(2)
     about = {"metadata": {"thing_classes": ["person", "rider"]}}
@@ -91,6 +103,8 @@ def test_errors(coco, tmp_path):
         load(coco, target, CITY, [("ryder", "person")])
     with pytest.raises(UserError, match="has no class 'persons'; did you mean person"):
         load(coco, target, CITY, [("rider", "persons")])
+    with pytest.raises(UserError, match="is in several pairs"):
+        load(coco, target, CITY, [("rider", "person"), ("rider", "car")])
     torch.save({"model": model(5).state_dict()}, tmp_path / "five.pth")
     with pytest.raises(UserError, match="its classes are not known"):
         load(str(tmp_path / "five.pth"), target, CITY)

@@ -17,6 +17,7 @@ from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 
 from mrcnn_ext.engine import Predictor, Trainer, UserError
+from mrcnn_ext.engine import predictor as predictor_module
 
 pytestmark = pytest.mark.detectron2
 
@@ -206,3 +207,19 @@ def test_detectron2s_own_warn_of_keys_that_they_do_not_heed(make_cfg):
     assert warned(lambda: Predictor(cfg)) == []
     cfg.DATASETS.COCO_FORMAT = [["x", "x.json", "."]]
     assert any("DATASETS.COCO_FORMAT" in message for message in warned(lambda: DefaultPredictor(cfg)))
+
+
+def test_the_predictor_calibrates_int8_as_the_config_says(make_cfg, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(predictor_module, "accelerated", lambda model, int8=None: given.append(int8))
+    cfg = make_cfg("MODEL.ACCELERATE", True)
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "int8.json").write_text("{}")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    for value in ("", str(tmp_path / "int8.json")):
+        cfg.MODEL.ACCELERATE_INT8 = value
+        Predictor(cfg)
+    assert given == [None, str(tmp_path / "int8.json")]
+    cfg.MODEL.ACCELERATE_INT8 = "nothing"
+    with pytest.raises(UserError, match="'nothing' is neither the file of a calibration nor a registered"):
+        Predictor(cfg)

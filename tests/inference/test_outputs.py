@@ -20,6 +20,7 @@ from mrcnn_ext.data.convert.mask_folder import read_mask_folder
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.files import DiskFullError
 from mrcnn_ext.inference import load_predictor, outputs, pipeline, predict, predictions
+from mrcnn_ext.inference.drawing import Style
 from mrcnn_ext.inference.filters import make_filter
 from mrcnn_ext.inference.tracking import Tracker
 from mrcnn_ext.inference.video_output import VideoFile
@@ -231,6 +232,87 @@ def test_an_annotated_video(predictor, video, tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*")), "a draft is left"
 
 
+def test_a_video_of_something_else_is_not_replaced(predictor, video, tmp_path, monkeypatch):
+    content, output = open(video, "rb").read(), tmp_path / "out.json"
+    monkeypatch.setattr(pipeline, "_predict", None)  # it is told before
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="would take the place of its source"):
+            predict(predictor, video, output, video=video, overwrite=overwrite, **QUIET)
+    other = tmp_path / "other.avi"
+    other.write_bytes(b"of someone")
+    with pytest.raises(UserError, match=r"other.avi exists and is not of this run: .*--overwrite"):
+        predict(predictor, video, output, video=other, **QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.avi", "street.avi"]
+    monkeypatch.undo()
+    predict(predictor, video, output, **QUIET)
+    with pytest.raises(UserError, match="other.avi exists and is not of this run"):
+        predict(predictor, video, output, video=other, **QUIET)
+    assert other.read_bytes() == b"of someone" and open(video, "rb").read() == content
+    predict(predictor, video, output, video=other, overwrite=True, **QUIET)
+    assert len(frames_of(other)[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"video": "a.gif"}, "a video's name must end with"),
+        ({"video": "a.avi", "fps": -1}, "fps must be from 0 .* got -1"),
+        ({"video": "a.avi", "fps": float("nan")}, "fps must be from 0 .* got nan"),
+        ({"picture_score": 1.5}, "picture_score must be from 0 to 1, got 1.5"),
+        ({"only": ""}, "only names no class"),
+        ({"only": ("",)}, "only names no class"),
+        ({"only": " , "}, "only names no class"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_predicted(
+    predictor, video, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(pipeline, "_predict", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        predict(predictor, video, "out.json", **options, **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["street.avi"]
+
+
+@pytest.mark.parametrize("scale", [-1, 17])
+def test_a_scale_that_cannot_be(scale):
+    with pytest.raises(ValueError, match=f"scale of pictures must be from 1 to 16, .* got {scale}"):
+        Style(scale=scale)
+
+
+def test_what_was_corrected_by_hand_is_not_replaced(predictor, pictures, tmp_path):
+    output, label = tmp_path / "out.json", tmp_path / "labelme" / "more" / "b.json"
+    options = {"labelme": tmp_path / "labelme", "masks": tmp_path / "masks", "picture_score": 0.0, **QUIET}
+    predict(predictor, pictures, output, **options)
+    content = label.read_text()
+    corrected = json.loads(content)
+    corrected["shapes"][0]["points"][0][0] += 3
+    label.write_text(json.dumps(corrected))
+    # Other kinds of files are none of its business.
+    assert predict(predictor, pictures, output, pictures=tmp_path / "drawn", **options)["drawn"] == 3
+    assert json.loads(label.read_text()) == corrected
+    with pytest.raises(UserError, match=r"b.json would be replaced, and is not as this program wrote it"):
+        predict(predictor, pictures, output, **{**options, "picture_score": 0.1})
+    assert json.loads(label.read_text()) == corrected
+    label.write_text(content)
+    (mask, *_) = (tmp_path / "masks").glob("*/more/b_*.png")
+    cv2.imwrite(str(mask), 255 - cv2.imread(str(mask), -1))
+    with pytest.raises(UserError, match=r"b_\d+.png would be replaced"):
+        predict(predictor, pictures, output, **{**options, "picture_score": 0.2})
+    assert (label.read_text() == content) and mask.exists()
+    predict(predictor, pictures, output, **{**options, "picture_score": 0.2}, overwrite=True)
+    assert predict(predictor, pictures, output, **{**options, "picture_score": 0.3})["drawn"] == 3
+
+
+def test_files_of_someone_else_are_not_replaced(predictor, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    (pictures / "a.json").write_text('{"shapes": []}')
+    options = {"labelme": ".", **QUIET}  # a single image has no folder that would be refused
+    with pytest.raises(UserError, match="a.json would be replaced"):
+        predict(predictor, "a.png", tmp_path / "out.json", **options)
+    assert (pictures / "a.json").read_text() == '{"shapes": []}'
+
+
 def test_a_camera_is_recorded_until_it_is_interrupted(predictor, video, tmp_path, monkeypatch):
     pytest.importorskip("scipy")
     frames = frames_of(video)[0]
@@ -330,6 +412,7 @@ def test_what_belongs_to_the_config_and_what_to_the_sources(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert cli._split(("a", "b.jpg")) == (["a", "b.jpg"], [])
     assert cli._split(("a", "MODEL.MASK_ON", "True")) == (["a"], ["MODEL.MASK_ON", "True"])
+    assert cli._split(("data=a.yaml", "SEED", "1")) == (["data=a.yaml"], ["SEED", "1"])
     assert cli._split(("a", "train.device=cpu")) == (["a"], ["train.device=cpu"])
     assert cli._split(("IMG.JPG", "http://x/y?a=b")) == (["IMG.JPG", "http://x/y?a=b"], [])
     (tmp_path / "INPUT.PNG").write_bytes(b"")

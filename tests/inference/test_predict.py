@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation import inference_on_dataset
@@ -460,9 +460,55 @@ def test_weights_that_cannot_predict(make_cfg, weights, tmp_path):
 
 def test_metadata_with_too_few_classes_is_an_error(predictor, folder, tmp_path):
     metadata = MetadataCatalog.get("inference_of_one").set(thing_classes=["a"])
-    with pytest.raises(UserError, match=r"of class \d, but the metadata name 1 classes"):
+    with pytest.raises(UserError, match="predicts 8 classes, and inference_of_one names 1 .*--classes"):
         predict(predictor, folder, tmp_path / "a.json", metadata=metadata, progress=False)
+    with pytest.raises(UserError, match="predicts 8 classes, and inference_of_one names 9"):
+        metadata = Metadata(name="inference_of_one", thing_classes=list("abcdefghi"))
+        predict(predictor, folder, tmp_path / "a.json", metadata=metadata, progress=False)
+    assert not list(tmp_path.glob("a.json*"))
     MetadataCatalog.remove("inference_of_one")
+
+
+def test_a_limit_that_is_lifted_is_not_taken_for_all(predictor, folder, tmp_path):
+    options = {"progress": False, "accelerate": False}
+    assert predict(predictor, folder, tmp_path / "a.json", limit=2, **options)["images"] == 2
+    with pytest.raises(UserError, match=r"is of a run with other limit \(2, now None\): give"):
+        predict(predictor, folder, tmp_path / "a.json", **options)
+    predict(predictor, folder, tmp_path / "a.json", overwrite=True, **options)
+    with pytest.raises(UserError, match=r"other limit \(None, now 2\)"):
+        predict(predictor, folder, tmp_path / "a.json", limit=2, **options)
+
+
+def test_int8_is_what_the_config_says(make_cfg, folder, scenes, tmp_path, monkeypatch):
+    given = []
+
+    def accelerate_model(model, int8=None, stock=run.accelerate_model, **options):
+        given.append(int8)
+        return stock(model, **options)
+
+    monkeypatch.setattr(run, "accelerate_model", accelerate_model)
+    file = tmp_path / "int8.json"
+    file.write_text("{}")
+    for value in ("", str(file), scenes):
+        predictor = load_predictor(make_cfg("MODEL.ACCELERATE_INT8", value))
+        predict(predictor, folder, tmp_path / f"{len(given)}.json", limit=1, progress=False)
+    assert given[:2] == [None, str(file)]
+    assert [set(batch[0]) >= {"image", "file_name"} for batch in given[2]] == [True] * 7
+    predictor = load_predictor(make_cfg("MODEL.ACCELERATE_INT8", str(file)))
+    file.write_text("{ }")
+    with pytest.raises(UserError, match="is of a run with other int8: give"):
+        predict(predictor, folder, tmp_path / "1.json", limit=1, progress=False)
+    predictor = load_predictor(make_cfg("MODEL.ACCELERATE_INT8", "nothing"))
+    with pytest.raises(
+        UserError, match="ACCELERATE_INT8.*'nothing' is neither the file of a calibration nor"
+    ):
+        predict(predictor, folder, tmp_path / "b.json", progress=False)
+    assert not (tmp_path / "b.json.part").exists()
+    monkeypatch.undo()
+    predictor = load_predictor(make_cfg("MODEL.ACCELERATE_INT8", str(file)))
+    with pytest.raises(ValueError, match="int8.json"):  # of nothing
+        predict(predictor, folder, tmp_path / "b.json", progress=False)
+    assert not (tmp_path / "b.json.part").exists()
 
 
 @pytest.fixture

@@ -123,10 +123,29 @@ def test_other_runs_are_named_and_refused(tmp_path, complete):
     where = "results.json" if complete else r"results.json.part"
     for change, names in (
         ({"weights": "xyz"}, "other weights: give"),
+        ({"limit": 5}, r"other limit \(None, now 5\): give"),
         ({"min_score": 0.5, "model": "m"}, r"other model and min_score \(0.0, now 0.5\): give"),
     ):
         with pytest.raises(UserError, match=rf"{where} is of a run with {names} what it was made with"):
             ResultsFile(path, {**IDENTITY, **change})
+    fewer = {key: value for key, value in IDENTITY.items() if key != "min_score"}
+    with pytest.raises(UserError, match=r"is of a run with other min_score \(0.0, now None\): give"):
+        ResultsFile(path, fewer)
+
+
+def test_what_a_run_made_is_known_to_the_next(tmp_path):
+    path = tmp_path / "results.json"
+    results = ResultsFile(path, IDENTITY)
+    write(results, 0)
+    results.own("a.mp4")
+    results.close()
+    results = ResultsFile(path, IDENTITY)
+    assert results.owned == {"a.mp4"} and set(results.done) == {0}
+    results.finish(CATEGORIES)
+    ResultsFile(path, IDENTITY).own("b.mp4")
+    assert ResultsFile(path, IDENTITY).owned == {"a.mp4", "b.mp4"}
+    ResultsFile(path, IDENTITY).note({"video": "x"})
+    assert ResultsFile(path, IDENTITY).owned == {"a.mp4", "b.mp4"}
 
 
 def test_a_file_of_something_else_is_not_overwritten(tmp_path):

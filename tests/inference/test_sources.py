@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import json
 import os
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("detectron2")
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.inference import downloads
 from mrcnn_ext.inference.sources import ImageFiles, Video, Webcam, open_source
@@ -212,3 +215,35 @@ def test_cameras(folder, monkeypatch):
     os.mkdir("1")  # a folder of this name comes first
     Image.new("RGB", (4, 4)).save("1/x.png")
     assert isinstance(open_source("1"), ImageFiles)
+
+
+def test_videos_among_images_are_told(folder, caplog):
+    (folder / ".hidden.mp4").write_bytes(b"")
+    for source in (str(folder), str(folder / "**" / "*")):
+        caplog.clear()
+        open_source(source)
+        assert "1 video(s) left out (clip.avi): a video is predicted alone" in caplog.text
+
+
+def test_a_data_file_stands_for_its_val(tmp_path):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "x.png")
+    image = {"id": 77, "file_name": "x.png", "height": 20, "width": 30}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 4, "name": "disc"}]}
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    file = tmp_path / "dataset_of_file.yaml"
+    file.write_text("val: [val.json, .]")
+    try:
+        source = open_source(f"data={file}")
+        assert source.identity == [[77, "x.png"]]
+        assert source.metadata.thing_classes == ["disc"]
+    finally:
+        DatasetCatalog.remove("dataset_of_file_val")
+        MetadataCatalog.remove("dataset_of_file_val")
+    file.write_text("train: [val.json, .]")
+    with pytest.raises(UserError, match="has no val or test: one is predicted for at a time"):
+        open_source(f"data={file}")
+    file.write_text("val: [[val.json, .], [val.json, .]]")
+    with pytest.raises(UserError, match="has several to evaluate on .dataset_of_file_val_1, "):
+        open_source(f"data={file}")
+    with pytest.raises(UserError, match="there is no such file"):
+        open_source("data=none.yaml")

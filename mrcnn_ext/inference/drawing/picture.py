@@ -26,6 +26,9 @@ _FONT, _LINE = 0.021, 0.0026  # sizes as shares of the picture's geometric mean 
 _LEFT, _RIGHT, _CENTRE = (90, 220, 255), (255, 190, 70), (255, 255, 255)
 
 
+_MAX_SCALE = 16
+
+
 @dataclass(frozen=True)
 class Style:
     """How detections are drawn.
@@ -45,6 +48,12 @@ class Style:
     keypoints: bool = True
     labels: bool = True
     keypoint_score: float = 0.05
+
+    def __post_init__(self):
+        if not 0 <= self.scale <= _MAX_SCALE:
+            raise ValueError(
+                f"scale of pictures must be from 1 to {_MAX_SCALE}, or 0 for the default, got {self.scale}"
+            )
 
 
 class Painter:
