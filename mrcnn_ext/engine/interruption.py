@@ -18,6 +18,32 @@ SIGNALS = tuple(
 _SAME = 1.0  # seconds within which a signal is the same one, sent by the terminal and by a parent
 
 
+_catching: list["Interruption"] = []
+
+
+def _block():
+    if _catching and threading.current_thread() is threading.main_thread():
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock():
+    if _catching and threading.current_thread() is threading.main_thread():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _unblock_fork():
+    if _catching:
+        for interruption in list(_catching):
+            interruption._end_forks()
+        _catching.clear()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+# Python forgets the signals that a fork gets before its first line: a pool that ends such a worker would wait forever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock_fork)
+
+
 class Interruption:
     """Catches signals while a training runs.
 
@@ -47,9 +73,11 @@ class Interruption:
             # What is ignored stays so: nohup ignores SIGHUP.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._caught)
+        _catching.append(self)
         try:
             yield self
         finally:
+            _catching.remove(self)
             self._restore()
 
     def _caught(self, number, frame):
@@ -69,6 +97,13 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
+
+    def _end_forks(self):
+        """In a fork, whose signals are blocked since before it was made: they end it, as they would without us."""
+        self._restore()
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL):
+                signal.signal(number, signal.SIG_DFL)
 
     @contextlib.contextmanager
     def breaking(self) -> Iterator[None]:

@@ -56,8 +56,7 @@ def sleep():
 with Interruption().catching() as interruption:
     process = forking.Process(target=sleep)
     process.start()
-    there.wait(20)  # Python forgets the signals that a fork gets before its first line
-    process.terminate()
+    process.terminate()  # at once, before its first line perhaps
     process.join(20)
     print("ended", process.exitcode)
     process.kill()
