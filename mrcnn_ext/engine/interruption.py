@@ -21,19 +21,15 @@ _SAME = 1.0  # seconds within which a signal is the same one, sent by the termin
 _catching: list["Interruption"] = []
 
 
-def _block():
+def _mask(how):
     if _catching and threading.current_thread() is threading.main_thread():
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(how, SIGNALS)
 
 
-def _unblock():
-    if _catching and threading.current_thread() is threading.main_thread():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def _unblock_fork():
+def _leave_fork_alone():
+    """A fork, such as a worker of a pool, has no training to end and is told to end by a signal."""
     if _catching:
-        for interruption in list(_catching):
+        for interruption in _catching:
             interruption._end_forks()
         _catching.clear()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -41,7 +37,11 @@ def _unblock_fork():
 
 # Python forgets the signals that a fork gets before its first line: a pool that ends such a worker would wait forever.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_unblock_fork)
+    os.register_at_fork(
+        before=lambda: _mask(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask(signal.SIG_UNBLOCK),
+        after_in_child=_leave_fork_alone,
+    )
 
 
 class Interruption:
@@ -60,7 +60,6 @@ class Interruption:
         self.immediate = False
         self._since = 0.0
         self._previous: dict = {}
-        self._process = os.getpid()
 
     @contextlib.contextmanager
     def catching(self) -> Iterator["Interruption"]:
@@ -68,7 +67,6 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        self._process = os.getpid()
         for number in SIGNALS:
             # What is ignored stays so: nohup ignores SIGHUP.
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -81,11 +79,7 @@ class Interruption:
             self._restore()
 
     def _caught(self, number, frame):
-        if os.getpid() != self._process:
-            # A fork, such as a worker of a pool, which has no training to end and is told to end by a signal.
-            self._restore()
-            os.kill(os.getpid(), number)
-        elif not self.number:
+        if not self.number:
             self.number, self._since = number, time.monotonic()
             if self.immediate:
                 raise Interrupted

@@ -137,10 +137,6 @@ def _selected(key: str) -> str:
     return ".".join(part if not part.isdigit() else f"[{part}]" for part in key.split(".")).replace(".[", "[")
 
 
-def _in_python(key: str) -> str:
-    return _selected(key)
-
-
 def _values(cfg: DictConfig, keys: dict[str, str]) -> dict:
     """Values of the settings, as `Settings` has them."""
     values: dict[str, Any] = {}
