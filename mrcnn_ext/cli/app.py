@@ -8,7 +8,7 @@ import click
 QUICKSTART = Path("output/quickstart/model_final.pth")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command()
 @click.argument("checkpoint", required=False)
 @click.option("--compare", metavar="CHECKPOINT", help="A second checkpoint, shown beside the first.")
 @click.option(

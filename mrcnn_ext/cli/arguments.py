@@ -11,7 +11,7 @@ from ..engine.errors import UserError, did_you_mean
 __all__ = ["CONTEXT", "launch_options", "namespace", "read_data", "split_words", "words_argument"]
 
 # Negative numbers are values of keys: what begins with one hyphen or two and is no option is looked at afterwards.
-CONTEXT = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True}
+CONTEXT = {"ignore_unknown_options": True}
 _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)=(.*)", re.DOTALL)
 _COCO = {False: "coco_2017", True: "keypoints_coco_2017"}
 _CITYSCAPES = "cityscapes_fine_instance_seg"

@@ -8,7 +8,6 @@ import torch
 
 from ..benchmark.tables import write_csv
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -72,7 +71,7 @@ _thread_counts = click.option(
 )
 
 
-@click.group(context_settings=CONTEXT)
+@click.group()
 def command():
     """Benchmark models and operators: close other programs, as these are times.
 
@@ -80,7 +79,7 @@ def command():
     """
 
 
-@command.command(context_settings={**CONTEXT, "ignore_unknown_options": True})
+@command.command(context_settings={"ignore_unknown_options": True})
 @_options(
     click.option(
         "--config", type=_List(), help="Yaml files or names in the zoos. Default: the zoo's R-50-FPN."
@@ -157,7 +156,7 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
     click.echo(f"\nwrote {', '.join(sorted(path.name for path in output.iterdir()))} to {output}")
 
 
-@command.command(context_settings=CONTEXT)
+@command.command()
 @_options(
     _device,
     click.option("--quick", is_flag=True, help="A few cases with fewer RoIs: about half a minute."),
@@ -202,7 +201,7 @@ def roi_align(device, quick, targets, end_to_end, threads, budget, output):
     click.echo(f"wrote roi_align.csv and roi_align.png to {output}")
 
 
-@command.command(context_settings=CONTEXT)
+@command.command()
 @_options(
     click.option("--layers", type=_List(), metavar="LIST", help="Default: all."),
     _thread_counts,
@@ -236,7 +235,7 @@ def convolutions(layers, threads, budget, output):
     write_csv(rows, output / "convolutions.csv")
 
 
-@command.command(context_settings=CONTEXT)
+@command.command()
 @_options(
     click.option("--instances", type=_List(int), default="100", show_default=True, help="In an image."),
     _thread_counts,
@@ -264,7 +263,7 @@ def masks(instances, threads, budget, output):
     _finish(rows, [benchmark.target(row) for row in rows], output / "masks.csv")
 
 
-@command.command(context_settings=CONTEXT)
+@command.command()
 @_options(
     _device,
     click.option("--instances", type=int, default=100, show_default=True),

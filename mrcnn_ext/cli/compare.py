@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 
 RESULTS = "coco_instances_results.json"
-CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-@click.command(context_settings=CONTEXT)
+@click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--truth",

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+_SETTINGS = {"show_default": True}
 
 
 @click.group(context_settings=_SETTINGS)

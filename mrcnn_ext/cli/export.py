@@ -11,7 +11,7 @@ from ..engine.errors import UserError
 RUNTIME = "mrcnn_runtime.py"  # name of the copy
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command()
 @click.argument("opts", nargs=-1, metavar="[KEY VALUE]...")
 @click.option(
     "--weights", default="", help="Checkpoint, or name of detectron2's zoo [default: the config's]."

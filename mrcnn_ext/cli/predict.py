@@ -17,7 +17,7 @@ _KEY = re.compile(
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command()
 @click.argument("arguments", nargs=-1, required=True, metavar="SOURCE... [KEY VALUE]...")
 @click.option(
     "--weights",

@@ -7,7 +7,7 @@ from ..reports import report_of_files
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("annotations", type=_FILE)
 @click.argument("results", type=_FILE)
 @click.option(

@@ -7,10 +7,8 @@ import click
 
 from ..config_files import list_configs
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
 
-
-@click.group(context_settings=CONTEXT)
+@click.group()
 def command():
     """List, show and fetch the configs and weights of the model zoo.
 
@@ -18,7 +16,7 @@ def command():
     """
 
 
-@command.command("list", context_settings=CONTEXT)
+@command.command("list")
 @click.argument("words", nargs=-1)
 @click.option(
     "--detectron2", "theirs", is_flag=True, help="The models of detectron2's zoo with trained weights."
@@ -42,7 +40,7 @@ def list_command(words, theirs):
     click.echo("\n".join(found))
 
 
-@command.command(context_settings=CONTEXT)
+@command.command()
 @click.argument("name")
 @click.option("--all", "everything", is_flag=True, help="Every key, with its default.")
 def show(name, everything):
@@ -63,7 +61,7 @@ def show(name, everything):
     click.echo(content)
 
 
-@command.command(context_settings=CONTEXT)
+@command.command()
 @click.argument("name")
 @click.option("--output", metavar="FILE", help="Default: the name of the config, in the working directory.")
 def fetch(name, output):
