@@ -99,7 +99,18 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     keypoint.setdefault("BOX_SCALE", 1.0)
 
     # Our ROI heads: factor of loss_cls, beside detectron2's BBOX_REG_LOSS_WEIGHT.
-    cfg.MODEL.ROI_BOX_HEAD.setdefault("CLS_LOSS_WEIGHT", 1.0)
+    box = cfg.MODEL.ROI_BOX_HEAD
+    box.setdefault("CLS_LOSS_WEIGHT", 1.0)
+    # Of them too: "softmax" over classes and background, or "hinge", linear classifiers of one class against the rest.
+    box.setdefault("CLASSIFIER", "softmax")
+    # RCNNROIHeads: pixels of surroundings on each side of a crop, whose side is POOLER_RESOLUTION.
+    box.setdefault("CONTEXT", 16)
+    # CNNBoxHead, which R-CNN puts every crop through: the backbone, by its name as of MODEL.BACKBONE.NAME, and the map
+    # of it that the head's layers take; at inference, crops that it takes together.
+    cnn = box.setdefault("CNN", CfgNode())
+    cnn.setdefault("NAME", "build_resnet_backbone")
+    cnn.setdefault("FEATURE", "res4")
+    cnn.setdefault("CROPS_AT_ONCE", 64)
 
     # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
     # TEST.EVAL_PERIOD iterations and after training.

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..accel import accelerate
 from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
 from ..data import DatasetMapper, build_test_loader, build_train_loader, get_detection_dataset_dicts
+from ..data.build import proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA
 from .averaging import AveragingHook, WeightAverage
@@ -320,10 +321,12 @@ def build_validation_loader(cfg: CfgNode):
     names = names_for_losses(cfg.DATASETS.TEST, **learnt_from(cfg))
     if not names:
         return None
+    files = dict(zip(cfg.DATASETS.TEST, proposal_files(cfg, "TEST") or (), strict=False))
     dicts = get_detection_dataset_dicts(
         names,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=[files[name] for name in names if name in files] or None,
     )
     mapper = DatasetMapper(
         cfg,

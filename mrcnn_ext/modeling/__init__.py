@@ -5,21 +5,26 @@ from ..layers import LazyMasks
 from . import fuse_rules  # noqa: F401  (registration)
 from .anchor_generator import TorchvisionAnchorGenerator
 from .backbone import (
+    PixelBackbone,
     TimmBackbone,
+    build_pixel_backbone,
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
     timm_input,
 )
+from .box_head import CNNBoxHead, HingeOutputLayers
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .poolers import FusedROIPooler
-from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
+from .roi_heads import CropPooler, FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads, RCNNROIHeads
 from .test_time_augmentation import GeneralizedRCNNWithTTA
 
 __all__ = [
     "Acceleration",
     "BoundaryMaskHead",
+    "CNNBoxHead",
+    "CropPooler",
     "FCNMaskHead",
     "FusedCascadeROIHeads",
     "FusedROIHeads",
@@ -27,15 +32,19 @@ __all__ = [
     "FusedRes5ROIHeads",
     "GeneralizedRCNNWithTTA",
     "HeatmapKeypointHead",
+    "HingeOutputLayers",
     "KeypointHead",
     "LazyMasks",
     "MLPMaskHead",
     "MaskHead",
     "MaskScoringHead",
+    "PixelBackbone",
+    "RCNNROIHeads",
     "SimCCKeypointHead",
     "TimmBackbone",
     "TorchvisionAnchorGenerator",
     "accelerate",
+    "build_pixel_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",

@@ -1,5 +1,6 @@
 """Backbones registered with detectron2's BACKBONE_REGISTRY."""
 
+from .pixels import PixelBackbone, build_pixel_backbone
 from .timm import (
     TimmBackbone,
     build_timm_backbone,
@@ -10,7 +11,9 @@ from .timm import (
 )
 
 __all__ = [
+    "PixelBackbone",
     "TimmBackbone",
+    "build_pixel_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
