@@ -112,6 +112,26 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     cnn.setdefault("FEATURE", "res4")
     cnn.setdefault("CROPS_AT_ONCE", 64)
 
+    # MODEL.META_ARCHITECTURE "UniPose": names of the backbone's fine and coarse map (with a timm model and
+    # MODEL.TIMM.ARGS {output_stride: 8}, res2 is of stride 4 and res3 the last one, of stride 8); the dilations of the
+    # waterfall, its channels, those of the fine map in the decoder, and the normalisation. What it learns and how it is
+    # decoded is in MODEL.ROI_KEYPOINT_HEAD.
+    unipose = cfg.MODEL.setdefault("UNIPOSE", CfgNode())
+    unipose.setdefault("LOW_FEATURE", "res2")
+    unipose.setdefault("HIGH_FEATURE", "res3")
+    unipose.setdefault("RATES", [6, 12, 18, 24])
+    unipose.setdefault("DIM", 256)
+    unipose.setdefault("LOW_DIM", 48)
+    unipose.setdefault("NORM", "BN")
+
+    # Images are people cut out by their boxes, one each, in training and in testing, as UniPose wants them: height and
+    # width, sides over those of the box, and in training how far both scale and place vary.
+    crops = cfg.INPUT.setdefault("PERSON_CROPS", CfgNode())
+    crops.setdefault("ENABLED", False)
+    crops.setdefault("SIZE", [256, 192])
+    crops.setdefault("SCALE", 1.25)
+    crops.setdefault("JITTER", 0.25)
+
     # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
     # TEST.EVAL_PERIOD iterations and after training.
     val_loss = cfg.setdefault("VAL_LOSS", CfgNode())

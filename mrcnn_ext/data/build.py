@@ -14,9 +14,17 @@ from torch.utils.data import Sampler
 from .copy_paste import CopyPasteMapper
 from .loading import get_detection_dataset_dicts, load_dataset
 from .mapper import DatasetMapper
+from .person_crops import PersonCropMapper, person_crops
 from .proposals import add_proposals
 
-__all__ = ["build_test_loader", "build_train_loader", "proposal_files", "read_lazily"]
+__all__ = [
+    "build_mapper",
+    "build_test_loader",
+    "build_train_loader",
+    "crops_people",
+    "proposal_files",
+    "read_lazily",
+]
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sampler | None = None):
@@ -28,15 +36,19 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
         sampler: default that of ``DATALOADER.SAMPLER_TRAIN``.
     """
     if mapper is None:
-        mapper = DatasetMapper(cfg, True)
+        mapper = build_mapper(cfg, True)
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=proposal_files(cfg, "TRAIN"),
     )
+    if crops_people(cfg):
+        dataset = person_crops(dataset)
     copy_paste = cfg.INPUT.get("COPY_PASTE")
     if copy_paste is not None and copy_paste.ENABLED:
+        if crops_people(cfg):
+            raise ValueError("INPUT.COPY_PASTE does not work with INPUT.PERSON_CROPS: switch one of them off")
         if cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError(
                 "INPUT.COPY_PASTE does not work with MODEL.LOAD_PROPOSALS: switch one of them off"
@@ -60,9 +72,28 @@ def build_test_loader(cfg, dataset_name):
                 "of DATASETS.TEST"
             )
         dicts = add_proposals(dicts, file, dataset_name)
+    if crops_people(cfg):
+        dicts = person_crops(dicts)
     return build_detection_test_loader(
-        dicts, mapper=DatasetMapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        dicts, mapper=build_mapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+
+
+def crops_people(cfg: CfgNode) -> bool:
+    """Whether the images are people cut out of the datasets' images."""
+    crops = cfg.INPUT.get("PERSON_CROPS")
+    return crops is not None and crops.ENABLED
+
+
+def build_mapper(cfg: CfgNode, is_train: bool, **arguments) -> DatasetMapper:
+    """The mapper of a config.
+
+    Args:
+        cfg: INPUT and what the model learns.
+        is_train: whether with augmentation and ground truth.
+        arguments: in place of those that the config gives.
+    """
+    return (PersonCropMapper if crops_people(cfg) else DatasetMapper)(cfg, is_train, **arguments)
 
 
 def proposal_files(cfg: CfgNode, split: str) -> list[str] | None:

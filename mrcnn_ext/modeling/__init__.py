@@ -16,6 +16,7 @@ from .backbone import (
 from .box_head import CNNBoxHead, HingeOutputLayers
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
+from .meta_arch import UniPose, UniPoseHead
 from .poolers import FusedROIPooler
 from .roi_heads import CropPooler, FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads, RCNNROIHeads
 from .test_time_augmentation import GeneralizedRCNNWithTTA
@@ -43,6 +44,8 @@ __all__ = [
     "SimCCKeypointHead",
     "TimmBackbone",
     "TorchvisionAnchorGenerator",
+    "UniPose",
+    "UniPoseHead",
     "accelerate",
     "build_pixel_backbone",
     "build_timm_backbone",
