@@ -63,9 +63,9 @@ def register_video_dataset(kind: str, root: str, prefix: str = "") -> list[str]:
     Registers all splits of a dataset of people in video, in its publisher's layout; files are read on first use.
 
     The names are ``<prefix>_<split>``: penn_action_{train,test}, bbc_pose_{train,val,test},
-    jhmdb_{train,test}_{1,2,3}, jhmdb_sub_{train,test}_{1,2,3} and posetrack18_{train,val}. Evaluation adds PCK@0.2 and jitter to AP. Records of images have
-    "video_id" and "frame_index", annotations "track_id". The sigmas of object keypoint similarity are those to start
-    from (`suggested_sigmas`): COCO's where a joint is COCO's, else 0.05.
+    jhmdb_{train,test}_{1,2,3}, jhmdb_sub_{train,test}_{1,2,3} and posetrack18_{train,val}. Evaluation adds PCK@0.2 and
+    jitter to AP. Records of images have "video_id" and "frame_index", annotations "track_id". The sigmas of object
+    keypoint similarity are those to start from (`suggested_sigmas`): COCO's where a joint is COCO's, else 0.05.
 
     Args:
         kind: "penn_action", "bbc_pose", "jhmdb" or "posetrack18".
