@@ -101,6 +101,72 @@ def convert_command(format, source, output, split, name):
     click.echo(f"In a config, under DATASETS:\n  {done.config_line(name)}")
 
 
+@command.command("prepare", context_settings=_SETTINGS)
+@click.argument("dataset", type=click.Choice(["coco", "cityscapes", "lvis"]))
+@click.option(
+    "--root",
+    metavar="DIR",
+    help="Where it is to be; default its folder in $DETECTRON2_DATASETS.",
+    show_default=False,
+)
+@click.option(
+    "--archives",
+    metavar="DIR",
+    help="Folder of the publisher's zip files; default the root.",
+    show_default=False,
+)
+@click.option("--download", is_flag=True, help="Get what is missing from the publisher (not cityscapes).")
+@click.option(
+    "--minival", metavar="LIST", help="coco: that of 2014, divided into trainval35k and minival by this list."
+)
+@click.option("--coarse", is_flag=True, help="cityscapes: the coarse annotations too.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def prepare_command(dataset, root, archives, download, minival, coarse, quiet):
+    """Unpack a published DATASET, compare it with the published sizes and counts, and check it.
+
+    DATASET is coco (2017: instances and person keypoints), cityscapes (fine) or lvis (v1, on COCO's images). What is
+    missing is told, with where to get it. Nothing is downloaded without --download. Archives are verified by size and
+    checksums; the same command goes on where it was stopped. At the end is the check of `datasets check`.
+
+    \b
+    Examples:
+      mrcnn-ext datasets prepare coco                              # tells what is missing
+      mrcnn-ext datasets prepare coco --download                   # 19.5 GiB
+      mrcnn-ext datasets prepare coco --minival instances_minival2014.json
+      mrcnn-ext datasets prepare cityscapes --archives ~/Downloads
+
+    Exit codes: 0 all is there and right; 1 it is not as published, or has errors; 2 parts are missing or damaged.
+    """
+    import os
+
+    from ..data.prepare import prepare_cityscapes, prepare_coco, prepare_lvis
+
+    chosen = {
+        "--download": (download, ("coco", "lvis")),
+        "--minival": (minival, ("coco",)),
+        "--coarse": (coarse, ("cityscapes",)),
+    }
+    for option, (value, datasets) in chosen.items():
+        if value and dataset not in datasets:
+            account = ": its publisher asks for an account" if option == "--download" else ""
+            raise click.UsageError(f"{option} is for {' and '.join(datasets)}, not {dataset}{account}")
+    base = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = root or os.path.join(base, "cityscapes" if dataset == "cityscapes" else "coco")
+    options = {"archives": archives, "progress": not quiet, "say": click.echo}
+    try:
+        if dataset == "coco":
+            fine = prepare_coco(root, download=download, minival=minival, **options)
+        elif dataset == "lvis":
+            fine = prepare_lvis(root, download=download, **options)
+        else:
+            fine = prepare_cityscapes(root, coarse=coarse, **options)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    click.echo(f"\n{root}: {'ready' if fine else 'not as it should be, see above'}")
+    if not fine:
+        sys.exit(1)
+
+
 def _two_numbers(separator, form):
     def parse(ctx, param, value):
         if value is None:
