@@ -14,7 +14,8 @@ if find_spec("detectron2") is not None:
     from .loading import get_detection_dataset_dicts, load_dataset
     from .mapper import DatasetMapper
     from .person_crops import CropToBox, PersonCropMapper, get_person_crops, person_crops
-    from .register import register_scenes
+    from .register import register_clips, register_scenes
+    from .register_video import register_video_dataset, register_videos_on_disk
 
     __all__ += [
         "CopyPasteMapper",
@@ -31,8 +32,13 @@ if find_spec("detectron2") is not None:
         "person_crops",
         "read_lazily",
         "register_coco_format",
+        "register_clips",
         "register_scenes",
+        "register_video_dataset",
+        "register_videos_on_disk",
     ]
     _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     register_scenes(os.path.join(_ROOT, "scenes"))
     register_scenes(os.path.join(_ROOT, "scenes_easy"), prefix="scenes_easy")
+    register_clips(os.path.join(_ROOT, "clips"))
+    register_videos_on_disk(_ROOT)
