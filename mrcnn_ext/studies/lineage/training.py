@@ -84,7 +84,8 @@ def train_step(step: Step, seed: int, output: Path, iterations: int | None = Non
     """
     folder = output / step.name / f"seed{seed}"
     options = _options(step, seed, output, iterations)
-    wanted = json.loads(json.dumps({k: v for k, v in options.items() if k != "OUTPUT_DIR"}, default=list))
+    wanted = {k: v for k, v in options.items() if k != "OUTPUT_DIR" and "CHECKPOINT" not in k}
+    wanted = json.loads(json.dumps(wanted, default=list))
     path = folder / "result.json"
     if path.is_file() and (result := json.loads(path.read_text()))["options"] == wanted:
         return result
@@ -152,11 +153,14 @@ class _StepTimer(HookBase):
 
     def __init__(self, file: Path):
         self.file, self.total, self.count = file, 0.0, 0
+        self._start = None
 
     def before_step(self):
         self._start = time.process_time()
 
     def after_step(self):
+        if self._start is None:  # hooks run once before the first step of a resumed training
+            return
         self.total += time.process_time() - self._start
         self.count += 1
         if self.count % 20 == 0 or self.trainer.iter + 1 >= self.trainer.max_iter:
