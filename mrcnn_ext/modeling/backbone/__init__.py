@@ -1,5 +1,7 @@
 """Backbones registered with detectron2's BACKBONE_REGISTRY."""
 
+from .pafpn import PAFPN, build_resnet_pafpn_backbone, build_timm_pafpn_backbone
+from .simple_pyramid import SimpleFeaturePyramid, build_timm_simple_pyramid_backbone
 from .timm import (
     TimmBackbone,
     build_timm_backbone,
@@ -10,10 +12,15 @@ from .timm import (
 )
 
 __all__ = [
+    "PAFPN",
+    "SimpleFeaturePyramid",
     "TimmBackbone",
+    "build_resnet_pafpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
+    "build_timm_pafpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "build_timm_simple_pyramid_backbone",
     "follow_timm",
     "timm_input",
 ]
