@@ -7,6 +7,7 @@ from .timm import (
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
+    check_timm_input,
     follow_timm,
     timm_input,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "build_timm_pafpn_backbone",
     "build_timm_retinanet_fpn_backbone",
     "build_timm_simple_pyramid_backbone",
+    "check_timm_input",
     "follow_timm",
     "timm_input",
 ]
