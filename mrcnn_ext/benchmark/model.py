@@ -150,7 +150,8 @@ def _stock_config(config: str, opts):
         file = get_config_file(config)
     cfg = load_config(file, opts)
     heads = cfg.MODEL.ROI_HEADS
-    if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE in _STOCK_POOLERS:  # the others have none but ours
+    enlarges = cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE != 1
+    if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE in _STOCK_POOLERS and not enlarges:  # the others have none but ours
         heads.NAME = _STOCK_ROI_HEADS.get(heads.NAME, heads.NAME)
     return cfg
 

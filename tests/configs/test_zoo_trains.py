@@ -1,8 +1,8 @@
 """Every config of the zoo, with a narrow backbone where there is one, on small images: it trains two steps from random
 weights, is evaluated, and accelerated it finds what it finds.
 
-Configs that stand for every kind of backbone, neck, head and box stage run always (tests/cli/test_cityscapes_from_coco.py
-has Cityscapes), all others with ``-m slow``.
+Configs that stand for every kind of backbone, neck, head and box stage run always, all others with ``-m slow``;
+tests/cli/test_cityscapes_from_coco.py has Cityscapes.
 """
 
 import argparse
