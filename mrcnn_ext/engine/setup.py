@@ -26,7 +26,7 @@ from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .from_data import UNSAID, follow_data, mark_unsaid
 from .recipe_config import apply_recipe
-from .settings import building, check_output_dir, check_settings
+from .settings import building, check_output_dir, check_settings, device_here
 from .yaml_files import merge_from_file
 
 __all__ = [
@@ -231,9 +231,11 @@ def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False,
 
 def complete(cfg: CfgNode) -> CfgNode:
     """A config of anybody's script as our classes use it: a copy with every key of ours, its ``DATASETS.COCO_FORMAT``
-    registered, and with what follows from a timm backbone (`follow_timm`). Frozen; complete already, it stays."""
+    registered, and with what follows from a timm backbone (`follow_timm`); on the CPU where ``MODEL.DEVICE`` is a GPU
+    and there is none (`device_here`). Frozen; complete already, it stays."""
     cfg = with_defaults(cfg)
     cfg.defrost()
+    cfg.MODEL.DEVICE = device_here("MODEL.DEVICE", cfg.MODEL.DEVICE)
     _tell_of_timm(cfg)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     cfg.freeze()

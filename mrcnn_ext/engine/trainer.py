@@ -103,6 +103,10 @@ class Trainer(Stoppable, DefaultTrainer):
         cfg.defrost()
         if cls.build_train_loader.__func__ is not Trainer.build_train_loader.__func__:
             cfg.DATASETS.TRAIN = ()
+        elif not cfg.DATASETS.TRAIN:
+            raise UserError(
+                "DATASETS.TRAIN is empty: name the datasets to train on, or override build_train_loader"
+            )
         own = (cls.build_test_loader.__func__, cls.build_evaluator.__func__)
         if own != (Trainer.build_test_loader.__func__, Trainer.build_evaluator.__func__):
             cfg.DATASETS.TEST = ()

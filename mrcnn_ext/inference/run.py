@@ -26,7 +26,7 @@ from .annotate import AnnotatedVideo, make_missing, write_video
 from .drawing import Style
 from .filters import Filter, make_filter
 from .identity import digest, model_identity, settings
-from .models import ExportedDetector, Predictor, categories, dataset_metadata, load_predictor
+from .models import ExportedDetector, LoadedModel, categories, dataset_metadata, load_predictor
 from .outputs import ImageOutputs, OutputOptions
 from .pipeline import Sample, run
 from .results import ResultsFile
@@ -74,7 +74,7 @@ def predict(
     anew from the results that are there.
 
     Args:
-        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `Predictor`; or a model,
+        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `LoadedModel`; or a model,
             then with ``mapper``.
         source: see `open_source`. A camera is recorded until Ctrl-C, and cannot be continued.
         output: file of results: COCO's (.json), JSON lines (.jsonl) or a table (.csv). Beside it comes
@@ -324,16 +324,16 @@ def _category_id(label: int, kinds: dict[int, dict]) -> int:
     return kinds[label]["id"] if kinds else label
 
 
-def _predictor(model, mapper) -> Predictor:
+def _predictor(model, mapper) -> LoadedModel:
     if isinstance(model, nn.Module):
         if mapper is None:
             raise ValueError("a model needs mapper=, a DatasetMapper that says how its images are resized")
-        return Predictor(model, mapper, Metadata())
+        return LoadedModel(model, mapper, Metadata())
     if isinstance(model, (str, os.PathLike, CfgNode, DictConfig)):
         model = load_predictor(model)
-    if not isinstance(model, Predictor):
+    if not isinstance(model, LoadedModel):
         raise TypeError(
-            f"model must be a config, a Predictor or a torch.nn.Module, got {type(model).__name__}"
+            f"model must be a config, a LoadedModel or a torch.nn.Module, got {type(model).__name__}"
         )
     return model if mapper is None else replace(model, mapper=mapper)
 
