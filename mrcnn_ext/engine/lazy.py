@@ -29,7 +29,7 @@ from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, nam
 from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .described import described_lazy_config
-from .description import describe_lazily, read_description
+from .description import data_of, describe_lazily, read_description
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .events import build_writers
@@ -94,10 +94,12 @@ def _set_up(args):
     recipe = None
     if args.eval_only and not args.config_file:
         cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts, follow=False)
+        weights, tested = cfg.train.init_checkpoint, names_of(cfg.dataloader.get("test"))
+        about = read_description(weights, args.trust_files)
+        register_datasets(data_of(about, weights, tested))
         if not args.resume:
-            weights, tested = cfg.train.init_checkpoint, names_of(cfg.dataloader.get("test"))
             has_keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
-            check_evaluated_names(read_description(weights, args.trust_files), weights, tested, has_keypoints)
+            check_evaluated_names(about, weights, tested, has_keypoints)
     else:
         cfg = load_lazy_config(args.config_file, args.opts)
         if getattr(args, "follow_data", False):
@@ -232,16 +234,17 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated, with ``train.accelerate_int8`` in int8 where that
-    serves: the path of a calibration, or a dataset's name to calibrate with. With ``train.report`` a report is written
-    of data in COCO's format.
+    Our COCOEvaluator writes its predictions to ``train.output_dir``, ``inference/<dataset>``, unless it has an
+    ``output_dir`` of its own. With ``train.accelerate`` an accelerated copy of the model is evaluated, with
+    ``train.accelerate_int8`` in int8 where that serves: the path of a calibration, or a dataset's name to calibrate
+    with. With ``train.report`` a report is written of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
     """
     if "evaluator" not in cfg.dataloader:
         return {}
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator = instantiate(_writing(cfg))
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
@@ -251,6 +254,19 @@ def do_test(cfg, model):
     if cfg.train.get("report", False):
         write_reports([evaluator], cfg.train.output_dir, results)
     return results
+
+
+def _writing(cfg):
+    """``dataloader.evaluator``; ours writes its predictions as it does with a yaml config."""
+    evaluator = cfg.dataloader.evaluator
+    names = names_of(cfg.dataloader.get("test"))
+    target = evaluator.get("_target_", "")
+    is_ours = (target if isinstance(target, str) else target.__module__).startswith("mrcnn_ext.")
+    if not is_ours or evaluator.get("output_dir") is not None or len(names) != 1:
+        return evaluator
+    evaluator = copy.deepcopy(evaluator)
+    evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
+    return evaluator
 
 
 def loader_of(cfg, dataset_name):

@@ -19,9 +19,10 @@ from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_ext_config, with_defaults
 from ..data import register_coco_format
+from ..data.places import absolute, find_again
 from ..files import replacing
 from ..modeling.backbone import follow_timm
-from .description import config_of, read_description
+from .description import config_of, data_of, read_description
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .from_data import UNSAID, follow_data, mark_unsaid
@@ -90,6 +91,10 @@ def setup(args: argparse.Namespace):
         # Of the data that it was trained on; to train on others it gets their numbers.
         described = {} if args.eval_only else mark_unsaid(cfg)
         merge_options(cfg, args.opts)
+        wanted = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        given = {entry[0] for entry in cfg.DATASETS.COCO_FORMAT}
+        wanted = [name for name in wanted if name not in given]
+        cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *data_of(about, weights, wanted)]
         register_datasets(cfg.DATASETS.COCO_FORMAT)
         follow_data(cfg, described)
         if args.eval_only and not getattr(args, "resume", False):
@@ -121,8 +126,7 @@ def register_datasets(datasets):
         UserError: an entry is not as it must be, or its annotations cannot be read.
     """
     for entry in datasets:
-        is_right = isinstance(entry, (list, tuple)) and 3 <= len(entry) <= 4
-        if not is_right or not all(isinstance(part, str) for part in entry[:3]):
+        if not _is_entry(entry):
             message = f"each must be [name, annotation file, image folder], got {entry!r}"
             raise UserError(
                 f"DATASETS.COCO_FORMAT: {message}. A fourth element may describe it, a file or {{names, keypoints, "
@@ -132,6 +136,11 @@ def register_datasets(datasets):
             register_coco_format(*entry)
         except (OSError, ValueError) as error:
             raise UserError(f"DATASETS.COCO_FORMAT: {error}") from error
+
+
+def _is_entry(entry):
+    is_right = isinstance(entry, (list, tuple)) and 3 <= len(entry) <= 4
+    return is_right and all(isinstance(part, str) for part in entry[:3])
 
 
 def start(cfg, args, output_dir):
@@ -171,13 +180,17 @@ def save_config(cfg, output_dir: str):
     """Writes config.yaml in the main process.
 
     Args:
-        cfg: a yaml config or a LazyConfig.
+        cfg: a yaml config or a LazyConfig. The paths of ``DATASETS.COCO_FORMAT`` become absolute, for other working
+            directories.
         output_dir: folder of the results.
     """
     if not comm.is_main_process():
         return
     path = os.path.join(output_dir, _CONFIG)
     if isinstance(cfg, CfgNode):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.COCO_FORMAT = [absolute(entry) for entry in cfg.DATASETS.COCO_FORMAT]
         with replacing(path) as file:
             file.write(cfg.dump().encode())
     else:
@@ -222,11 +235,26 @@ def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False,
     if follow:
         said = {key: value for key, value in mark_unsaid(cfg).items() if value != UNSAID}
         defaults = {**defaults, **said}
+    _find_data(cfg, config_file)
     merge_options(cfg, opts)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     follow_data(cfg, defaults)
     _tell_of_timm(cfg)
     return cfg
+
+
+def _find_data(cfg, config_file):
+    """Data that a config names, and that are not where it says, but where they would be if moved with it."""
+    found = []
+    for entry in cfg.DATASETS.COCO_FORMAT:
+        if _is_entry(entry):
+            again = find_again(entry, os.path.dirname(os.path.abspath(config_file)))
+            if again != list(entry):
+                message = "%s: the dataset %r is not at %s: taken from %s"
+                logging.getLogger(__name__).warning(message, config_file, entry[0], entry[1], again[1])
+            entry = again
+        found.append(entry)
+    cfg.DATASETS.COCO_FORMAT = found
 
 
 def complete(cfg: CfgNode) -> CfgNode:

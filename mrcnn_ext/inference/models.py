@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
-from ..engine.description import config_of, instantiate_described, metadata_of, read_description
+from ..engine.description import config_of, data_of, instantiate_described, metadata_of, read_description
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config, loader_of
 from ..engine.settings import building, check_device, device_here
@@ -41,6 +41,7 @@ class LoadedModel:
         metadata: names of the classes, for the results and the pictures.
         int8: what an accelerated copy is calibrated for int8 with: a file or dataset, as ``MODEL.ACCELERATE_INT8``.
         int8_loader: gives the test loader of such a dataset.
+        data: gives, for names of datasets, entries of ``DATASETS.COCO_FORMAT`` of those that the checkpoint knows.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class LoadedModel:
     metadata: Metadata
     int8: str = ""
     int8_loader: Callable[[str], Iterable] | None = None
+    data: Callable[[Iterable[str]], list[list]] = lambda names: []
 
     def read(self, file: str | os.PathLike) -> Tensor:
         """An image file as the model takes it: (3, H, W) uint8, resized.
@@ -260,7 +262,7 @@ def _from_weights(weights, device, opts, trust):
         model.to(_device(device, "train.device", parts["device"]))
         _load_weights(model, weights, "", False, trust)
         predictor = LoadedModel(model, instantiate_described(parts["mapper"], weights, trust), Metadata())
-    return replace(predictor, metadata=metadata_of(about))
+    return replace(predictor, metadata=metadata_of(about), data=partial(data_of, about, weights))
 
 
 def _device(asked, key, configured):

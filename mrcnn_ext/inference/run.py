@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..accel import accelerate as accelerate_model
 from ..engine import UserError
 from ..engine.int8 import int8_from_config
+from ..engine.setup import register_datasets
 from ..evaluation import instances_to_coco_json
 from .annotate import AnnotatedVideo, make_missing, write_video
 from .drawing import Style
@@ -125,7 +126,7 @@ def predict(
     if not 0 <= picture_score <= 1:
         raise ValueError(f"picture_score must be from 0 to 1, got {picture_score}")
     predictor = _predictor(model, mapper)
-    source = open_source(source)
+    source = _open(source, predictor)
     metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
     keep = make_filter(kinds, min_score, only, top_k)
@@ -296,7 +297,7 @@ def predictions(
     """
     _check_counts(batch_size=batch_size, workers=workers, limit=limit)
     predictor = _predictor(model, mapper)
-    source = open_source(source)
+    source = _open(source, predictor)
     kinds = categories(_metadata(None, source, predictor)) if only else {}
     keep = make_filter(kinds, min_score, only, top_k)
 
@@ -336,6 +337,13 @@ def _predictor(model, mapper) -> LoadedModel:
             f"model must be a config, a LoadedModel or a torch.nn.Module, got {type(model).__name__}"
         )
     return model if mapper is None else replace(model, mapper=mapper)
+
+
+def _open(source, predictor: LoadedModel):
+    """The source, which may be a dataset that the model's checkpoint knows."""
+    if isinstance(source, str) and not os.path.exists(source):
+        register_datasets(predictor.data([source]))
+    return open_source(source)
 
 
 def _check_counts(**counts):

@@ -1,7 +1,9 @@
 """mrcnn-ext train and eval, in this process."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def clean_catalog():
         MetadataCatalog.pop(name, None)
 
 
-def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_path):
+def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_path, monkeypatch):
     words = ["train", f"data={data_file}", "model=quickstart", "--num-gpus", 0, *SMALL]
     printed = run(*words, "SOLVER.MAX_ITER=2", "--output", "out")
     assert "model: quickstart.yaml; results: out" in printed
@@ -58,6 +60,39 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     )
     assert re.search(r"copypaste: Task: segm\n.*\n.*copypaste: [\d.]+", printed)
     assert (tmp_path / "evaluated" / "log.txt").is_file()
+
+    # The checkpoint and the folder know their data, from other folders and after a move.
+    def forget():
+        for name in {"skiers_train", "skiers_val"} & set(DatasetCatalog.list()):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name)
+
+    forget()
+    (tmp_path / "moved").mkdir()
+    for name in ("skis", "out"):
+        shutil.copytree(name, tmp_path / "moved" / name)
+    os.rename("skis", "gone")
+    monkeypatch.chdir("/")
+    moved = tmp_path / "moved"
+    words_of_eval = [moved / "out" / "model_final.pth", "--num-gpus", 0, "--output", tmp_path / "evaluated"]
+    assert "copypaste: Task: segm" in run("eval", *words_of_eval)
+    forget()
+    compared = run("compare", moved / "out", tmp_path / "evaluated", "--samples", 5)
+    assert f"| bbox | {moved / 'out'} |" in compared
+    forget()
+    assert run("report", moved / "out").strip() == str(moved / "out" / "report.html")
+    assert "<img" in (moved / "out" / "report.html").read_text()
+    forget()
+    run(
+        *("predict", "skiers_val", "--weights", moved / "out" / "model_final.pth"),
+        *("--output", tmp_path / "found.json", "--no-accelerate"),
+    )
+    assert len(json.loads((tmp_path / "found.images.json").read_text())["images"]) == 4
+    forget()
+    message = run("eval", tmp_path / "out" / "model_final.pth", "--num-gpus", 0, code=2)
+    assert "was trained with the dataset 'skiers_val', of which" in message and "give data=FILE" in message
+    monkeypatch.chdir(tmp_path)
+    os.rename("gone", "skis")
 
     # A model to go on from: its config, its weights, the classes of the data.
     run(
@@ -94,11 +129,12 @@ def test_a_lazy_config_takes_the_data_too(run, data_file):
     for name in ("skiers_train", "skiers_val"):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
-    # Its checkpoint holds what is needed, too.
-    printed = run(
-        "eval", "out/model_final.pth", f"data={data_file}", "--num-gpus", 0, "--output", "evaluated"
-    )
+    # Its checkpoint holds what is needed, too, and where the data are; so does its folder.
+    printed = run("eval", "out/model_final.pth", "--num-gpus", 0, "--output", "evaluated")
     assert "Average Precision" in printed
+    DatasetCatalog.remove("skiers_val")
+    MetadataCatalog.pop("skiers_val")
+    assert "| bbox | out |" in run("compare", "out", "evaluated", "--samples", 5)
 
     assert Path("out/config.yaml").read_text().count("max_iter: 1\n") == 1
     assert not list(Path("out").glob("*.pkl")), "the config was written with what was built from it"
