@@ -30,6 +30,7 @@ from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .described import described_lazy_config
 from .description import data_of, describe_lazily, read_description
+from .epochs import apply_lazy_epochs
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .events import build_writers
@@ -106,8 +107,11 @@ def _set_up(args):
             follow_data_lazily(cfg, args.opts, any_number=True)
         if getattr(args, "without_evaluation", False):
             cfg.dataloader.pop("evaluator", None)
+        opts = list(args.opts)
+        if getattr(args, "epochs", None):
+            opts += [f"{key}=" for key in apply_lazy_epochs(cfg, args.epochs, opts)]
         if getattr(args, "recipe", None):
-            recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
+            recipe = apply_lazy_recipe(cfg, args.config_file, opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"

@@ -23,6 +23,7 @@ from ..data.places import absolute, find_again
 from ..files import replacing
 from ..modeling.backbone import follow_timm
 from .description import config_of, data_of, read_description
+from .epochs import apply_epochs
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .from_data import UNSAID, follow_data, mark_unsaid
@@ -70,8 +71,8 @@ def setup(args: argparse.Namespace):
     Args:
         args: of :func:`mrcnn_ext.engine.argument_parser`. ``described_by``, if it has that, is a checkpoint whose
             config is taken, to train with too; with ``follow_data`` the numbers of classes and keypoints in a config
-            file give way to those of the data; ``brief`` keeps what fills screens, config and model, out of the
-            terminal: it is in the log file.
+            file give way to those of the data; ``epochs`` is the length of the training (`apply_epochs`);
+            ``brief`` keeps what fills screens, config and model, out of the terminal: it is in the log file.
 
     Returns:
         CfgNode: frozen.
@@ -101,8 +102,12 @@ def setup(args: argparse.Namespace):
             check_evaluated_names(about, weights, cfg.DATASETS.TEST, cfg.MODEL.KEYPOINT_ON)
     else:
         cfg = load_config(args.config_file, args.opts, trust, getattr(args, "follow_data", False))
-        if getattr(args, "recipe", None):
-            recipe = apply_recipe(cfg, args.config_file, args.opts)
+    opts = list(args.opts)
+    if getattr(args, "epochs", None):
+        for key in apply_epochs(cfg, args.epochs, opts):
+            opts += [key, ""]  # said, for the recipe
+    if getattr(args, "recipe", None):
+        recipe = apply_recipe(cfg, args.config_file, opts)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"

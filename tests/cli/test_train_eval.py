@@ -1,5 +1,6 @@
 """mrcnn-ext train and eval, in this process."""
 
+import importlib
 import json
 import os
 import re
@@ -110,6 +111,74 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     torch.testing.assert_close(
         after["backbone.fpn_lateral2.weight"], before["backbone.fpn_lateral2.weight"], atol=0.01, rtol=0
     )
+
+
+def _started(monkeypatch, run, *words):
+    """The arguments that the engine would be started with."""
+    started = []
+    launch = importlib.import_module("mrcnn_ext.engine.launch")
+    monkeypatch.setattr(launch, "run", lambda main, args: started.append(args))
+    printed = run("train", *words)
+    return started[0], re.search(r"; results: (\S+)", printed)[1]
+
+
+def test_trainings_without_a_folder_are_numbered(run, data_file, monkeypatch):
+    words = [f"data={data_file}", "model=quickstart"]
+
+    def folder(*more):
+        return _started(monkeypatch, run, *words, *more)[1]
+
+    assert folder() == "output/skiers"
+    Path("output/skiers").mkdir(parents=True)
+    Path("output/skiers/log.txt").touch()  # of one that has learnt nothing yet
+    assert folder() == "output/skiers"
+    for taken, following in (("skiers", "skiers-2"), ("skiers-2", "skiers-3")):
+        Path("output", taken).mkdir(exist_ok=True)
+        Path("output", taken, "metrics.json").touch()
+        assert folder() == f"output/{following}"
+    assert folder("--resume") == "output/skiers-2"
+    assert folder("--overwrite") == "output/skiers"
+    assert folder("output=here") == folder("--output", "here") == folder("OUTPUT_DIR", "here") == "here"
+    assert folder("--num-machines", 2, "--dist-url", "tcp://a:1") == "output/skiers"
+    assert _started(monkeypatch, run, "model=quickstart.py")[1] == "output/quickstart"
+    assert _started(monkeypatch, run, "model=quickstart.py", "train.output_dir=x")[1] == "x"
+    # A config of one's own says where.
+    Path("mine.yaml").write_text("_BASE_: quickstart.yaml\nOUTPUT_DIR: results\n")
+    assert _started(monkeypatch, run, "--config-file", "mine.yaml")[1] == "results"
+    Path("mine.yaml").write_text("_BASE_: COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml\n")
+    assert _started(monkeypatch, run, "--config-file", "mine.yaml")[1] == "output/mine"
+    assert "give one of them" in run("train", *words, "output=a", "--output", "b", code=2)
+    assert "--overwrite replaces it" in run("train", *words, "--resume", "--overwrite", code=2)
+
+
+def test_epochs(run, data_file, monkeypatch, caplog):
+    from mrcnn_ext.engine.lazy import _set_up
+    from mrcnn_ext.engine.setup import setup
+
+    words = [f"data={data_file}", "model=mask_rcnn_R_50_FPN", "--num-gpus", 0, "output=out"]
+    keys = ["SOLVER.IMS_PER_BATCH", 3, "TEST.EVAL_PERIOD", 5]
+    args, _ = _started(monkeypatch, run, *words, *keys, "epochs=50")
+    args.num_gpus = 0
+    solver = setup(args).SOLVER
+    # 4 images in batches of 3 are 2 iterations.
+    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (100, (75,), 10)
+    assert solver.CHECKPOINT_PERIOD == 3
+    message = r"epochs=50 of 4 images in batches of 3: SOLVER.MAX_ITER 100, SOLVER.STEPS \(75,\)"
+    assert re.search(message, caplog.text)
+    args, _ = _started(monkeypatch, run, *words, "epochs=2", "--recipe", "auto")
+    assert setup(args).SOLVER.MAX_ITER == 2, "the recipe has changed what was said"
+
+    lazy = [f"data={data_file}", "model=mask_rcnn_R_50_FPN.py", "--num-gpus", 0, "output=out"]
+    args, _ = _started(monkeypatch, run, *lazy, "dataloader.train.total_batch_size=2", "epochs=2.5")
+    from mrcnn_ext.engine.setup import register_datasets
+
+    register_datasets(args.coco_format)
+    assert _set_up(args).train.max_iter == 5
+    for epochs in ("0", "x", "inf"):
+        assert "epochs= must be a number above 0" in run("train", *words, f"epochs={epochs}", code=2)
+    args, _ = _started(monkeypatch, run, *words, "epochs=2", "SOLVER.MAX_ITER", 3)
+    with pytest.raises(ValueError, match="epochs= and SOLVER.MAX_ITER both say how long"):
+        setup(args)
 
 
 def test_a_lazy_config_takes_the_data_too(run, data_file):
