@@ -124,6 +124,12 @@ def _formats(ctx, param, values):
     return chosen
 
 
+def _bar(items, total, split):
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=f"{split} images", unit="image", disable=None)  # on a terminal
+
+
 @command.command("sample", context_settings=_SETTINGS)
 @click.argument("output", default="sample")
 @click.option("--train", type=int, default=80, metavar="N", help="Training images.")
@@ -137,8 +143,6 @@ def sample_command(output, train, val):
       mrcnn-ext datasets sample
       mrcnn-ext train data=sample/sample.yaml model=quickstart epochs=5
     """
-    from tqdm import tqdm
-
     from ..scenes import write_dataset
 
     written = write_dataset(
@@ -148,9 +152,7 @@ def sample_command(output, train, val):
         val,
         workers=os.cpu_count() or 1,
         formats=["coco"],
-        progress=lambda items, total, split: tqdm(
-            items, total=total, desc=f"{split} images", unit="image", disable=None
-        ),
+        progress=_bar,
     )
     folder = Path(output)
     file = folder / f"{folder.resolve().name}.yaml"
@@ -211,7 +213,6 @@ def scenes_command(
     of workers; a folder that already holds them is left as it is.
     """
     import cv2
-    from tqdm import tqdm
 
     from ..scenes import get_preset, write_dataset
     from ..scenes.preview import dataset_sheet
@@ -230,9 +231,7 @@ def scenes_command(
         workers,
         formats,
         force,
-        lambda items, total, split: tqdm(
-            items, total=total, desc=f"{split} images", unit="image", disable=None
-        ),
+        _bar,
     )
     click.echo(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     if contact_sheet:

@@ -50,7 +50,12 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "Running with full config" in log and "Running with full config" not in printed
 
-    run(*words, "SOLVER.MAX_ITER", 3, "--output", "out", "--resume")
+    resumed = [*words, "SOLVER.MAX_ITER", 3, "--output", "out", "--resume"]
+    message = "another optimizer than SGD .its groups lack dampening, momentum.*give SOLVER.OPTIMIZER"
+    assert re.search(message, run(*resumed, "SOLVER.OPTIMIZER", "SGD", code=2))
+    message = "--resume: out/model_final.pth is of another model, .*mask_head.*weights="
+    assert re.search(message, run(*resumed, "MODEL.ROI_MASK_HEAD.NUM_CONV", 4, code=2))
+    run(*resumed)
     assert torch.load("out/model_final.pth")["iteration"] == 2
 
     for name in ("skiers_train", "skiers_val"):

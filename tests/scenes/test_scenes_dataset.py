@@ -240,9 +240,8 @@ def test_tool_help_has_examples_and_bad_arguments_are_named(capsys, arguments, t
 
 def test_the_sample_comes_with_a_data_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(
-        mrcnn_ext_command.command, ["datasets", "sample", "try", "--train", "3", "--val", "1"]
-    )
+    words = ["datasets", "sample", "try", "--train", "3", "--val", "1"]
+    done = CliRunner().invoke(mrcnn_ext_command.command, words)
     assert done.exit_code == 0 and "mrcnn-ext train data=try/try.yaml" in done.output
     file = read_data_file("try/try.yaml")
     assert (file.train, file.test) == (("try_train",), ("try_val",))
@@ -250,10 +249,5 @@ def test_the_sample_comes_with_a_data_file(tmp_path, monkeypatch):
     assert counts == [3, 1]
     # Again it is left as it is, with what its owner has written.
     Path("try/try.yaml").write_text("train: [annotations/instances_train.json, .]\nname: mine\n")
-    assert (
-        CliRunner()
-        .invoke(mrcnn_ext_command.command, ["datasets", "sample", "try", "--train", "3", "--val", "1"])
-        .exit_code
-        == 0
-    )
+    assert CliRunner().invoke(mrcnn_ext_command.command, words).exit_code == 0
     assert "mine" in Path("try/try.yaml").read_text()
