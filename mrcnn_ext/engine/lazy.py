@@ -23,7 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
+from ..modeling.backbone import check_timm_input
 from .averaging import AveragingHook, WeightAverage
+from .batch_scaling import scale_lazily
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .class_mapping import lazily_mapped_classes
@@ -295,13 +297,17 @@ def do_train(
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
-            ``train.terminal_view``; they are what the yaml keys of those names are.
+            ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
+            of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
         when_read: called when the training loader has its data.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
     """
+    with building("the model"):
+        check_timm_input(cfg)
+    scale_lazily(cfg, comm.get_world_size())
     train, written = cfg.train, copy.deepcopy(cfg)  # what is built is put into cfg
     model = _instantiate(cfg.model, "model")
     logging.getLogger("detectron2").info(f"Model:\n{model}")

@@ -5,10 +5,15 @@ from ..layers import LazyMasks
 from . import fuse_rules  # noqa: F401  (registration)
 from .anchor_generator import TorchvisionAnchorGenerator
 from .backbone import (
+    PAFPN,
+    SimpleFeaturePyramid,
     TimmBackbone,
+    build_resnet_pafpn_backbone,
     build_timm_backbone,
     build_timm_fpn_backbone,
+    build_timm_pafpn_backbone,
     build_timm_retinanet_fpn_backbone,
+    build_timm_simple_pyramid_backbone,
     timm_input,
 )
 from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
@@ -18,6 +23,11 @@ from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
 from .test_time_augmentation import GeneralizedRCNNWithTTA
 
 __all__ = [
+    "PAFPN",
+    "SimpleFeaturePyramid",
+    "build_resnet_pafpn_backbone",
+    "build_timm_pafpn_backbone",
+    "build_timm_simple_pyramid_backbone",
     "Acceleration",
     "BoundaryMaskHead",
     "FCNMaskHead",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.poolers import ROIPooler
@@ -38,6 +38,8 @@ class Detectron2(Framework):
     def networks(self, model: GeneralizedRCNN) -> Iterator[tuple[str, nn.Module, bool]]:
         if isinstance(model.backbone, FPN):
             yield "backbone.bottom_up", model.backbone.bottom_up, False
+        if isinstance(model.backbone, SimpleFeaturePyramid):
+            yield "backbone.net", model.backbone.net, False
         yield "backbone", model.backbone, False
         if hasattr(model.proposal_generator, "rpn_head"):
             yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head, True
