@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -79,7 +80,8 @@ def convert_command(format, source, output, split, name):
     """Convert SOURCE, a folder or file of FORMAT, to a COCO annotation file OUTPUT; images stay where they are.
 
     FORMAT is yolo (boxes, polygons, poses), voc, labelme, cvat ("CVAT for images 1.1"), cityscapes (its layout, any
-    classes) or masks (an image file for each object, or numbers in one).
+    classes) or masks (an image file for each object, or numbers in one); of people in video penn_action, bbc_pose,
+    jhmdb or posetrack18 (their layouts), with videos and tracks.
 
     \b
     Examples:
@@ -89,6 +91,7 @@ def convert_command(format, source, output, split, name):
       mrcnn-ext datasets convert cvat export/annotations.xml export/coco.json
       mrcnn-ext datasets convert cityscapes streets streets/val.json --split val    # streets/leftImg8bit, gtFine
       mrcnn-ext datasets convert masks cells cells/annotations.json                 # cells/images, cells/masks
+      mrcnn-ext datasets convert penn_action Penn_Action penn_train.json --split train
     """
     from ..data.convert import convert_dataset
 
@@ -99,6 +102,72 @@ def convert_command(format, source, output, split, name):
     )
     click.echo(f"Look at it:\n  mrcnn-ext datasets check {done.annotations} --images {done.image_root}")
     click.echo(f"In a config, under DATASETS:\n  {done.config_line(name)}")
+
+
+@command.command("prepare", context_settings=_SETTINGS)
+@click.argument("dataset", type=click.Choice(["coco", "cityscapes", "lvis"]))
+@click.option(
+    "--root",
+    metavar="DIR",
+    help="Where it is to be; default its folder in $DETECTRON2_DATASETS.",
+    show_default=False,
+)
+@click.option(
+    "--archives",
+    metavar="DIR",
+    help="Folder of the publisher's zip files; default the root.",
+    show_default=False,
+)
+@click.option("--download", is_flag=True, help="Get what is missing from the publisher (not cityscapes).")
+@click.option(
+    "--minival", metavar="LIST", help="coco: that of 2014, divided into trainval35k and minival by this list."
+)
+@click.option("--coarse", is_flag=True, help="cityscapes: the coarse annotations too.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def prepare_command(dataset, root, archives, download, minival, coarse, quiet):
+    """Unpack a published DATASET, compare it with the published sizes and counts, and check it.
+
+    DATASET is coco (2017: instances and person keypoints), cityscapes (fine) or lvis (v1, on COCO's images). What is
+    missing is told, with where to get it. Nothing is downloaded without --download. Archives are verified by size and
+    checksums; the same command goes on where it was stopped. At the end is the check of `datasets check`.
+
+    \b
+    Examples:
+      mrcnn-ext datasets prepare coco                              # tells what is missing
+      mrcnn-ext datasets prepare coco --download                   # 19.5 GiB
+      mrcnn-ext datasets prepare coco --minival instances_minival2014.json
+      mrcnn-ext datasets prepare cityscapes --archives ~/Downloads
+
+    Exit codes: 0 all is there and right; 1 it is not as published, or has errors; 2 parts are missing or damaged.
+    """
+    import os
+
+    from ..data.prepare import prepare_cityscapes, prepare_coco, prepare_lvis
+
+    chosen = {
+        "--download": (download, ("coco", "lvis")),
+        "--minival": (minival, ("coco",)),
+        "--coarse": (coarse, ("cityscapes",)),
+    }
+    for option, (value, datasets) in chosen.items():
+        if value and dataset not in datasets:
+            account = ": its publisher asks for an account" if option == "--download" else ""
+            raise click.UsageError(f"{option} is for {' and '.join(datasets)}, not {dataset}{account}")
+    base = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = root or os.path.join(base, "cityscapes" if dataset == "cityscapes" else "coco")
+    options = {"archives": archives, "progress": not quiet, "say": click.echo}
+    try:
+        if dataset == "coco":
+            fine = prepare_coco(root, download=download, minival=minival, **options)
+        elif dataset == "lvis":
+            fine = prepare_lvis(root, download=download, **options)
+        else:
+            fine = prepare_cityscapes(root, coarse=coarse, **options)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    click.echo(f"\n{root}: {'ready' if fine else 'not as it should be, see above'}")
+    if not fine:
+        sys.exit(1)
 
 
 def _two_numbers(separator, form):
@@ -124,10 +193,10 @@ def _formats(ctx, param, values):
     return chosen
 
 
-def _bar(items, total, split):
+def _bar(items, total, split, unit="image"):
     from tqdm import tqdm
 
-    return tqdm(items, total=total, desc=f"{split} images", unit="image", disable=None)  # on a terminal
+    return tqdm(items, total=total, desc=f"{split} {unit}s", unit=unit, disable=None)  # on a terminal
 
 
 @command.command("sample", context_settings=_SETTINGS)
@@ -167,7 +236,11 @@ def sample_command(output, train, val):
 
 @command.command("scenes", context_settings=_SETTINGS)
 @click.argument("output")
-@click.option("--preset", default="street", help="Difficulty: street or easy.")
+@click.option(
+    "--preset",
+    help="Difficulty: street (default) or easy; of clips: clips (default), clean or hard.",
+    show_default=False,
+)
 @click.option("--train", type=int, default=400, metavar="N", help="Training images.")
 @click.option("--val", type=int, default=100, metavar="N", help="Validation images.")
 @click.option(
@@ -191,10 +264,29 @@ def sample_command(output, train, val):
     help="coco, cityscapes, or both, with a comma (default).",
 )
 @click.option("--force", is_flag=True, help="Replace a dataset of other arguments.")
+@click.option(
+    "--clips", is_flag=True, help="Short clips of people with tracks; --train and --val count clips."
+)
+@click.option(
+    "--frames", type=click.IntRange(min=1), metavar="N", help="Frames of a clip; default the preset's, 8."
+)
 @click.option("--contact-sheet", metavar="FILE", help="Also draw the first images with their annotations.")
 @click.option("--sheet-images", type=int, default=16, metavar="N", help="Images on that sheet.")
 def scenes_command(
-    output, preset, train, val, size, actors, seed, workers, formats, force, contact_sheet, sheet_images
+    output,
+    preset,
+    train,
+    val,
+    size,
+    actors,
+    seed,
+    workers,
+    formats,
+    force,
+    clips,
+    frames,
+    contact_sheet,
+    sheet_images,
 ):
     """Write synthetic street scenes with boxes, masks and keypoints in COCO's and Cityscapes' layouts to OUTPUT.
 
@@ -206,33 +298,35 @@ def scenes_command(
         mrcnn-ext datasets scenes datasets/scenes_easy --preset easy --train 600 --val 100 --workers 2
       a few images and a picture of their annotations
         mrcnn-ext datasets scenes look --preset easy --train 24 --val 0 --contact-sheet look.png
+      200 training and 50 validation clips of 8 frames of people who walk, ride and wave, with tracks
+        mrcnn-ext datasets scenes datasets/clips --clips --train 200 --val 50 --workers 2
 
     The datasets are registered with detectron2 as scenes_{train,val}, scenes_person_{train,val} and
     scenes_cityscapes_{train,val} if they lie in $DETECTRON2_DATASETS/scenes (by default datasets/scenes); for another
-    folder call mrcnn_ext.data.register_scenes(folder, prefix). The same arguments give the same files, for any number
-    of workers; a folder that already holds them is left as it is.
+    folder call mrcnn_ext.data.register_scenes(folder, prefix). Clips are registered as clips_{train,val} and
+    clips_person_{train,val} if they lie in $DETECTRON2_DATASETS/clips; else call mrcnn_ext.data.register_clips. The
+    same arguments give the same files, for any number of workers; a folder that already holds them is left as it is.
     """
     import cv2
 
-    from ..scenes import get_preset, write_dataset
+    from ..scenes import get_clip_preset, get_preset, write_clips, write_dataset
     from ..scenes.preview import dataset_sheet
 
     if contact_sheet and "coco" not in formats:
         raise click.UsageError("--contact-sheet draws the COCO annotations: --formats must have coco")
     other = dict(zip(("height", "width"), size, strict=True)) if size else {}
     if actors:
-        other["actors"] = actors
-    written = write_dataset(
-        output,
-        get_preset(preset, **other),
-        train,
-        val,
-        seed,
-        workers,
-        formats,
-        force,
-        _bar,
-    )
+        other["people" if clips else "actors"] = actors
+    if frames and not clips:
+        raise click.UsageError("--frames is for --clips: a scene is one image")
+    if frames:
+        other["frames"] = frames
+    if clips:
+        chosen = get_clip_preset(preset or "clips", **other)
+        written = write_clips(output, chosen, train, val, seed, workers, force, partial(_bar, unit="clip"))
+    else:
+        chosen = get_preset(preset or "street", **other)
+        written = write_dataset(output, chosen, train, val, seed, workers, formats, force, _bar)
     click.echo(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     if contact_sheet:
         sheet = dataset_sheet(output, sheet_images)

@@ -31,6 +31,8 @@ __all__ = [
     "load_dataset",
 ]
 
+# What TAO and COCO-VID add to the records of images that are frames of a video.
+_OF_VIDEO = ("video_id", "frame_index", "frame_id")
 _STOCK_LOADER = ("detectron2.data.datasets.coco", "register_coco_instances.<locals>.<lambda>")
 
 
@@ -64,6 +66,7 @@ class CocoLoader:
                 "height": record["height"],
                 "width": record["width"],
                 "image_id": key,
+                **{name: record[name] for name in _OF_VIDEO if name in record},
                 "annotations": [],
             }
             for key, record in sorted(file.images.items(), key=lambda item: (str(type(item[0])), item[0]))
@@ -73,7 +76,7 @@ class CocoLoader:
                 continue
             kept = {
                 key: annotation[key]
-                for key in ("id", "iscrowd", "bbox", "area", "segmentation", "keypoints")
+                for key in ("id", "iscrowd", "bbox", "area", "segmentation", "keypoints", "track_id")
                 if key in annotation
             }
             kept["category_id"] = contiguous[annotation["category_id"]]
@@ -375,7 +378,8 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
     }
     for number, record in enumerate(dicts):
         image_id = record.get("image_id", number)
-        image = {"id": image_id, **{key: record[key] for key in ("file_name", "height", "width")}}
+        keys = ("file_name", "height", "width", *(key for key in _OF_VIDEO if key in record))
+        image = {"id": image_id, **{key: record[key] for key in keys}}
         images.append(image)
         for annotation in record.get("annotations", ()):
             mode = BoxMode(annotation["bbox_mode"])
@@ -384,7 +388,7 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
                 box = BoxMode.convert([float(v) for v in corners], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
             else:
                 box = BoxMode.convert(annotation["bbox"], mode, BoxMode.XYWH_ABS)
-            keys = ("iscrowd", "area", "segmentation", "num_keypoints")
+            keys = ("iscrowd", "area", "segmentation", "num_keypoints", "track_id")
             kept = {key: annotation[key] for key in keys if key in annotation}
             if annotation["category_id"] not in ids:
                 raise ValueError(
