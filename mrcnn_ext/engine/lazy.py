@@ -425,6 +425,9 @@ def build_validation_loader(cfg: DictConfig):
     dataset.names = names_for_losses(names_of(loaders.test), **learnt_from_lazily(cfg))
     if not dataset.names:
         return None
+    files = dict(zip(names_of(loaders.test), loaders.test.dataset.get("proposal_files") or (), strict=False))
+    if dataset.get("proposal_files"):
+        dataset.proposal_files = [files[name] for name in dataset.names if name in files]
     mapper.augmentations = loaders.test.mapper.augmentations
     dicts = thin_out(instantiate(dataset), cfg.train.get("val_loss", {}).get("max_images", 0))
     return build_detection_test_loader(

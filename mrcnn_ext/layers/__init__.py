@@ -9,6 +9,7 @@ from .lazy_masks import LazyMasks
 from .mask_iou_network import MaskIoUNetwork
 from .mask_networks import BoundaryMaskNetwork, FCNMaskNetwork, MLPMaskNetwork
 from .timm_features import TimmFeatures
+from .waterfall import UniPoseNetwork, WaterfallASP, WaterfallDecoder
 
 __all__ = [
     "BoundaryMaskNetwork",
@@ -19,6 +20,9 @@ __all__ = [
     "MLPMaskNetwork",
     "MaskIoUNetwork",
     "TimmFeatures",
+    "UniPoseNetwork",
+    "WaterfallASP",
+    "WaterfallDecoder",
     "heatmaps_to_keypoints",
     "masks_to_rle",
     "paste_masks",
