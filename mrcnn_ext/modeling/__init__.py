@@ -11,15 +11,24 @@ from .backbone import (
     build_timm_retinanet_fpn_backbone,
     timm_input,
 )
-from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
+from .keypoint_head import (
+    ConvLSTMKeypointHead,
+    HeatmapKeypointHead,
+    KeypointHead,
+    SimCCKeypointHead,
+    TemporalKeypointHead,
+    UniPoseLSTMKeypointHead,
+)
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .poolers import FusedROIPooler
 from .roi_heads import FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads
+from .streaming import carries_state, streaming
 from .test_time_augmentation import GeneralizedRCNNWithTTA
 
 __all__ = [
     "Acceleration",
     "BoundaryMaskHead",
+    "ConvLSTMKeypointHead",
     "FCNMaskHead",
     "FusedCascadeROIHeads",
     "FusedROIHeads",
@@ -33,11 +42,15 @@ __all__ = [
     "MaskHead",
     "MaskScoringHead",
     "SimCCKeypointHead",
+    "TemporalKeypointHead",
     "TimmBackbone",
     "TorchvisionAnchorGenerator",
+    "UniPoseLSTMKeypointHead",
     "accelerate",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "carries_state",
+    "streaming",
     "timm_input",
 ]
