@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
+from ..modeling import streaming
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
@@ -245,7 +246,8 @@ def do_test(cfg, model):
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    with streaming(model):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     if cfg.train.get("report", False):

@@ -47,8 +47,8 @@ class _TemporalKeypointNetwork(nn.Module):
     """What both have in common: `HeatmapKeypointNetwork` (its layers and their names), and between its convolutions
     and its transposed convolution what the state adds.
 
-    A subclass has ``state_channels``, of each tensor of the state, and ``step``, from (R, D, H, W) features of a frame
-    and the state to heatmap logits and the next state.
+    A subclass has ``state_names`` and ``state_channels``, of each tensor of the state, and ``step``, from (R, D, H, W)
+    features of a frame and the state to heatmap logits and the next state.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class _TemporalKeypointNetwork(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 msra_fill(layer)
         self.feature_channels = channels
+        self.state_names: list[str] = []
         self.state_channels: list[int] = []
 
     def features(self, x: Tensor) -> Tensor:
@@ -143,6 +144,7 @@ class ConvLSTMKeypointNetwork(_TemporalKeypointNetwork):
         self.lstm = ConvLSTMCell(self.feature_channels, hidden_channels)
         self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
         _zero(self.merge)
+        self.state_names = ["hidden", "cell"]
         self.state_channels = [hidden_channels, hidden_channels]
 
     def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -156,9 +158,9 @@ class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
     """UniPose-LSTM (Artacho and Savakis, CVPR 2020, section 3.4) over RoI features: the LSTM takes the waterfall's
     features of the frame and the heatmaps of the frame before, and convolutions follow it.
 
-    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W), and ``heatmaps`` (R, K, H, W): the
-    softmax of each heatmap of the last frame, of sum 1, or 0 before the first. As in `ConvLSTMKeypointNetwork` what
-    follows the LSTM is added to the features, and starts as zero.
+    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W), and ``last_heatmaps``
+    (R, K, H, W): the softmax of each heatmap of the last frame, of sum 1, or 0 before the first. As in
+    `ConvLSTMKeypointNetwork` what follows the LSTM is added to the features, and starts as zero.
 
     Args:
         in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale: as `ConvLSTMKeypointNetwork`'s.
@@ -185,6 +187,7 @@ class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
             msra_fill(self.after[-1])
         self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
         _zero(self.merge)
+        self.state_names = ["hidden", "cell", "last_heatmaps"]
         self.state_channels = [hidden_channels, hidden_channels, num_keypoints]
 
     def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -84,11 +84,14 @@ class _Videos:
         return len(self._states)
 
     def track(self, instances):
+        """As `TrackStates.track`; None for an image that is of no video."""
         if not self._one_video:
             video = self._expected.pop(0) if self._expected else None
-            if video is None or video != self._video:
+            if video != self._video:
                 self._states = self._new()
             self._video = video
+            if video is None:
+                return None
         return self._states.track(instances)
 
     def gather(self, tracks, initial):

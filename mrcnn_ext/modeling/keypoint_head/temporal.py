@@ -87,14 +87,15 @@ class TemporalKeypointHead(KeypointHead):
     def _of_stream(self, x, instances, stream):
         features, results = self.network.features(x), []
         for image, frame in zip(instances, features.split([len(image) for image in instances]), strict=True):
-            tracks = stream.track(image)
-            state = stream.gather(tracks, self.network.initial_state(frame))
+            tracks, state = stream.track(image), self.network.initial_state(frame)
+            if tracks is not None:
+                state = stream.gather(tracks, state)
             heatmaps, state = self.network.step(frame, state)
-            stream.put(tracks, state)
-            image.track_ids = torch.tensor(
-                [track or 0 for track in tracks], dtype=torch.int64, device=x.device
-            )
             results.append(heatmaps)
+            if tracks is not None:
+                stream.put(tracks, state)
+                numbers = [track or 0 for track in tracks]
+                image.track_ids = torch.tensor(numbers, dtype=torch.int64, device=x.device)
         return torch.cat(results)
 
     @torch.jit.unused
