@@ -124,7 +124,11 @@ def _formats(ctx, param, values):
 
 @command.command("scenes", context_settings=_SETTINGS)
 @click.argument("output")
-@click.option("--preset", default="street", help="Difficulty: street or easy.")
+@click.option(
+    "--preset",
+    help="Difficulty: street (default) or easy; of clips: clips (default), clean or hard.",
+    show_default=False,
+)
 @click.option("--train", type=int, default=400, metavar="N", help="Training images.")
 @click.option("--val", type=int, default=100, metavar="N", help="Validation images.")
 @click.option(
@@ -148,10 +152,29 @@ def _formats(ctx, param, values):
     help="coco, cityscapes, or both, with a comma (default).",
 )
 @click.option("--force", is_flag=True, help="Replace a dataset of other arguments.")
+@click.option(
+    "--clips", is_flag=True, help="Short clips of people with tracks; --train and --val count clips."
+)
+@click.option(
+    "--frames", type=click.IntRange(min=1), metavar="N", help="Frames of a clip; default the preset's, 8."
+)
 @click.option("--contact-sheet", metavar="FILE", help="Also draw the first images with their annotations.")
 @click.option("--sheet-images", type=int, default=16, metavar="N", help="Images on that sheet.")
 def scenes_command(
-    output, preset, train, val, size, actors, seed, workers, formats, force, contact_sheet, sheet_images
+    output,
+    preset,
+    train,
+    val,
+    size,
+    actors,
+    seed,
+    workers,
+    formats,
+    force,
+    clips,
+    frames,
+    contact_sheet,
+    sheet_images,
 ):
     """Write synthetic street scenes with boxes, masks and keypoints in COCO's and Cityscapes' layouts to OUTPUT.
 
@@ -163,34 +186,41 @@ def scenes_command(
         mrcnn-ext datasets scenes datasets/scenes_easy --preset easy --train 600 --val 100 --workers 2
       a few images and a picture of their annotations
         mrcnn-ext datasets scenes look --preset easy --train 24 --val 0 --contact-sheet look.png
+      200 training and 50 validation clips of 8 frames of people who walk, ride and wave, with tracks
+        mrcnn-ext datasets scenes datasets/clips --clips --train 200 --val 50 --workers 2
 
     The datasets are registered with detectron2 as scenes_{train,val}, scenes_person_{train,val} and
     scenes_cityscapes_{train,val} if they lie in $DETECTRON2_DATASETS/scenes (by default datasets/scenes); for another
-    folder call mrcnn_ext.data.register_scenes(folder, prefix). The same arguments give the same files, for any number
-    of workers; a folder that already holds them is left as it is.
+    folder call mrcnn_ext.data.register_scenes(folder, prefix). Clips are registered as clips_{train,val} and
+    clips_person_{train,val} if they lie in $DETECTRON2_DATASETS/clips; else call mrcnn_ext.data.register_clips. The
+    same arguments give the same files, for any number of workers; a folder that already holds them is left as it is.
     """
     import cv2
     from tqdm import tqdm
 
-    from ..scenes import get_preset, write_dataset
+    from ..scenes import get_clip_preset, get_preset, write_clips, write_dataset
     from ..scenes.preview import dataset_sheet
 
     if contact_sheet and "coco" not in formats:
         raise click.UsageError("--contact-sheet draws the COCO annotations: --formats must have coco")
     other = dict(zip(("height", "width"), size, strict=True)) if size else {}
     if actors:
-        other["actors"] = actors
-    written = write_dataset(
-        output,
-        get_preset(preset, **other),
-        train,
-        val,
-        seed,
-        workers,
-        formats,
-        force,
-        lambda items, total, split: tqdm(items, total=total, desc=f"{split} images", unit="image"),
-    )
+        other["people" if clips else "actors"] = actors
+    if frames and not clips:
+        raise click.UsageError("--frames is for --clips: a scene is one image")
+    if frames:
+        other["frames"] = frames
+    unit = "clip" if clips else "image"
+
+    def progress(items, total, split):
+        return tqdm(items, total=total, desc=f"{split} {unit}s", unit=unit)
+
+    if clips:
+        chosen = get_clip_preset(preset or "clips", **other)
+        written = write_clips(output, chosen, train, val, seed, workers, force, progress)
+    else:
+        chosen = get_preset(preset or "street", **other)
+        written = write_dataset(output, chosen, train, val, seed, workers, formats, force, progress)
     click.echo(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     if contact_sheet:
         sheet = dataset_sheet(output, sheet_images)

@@ -14,7 +14,7 @@ if find_spec("detectron2") is not None:
     from .copy_paste import CopyPasteMapper, build_copy_paste_train_loader
     from .loading import get_detection_dataset_dicts, load_dataset
     from .mapper import DatasetMapper
-    from .register import register_scenes
+    from .register import register_clips, register_scenes
 
     __all__ += [
         "ClipDataset",
@@ -30,8 +30,10 @@ if find_spec("detectron2") is not None:
         "load_dataset",
         "read_lazily",
         "register_coco_format",
+        "register_clips",
         "register_scenes",
     ]
     _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     register_scenes(os.path.join(_ROOT, "scenes"))
     register_scenes(os.path.join(_ROOT, "scenes_easy"), prefix="scenes_easy")
+    register_clips(os.path.join(_ROOT, "clips"))

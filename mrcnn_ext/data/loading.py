@@ -31,6 +31,8 @@ __all__ = [
     "load_dataset",
 ]
 
+# What TAO and COCO-VID add to the records of images that are frames of a video.
+_OF_VIDEO = ("video_id", "frame_index", "frame_id")
 _STOCK_LOADER = ("detectron2.data.datasets.coco", "register_coco_instances.<locals>.<lambda>")
 
 
@@ -64,6 +66,7 @@ class CocoLoader:
                 "height": record["height"],
                 "width": record["width"],
                 "image_id": key,
+                **{name: record[name] for name in _OF_VIDEO if name in record},
                 "annotations": [],
             }
             for key, record in sorted(file.images.items(), key=lambda item: (str(type(item[0])), item[0]))
@@ -73,7 +76,7 @@ class CocoLoader:
                 continue
             kept = {
                 key: annotation[key]
-                for key in ("id", "iscrowd", "bbox", "area", "segmentation", "keypoints")
+                for key in ("id", "iscrowd", "bbox", "area", "segmentation", "keypoints", "track_id")
                 if key in annotation
             }
             kept["category_id"] = contiguous[annotation["category_id"]]
