@@ -294,12 +294,14 @@ def predictions(
     workers: int = 0,
     limit: int = 0,
     skip_unreadable: bool = False,
+    track_score: float = 0.5,
 ) -> Iterator[tuple[dict, Instances]]:
     """A model's predictions for many images, one after the other.
 
     Args:
         model, source, mapper, min_score, only, top_k, accelerate, batch_size, workers, limit, skip_unreadable: as
             `predict`; ``only`` takes the names that the model, or the dataset it is used for, has.
+        track_score: objects of a video with lower scores have no track for a keypoint head that carries a state.
 
     Yields:
         record: ``file_name``, ``image_id``, ``height``, ``width``, and ``frame`` (from 0) of a video. The order is
@@ -318,7 +320,7 @@ def predictions(
     def finish(sample: Sample):
         return sample.record, None if sample.error else _ready(sample, keep)
 
-    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit}
+    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit, "track_score": track_score}
     found = _run(predictor, source, finish, accelerate, batch_size, workers, **options)
     with contextlib.closing(found):
         for record, instances in found:
