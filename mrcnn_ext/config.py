@@ -94,9 +94,10 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     keypoint.setdefault("WASP_RATES", [])
     # SimCCKeypointHead: bins per cell of the pooled features.
     keypoint.setdefault("SPLIT_RATIO", 4)
-    # ConvLSTMKeypointHead and UniPoseLSTMKeypointHead: channels of the LSTM's states, and of the latter the
-    # convolutions after it.
+    # ConvLSTMKeypointHead and UniPoseLSTMKeypointHead: channels of the LSTM's states; whether these, which lie over the
+    # RoI of the frame before, are moved to where the RoI is; and of the latter head the convolutions after the LSTM.
     keypoint.setdefault("LSTM_DIM", 128)
+    keypoint.setdefault("ALIGN_STATE", True)
     keypoint.setdefault("LSTM_CONVS", 2)
     # Our ROI heads: train the keypoint head on so many RoIs of an image at most, sampled among all proposals that
     # fit an object with keypoints; 0 is detectron2's way, those of the box head's positives that have keypoints.

@@ -28,10 +28,12 @@ def export_temporal_head(
 ) -> None:
     """Writes one step of a head as an ONNX file of standard operators.
 
-    Inputs: ``features``, the pooled features of R tracks in a frame (R, C, H, W), and the state, each (R, ..., H, W),
-    ``hidden`` and ``cell`` and for `UniPoseLSTMKeypointHead` ``last_heatmaps``: what the frame before gave, and zeros
-    for tracks that begin. Outputs: ``heatmaps`` (R, K, S_h, S_w), logits, and the next state, ``next_hidden``, ... All
-    float32, R at least 1. The file's metadata ``mrcnn_ext.json`` has ``state``, the shape of each state without R.
+    Inputs: ``features``, the pooled features of R tracks in a frame (R, C, H, W), ``boxes``, their RoIs (R, 4), and the
+    state: ``hidden`` and ``cell``, for `UniPoseLSTMKeypointHead` ``last_heatmaps``, each (R, ..., H, W), and
+    ``last_boxes`` (R, 4). It is what the frame before gave, and zeros for tracks that begin. Outputs: ``heatmaps``
+    (R, K, S_h, S_w), logits, and the next state, ``next_hidden``, ... All float32, R at least 1. Without
+    ``align_state`` there are no boxes. The file's metadata ``mrcnn_ext.json`` has ``state``, the shape of each part of
+    the state without R.
 
     The file is written after it gave the head's answers over two frames, to 1e-4, for other R than it was made with.
 
@@ -55,10 +57,10 @@ def export_temporal_head(
         )
     onnx = require("onnx", "to write ONNX files")
     runtime = require("onnxruntime", "to check ONNX files")
-    step = _Step(restore(copy.deepcopy(head.network))).eval().float().cpu().requires_grad_(False)
-    names = step.network.state_names
+    step = _Step(restore(copy.deepcopy(head))).eval().float().cpu().requires_grad_(False)
     example = step.example(_COUNTS[0], channels, size)
-    axes = {name: {0: "tracks"} for name in ["features", *names, "heatmaps", *_next(names)]}
+    names, inputs = step.state_names, step.input_names
+    axes = {name: {0: "tracks"} for name in [*inputs, "heatmaps", *_next(names)]}
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, about sizes that this file is checked for
@@ -66,14 +68,14 @@ def export_temporal_head(
             step,
             example,
             buffer,  # type: ignore[arg-type]  # with dynamo=False, a file too
-            input_names=["features", *names],
+            input_names=inputs,
             output_names=["heatmaps", *_next(names)],
             dynamic_axes=axes,
             opset_version=_OPSET,
             dynamo=False,
         )
     file = onnx.load_from_string(buffer.getvalue())
-    state = {name: list(part.shape[1:]) for name, part in zip(names, example[1:], strict=True)}
+    state = {name: list(part.shape[1:]) for name, part in zip(names, example[-len(names) :], strict=True)}
     onnx.helper.set_model_props(file, {METADATA: json.dumps({"state": state})})
     content = file.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -84,22 +86,31 @@ def export_temporal_head(
 
 
 class _Step(nn.Module):
-    """A network's forward with the state as arguments and results of their own."""
+    """A frame of a head with the state as arguments and results of their own."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, head: TemporalKeypointHead):
         super().__init__()
-        self.network = network
+        self.head = head
+        boxes = ["boxes"] if head.align_state else []
+        self.state_names = [*head.network.state_names, *(f"last_{name}" for name in boxes)]
+        self.input_names = ["features", *boxes, *self.state_names]
 
-    def forward(self, features: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        heatmaps, after = self.network(features, list(state))
-        return (heatmaps, *after)
+    def forward(self, features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        features = self.head.network.features(features)
+        if self.head.align_state:
+            heatmaps, state = self.head.next_step(features, others[0], list(others[1:]))
+        else:
+            heatmaps, state = self.head.network.step(features, list(others))
+        return (heatmaps, *state)
 
     @torch.no_grad()
     def example(self, count: int, channels: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Features of a frame, and the state after another."""
+        """A frame, and the state after another."""
         generator = torch.Generator().manual_seed(count)
         before, features = torch.randn(2, count, channels, *size, generator=generator)
-        return (features, *self.network(before)[1])
+        boxes = torch.tensor([[5.0, 5.0, 90.0, 120.0]]) + 10 * torch.randn(2, count, 4, generator=generator)
+        state = self.head.network(before)[1]
+        return (features, boxes[1], *state, boxes[0]) if self.head.align_state else (features, *state)
 
 
 def _next(names: list[str]) -> list[str]:

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.detectron2
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 HEADS = {
     "ConvLSTM": lambda: ConvLSTMKeypointHead(SHAPE, num_keypoints=5, conv_dims=[32], hidden_channels=4),
+    "as it lies": lambda: ConvLSTMKeypointHead(
+        SHAPE, num_keypoints=5, conv_dims=[16], hidden_channels=4, align_state=False
+    ),
     "UniPose-LSTM": lambda: UniPoseLSTMKeypointHead(
         SHAPE, num_keypoints=5, conv_dims=[16], hidden_channels=4, conv_norm="BN", wasp_rates=[1, 2]
     ),
@@ -44,15 +47,18 @@ def test_a_track_has_the_answers_of_the_head(name, tmp_path):
     given = {key: np.zeros((3, *shape), np.float32) for key, shape in shapes.items()}
     state = None
     for _ in range(6):
-        x = torch.randn(3, 8, 14, 14)
-        heatmaps, *after = session.run(None, {"features": x.numpy(), **given})
+        x, boxes = torch.randn(3, 8, 14, 14), torch.tensor([8.0, 5, 60, 90]) + 5 * torch.randn(3, 4)
+        frame = {"features": x.numpy(), **({"boxes": boxes.numpy()} if head.align_state else {})}
+        heatmaps, *after = session.run(None, {**frame, **given})
         with torch.no_grad():
-            expected, state = head.network(x, state)
+            features = head.network.features(x)
+            state = head.first_state(features, boxes) if state is None else state
+            expected, state = head.next_step(features, boxes, state)
         np.testing.assert_allclose(heatmaps, expected, rtol=0, atol=1e-4)
-        for found, part in zip(after, state, strict=True):
+        for found, part in zip(after, state, strict=head.align_state):
             np.testing.assert_allclose(found, part, rtol=0, atol=1e-4)
         given = dict(zip(given, after, strict=True))
-    assert list(given) == head.network.state_names
+    assert list(given) == [*head.network.state_names, "last_boxes"][: len(after)]
     with torch.no_grad():
         assert (head.network(x)[0] - expected).abs().max() > 1e-2, "the state changes nothing"
 

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from mrcnn_ext import accelerate
+from mrcnn_ext.layers.boxes import move_maps
 from mrcnn_ext.modeling import (
     ConvLSTMKeypointHead,
     HeatmapKeypointHead,
@@ -47,16 +48,21 @@ def loss_of(head, x, instances):
         return head.train()(x, instances)["loss_keypoint"]
 
 
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "as it lies"])
 @pytest.mark.parametrize("name", HEADS)
-def test_training_goes_along_the_tracks_of_a_clip(name, proposals):
-    head, x = build(name), torch.randn(4, 8, 14, 14)
+def test_training_goes_along_the_tracks_of_a_clip(name, aligned, proposals):
+    head, x = build(name, align_state=aligned), torch.randn(4, 8, 14, 14)
     frames = proposals([[4, 4, 40, 60], [30, 10, 76, 50]], [], [[32, 10, 76, 50], [6, 4, 40, 60]])
     assert_close = torch.testing.assert_close
     alone = head.train().heatmaps(x, frames)
     assert_close(alone, head.layers(x))
     frames[0].gt_track_ids, frames[2].gt_track_ids = torch.tensor([3, 8]), torch.tensor([8, 3])
     first, state = head.network(x[:2])
-    second, _ = head.network(x[2:], [part[[1, 0]] for part in state])
+    state = [part[[1, 0]] for part in state]
+    if aligned:
+        before, now = frames[0].proposal_boxes.tensor[[1, 0]], frames[2].proposal_boxes.tensor
+        state = [move_maps(part, before, now) for part in state]
+    second, _ = head.network(x[2:], state)
     assert_close(head.heatmaps(x, frames), torch.cat([first, second]))
     assert (second - alone[2:]).abs().max() > 1e-3
     loss_of(head, x, frames).backward()
@@ -140,7 +146,12 @@ def test_a_stream_carries_the_state_of_each_track(name):
     for frame, result in zip(inputs, results, strict=True):
         for row, track in enumerate(result.track_ids.tolist()):
             with torch.no_grad():
-                heatmaps, states[track] = network(frame["x"][row : row + 1], states.get(track))
+                box = frame["found"].pred_boxes.tensor[row : row + 1]
+                before, state = states.get(track, (box, None))
+                if state is not None:
+                    state = [move_maps(part, before, box) for part in state]
+                heatmaps, state = network(frame["x"][row : row + 1], state)
+                states[track] = box, state
             expected.append(heatmaps)
     torch.testing.assert_close(heatmaps_of(results), torch.cat(expected))
     assert model.head.stream is None and not model._forward_pre_hooks
@@ -150,6 +161,23 @@ def test_a_stream_carries_the_state_of_each_track(name):
     alone = [model([frame])[0] for frame in inputs]
     assert not alone[0].has("track_ids")
     assert (heatmaps_of(alone) - heatmaps_of(results)).abs().max() > 1e-3
+
+
+def test_a_state_stays_where_it_is_in_the_image():
+    """What a map shows of a place, it shows after its box has moved and grown."""
+    maps = torch.arange(196.0).view(1, 1, 14, 14).repeat(2, 1, 1, 1)
+    boxes = torch.tensor([[10.0, 20, 24, 34], [0, 0, 28, 28]])
+    same = move_maps(maps, boxes, boxes)
+    torch.testing.assert_close(same, maps)
+    right = move_maps(maps, boxes, boxes + torch.tensor([1.0, 0, 1, 0]))
+    torch.testing.assert_close(right[0, 0, :, :-1], maps[0, 0, :, 1:])
+    assert not right[0, 0, :, -1].any(), "nothing is known of what the box did not cover"
+    half = move_maps(maps, boxes, torch.tensor([[10.0, 20, 17, 27], [0, 0, 14, 14]]))
+    torch.testing.assert_close(half[0, 0, 1:, 1:], half[1, 0, 1:, 1:])
+    # The centre of its last cell is at 6.75 of 14 cells: a quarter of a cell beyond that of cell 6.
+    assert half[0, 0, 13, 13].item() == pytest.approx(maps[0, 0, 6, 6].item() + 0.25 * 15)
+    begins = move_maps(torch.zeros(1, 2, 14, 14), torch.zeros(1, 4), boxes[:1])
+    assert not begins.any() and begins.isfinite().all()
 
 
 def test_each_video_begins_anew_and_images_are_by_themselves():
@@ -249,13 +277,14 @@ def test_config_sets_every_argument(tiny_cfg):
         *["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(32,)", "MODEL.ROI_KEYPOINT_HEAD.NORM", "GN"],
         *["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "5", "MODEL.ROI_KEYPOINT_HEAD.TARGET_SIGMA", "1.5"],
         *["MODEL.ROI_KEYPOINT_HEAD.UP_SCALE", "1.0", "MODEL.ROI_KEYPOINT_HEAD.WASP_RATES", "[1, 3]"],
+        *["MODEL.ROI_KEYPOINT_HEAD.ALIGN_STATE", "False"],
         *["MODEL.ROI_KEYPOINT_HEAD.LSTM_DIM", "32", "MODEL.ROI_KEYPOINT_HEAD.LSTM_CONVS", "3"],
     )
     for cls in (ConvLSTMKeypointHead, UniPoseLSTMKeypointHead):
         cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = cls.__name__
         head = build_keypoint_head(cfg, SHAPE)
         assert isinstance(head, cls) and head.target_sigma == 1.5
-        assert head.network.lstm.hidden_channels == 32
+        assert head.network.lstm.hidden_channels == 32 and not head.align_state
         assert [branch.dilation for branch in head.network.wasp.branches] == [(1, 1), (3, 3)]
         assert isinstance(head.network.convs[0].norm, torch.nn.GroupNorm)
         assert head.layers(torch.randn(1, 8, 14, 14)).shape == (1, 5, 28, 28)

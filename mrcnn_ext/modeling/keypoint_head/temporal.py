@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...accel import KernelPolicy, fuse_traced
 from ...config import with_defaults
+from ...layers.boxes import move_maps
 from ...layers.temporal_networks import ConvLSTMKeypointNetwork, UniPoseLSTMNetwork
 from ..norms import norm_maker
 from ..tracks import TrackStates, track_steps
@@ -39,15 +40,18 @@ class TemporalKeypointHead(KeypointHead):
 
     Args:
         network: as those of `mrcnn_ext.layers.temporal_networks`: ``features``, ``initial_state`` and ``step``.
+        align_state: move the state, which lies over the RoI of the frame before, to where the RoI is now. Boxes follow
+            what is seen of an object, and the detector's noise. Otherwise it is taken as it lies in the RoI.
         kwargs: those of `KeypointHead`.
 
     Attributes:
         stream: states of the tracks of a video; None outside of `streaming`.
     """
 
-    def __init__(self, network: nn.Module, **kwargs):
+    def __init__(self, network: nn.Module, *, align_state: bool = True, **kwargs):
         super().__init__(**kwargs)
         self.network = network
+        self.align_state = align_state
         self.stream: TrackStates | None = None
 
     def layers(self, x):
@@ -64,6 +68,34 @@ class TemporalKeypointHead(KeypointHead):
             return self._of_clips(x, instances)
         return self.layers(x)
 
+    @torch.jit.unused
+    def first_state(self, features: Tensor, boxes: Tensor) -> list[Tensor]:
+        """What `next_step` takes for tracks that begin: the network's state before the first frame, and the RoIs.
+
+        Args:
+            features: (R, D, H, W), of the network.
+            boxes: (R, 4), the RoIs.
+        """
+        return [*self.network.initial_state(features), boxes]
+
+    @torch.jit.unused
+    def next_step(self, features: Tensor, boxes: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """A frame of each of R tracks.
+
+        Args:
+            features: (R, D, H, W), of the network.
+            boxes: (R, 4), the RoIs.
+            state: what the frame before gave, or `first_state`: the network's, and the RoIs it lies over.
+
+        Returns:
+            (R, K, S_h, S_w) heatmap logits, and the state after the frame.
+        """
+        *maps, before = state
+        if self.align_state:
+            maps = [move_maps(part, before, boxes) for part in maps]
+        heatmaps, maps = self.network.step(features, maps)
+        return heatmaps, [*maps, boxes]
+
     def _of_clips(self, x, instances):
         tracks = [
             image.gt_track_ids if len(image) > 0 else torch.zeros(0, dtype=torch.int64) for image in instances
@@ -72,14 +104,12 @@ class TemporalKeypointHead(KeypointHead):
         if len(steps) < 2:
             return self.layers(x)
         features, results, state = self.network.features(x), [], None
+        boxes = torch.cat([image.proposal_boxes.tensor for image in instances])
         for rows, parents in steps:
-            here = features[rows.to(x.device)]
-            if state is None:
-                state = self.network.initial_state(here)
-            else:
-                parents = parents.to(x.device)
-                state = [part[parents] for part in state]
-            heatmaps, state = self.network.step(here, state)
+            rows, parents = rows.to(x.device), parents.to(x.device)
+            frame = features[rows], boxes[rows]
+            state = self.first_state(*frame) if state is None else [part[parents] for part in state]
+            heatmaps, state = self.next_step(*frame, state)
             results.append(heatmaps)
         places = torch.cat([rows for rows, _ in steps]).argsort()
         return torch.cat(results)[places.to(x.device)]
@@ -87,10 +117,11 @@ class TemporalKeypointHead(KeypointHead):
     def _of_stream(self, x, instances, stream):
         features, results = self.network.features(x), []
         for image, frame in zip(instances, features.split([len(image) for image in instances]), strict=True):
-            tracks, state = stream.track(image), self.network.initial_state(frame)
+            boxes = image.pred_boxes.tensor
+            tracks, state = stream.track(image), self.first_state(frame, boxes)
             if tracks is not None:
                 state = stream.gather(tracks, state)
-            heatmaps, state = self.network.step(frame, state)
+            heatmaps, state = self.next_step(frame, boxes, state)
             results.append(heatmaps)
             if tracks is not None:
                 stream.put(tracks, state)
@@ -128,7 +159,7 @@ class ConvLSTMKeypointHead(TemporalKeypointHead):
         hidden_channels: of the LSTM.
         up_scale: bilinear upsampling of the heatmaps after the transposed convolution.
         wasp_rates: dilations of a waterfall of atrous convolutions before the LSTM; empty for none.
-        kwargs: those of `KeypointHead`.
+        kwargs: those of `TemporalKeypointHead`.
     """
 
     @configurable
@@ -169,7 +200,7 @@ class UniPoseLSTMKeypointHead(TemporalKeypointHead):
         input_shape, num_keypoints, conv_dims, conv_norm, hidden_channels, up_scale: as `ConvLSTMKeypointHead`'s.
         wasp_rates: dilations of the waterfall; at least one.
         num_lstm_convs: 3x3 convolutions after the LSTM.
-        kwargs: those of `KeypointHead`.
+        kwargs: those of `TemporalKeypointHead`.
 
     Raises:
         ValueError: ``wasp_rates`` is empty.
@@ -222,6 +253,7 @@ def _arguments(cfg, input_shape) -> dict:
         "conv_dims": head.CONV_DIMS,
         "conv_norm": head.NORM,
         "hidden_channels": head.LSTM_DIM,
+        "align_state": head.ALIGN_STATE,
         "up_scale": head.UP_SCALE,
         "wasp_rates": head.WASP_RATES,
     }
