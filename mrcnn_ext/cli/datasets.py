@@ -77,7 +77,8 @@ def convert_command(format, source, output, split, name):
     """Convert SOURCE, a folder or file of FORMAT, to a COCO annotation file OUTPUT; images stay where they are.
 
     FORMAT is yolo (boxes, polygons, poses), voc, labelme, cvat ("CVAT for images 1.1"), cityscapes (its layout, any
-    classes) or masks (an image file for each object, or numbers in one).
+    classes) or masks (an image file for each object, or numbers in one); of people in video penn_action, bbc_pose,
+    jhmdb or posetrack18 (their layouts), with videos and tracks.
 
     \b
     Examples:
@@ -87,6 +88,7 @@ def convert_command(format, source, output, split, name):
       mrcnn-ext datasets convert cvat export/annotations.xml export/coco.json
       mrcnn-ext datasets convert cityscapes streets streets/val.json --split val    # streets/leftImg8bit, gtFine
       mrcnn-ext datasets convert masks cells cells/annotations.json                 # cells/images, cells/masks
+      mrcnn-ext datasets convert penn_action Penn_Action penn_train.json --split train
     """
     from ..data.convert import convert_dataset
 

@@ -15,6 +15,7 @@ if find_spec("detectron2") is not None:
     from .loading import get_detection_dataset_dicts, load_dataset
     from .mapper import DatasetMapper
     from .register import register_clips, register_scenes
+    from .register_video import register_video_dataset, register_videos_on_disk
 
     __all__ += [
         "ClipDataset",
@@ -32,8 +33,11 @@ if find_spec("detectron2") is not None:
         "register_coco_format",
         "register_clips",
         "register_scenes",
+        "register_video_dataset",
+        "register_videos_on_disk",
     ]
     _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     register_scenes(os.path.join(_ROOT, "scenes"))
     register_scenes(os.path.join(_ROOT, "scenes_easy"), prefix="scenes_easy")
     register_clips(os.path.join(_ROOT, "clips"))
+    register_videos_on_disk(_ROOT)

@@ -378,7 +378,8 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
     }
     for number, record in enumerate(dicts):
         image_id = record.get("image_id", number)
-        image = {"id": image_id, **{key: record[key] for key in ("file_name", "height", "width")}}
+        keys = ("file_name", "height", "width", *(key for key in _OF_VIDEO if key in record))
+        image = {"id": image_id, **{key: record[key] for key in keys}}
         images.append(image)
         for annotation in record.get("annotations", ()):
             mode = BoxMode(annotation["bbox_mode"])
@@ -387,7 +388,7 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
                 box = BoxMode.convert([float(v) for v in corners], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
             else:
                 box = BoxMode.convert(annotation["bbox"], mode, BoxMode.XYWH_ABS)
-            keys = ("iscrowd", "area", "segmentation", "num_keypoints")
+            keys = ("iscrowd", "area", "segmentation", "num_keypoints", "track_id")
             kept = {key: annotation[key] for key in keys if key in annotation}
             if annotation["category_id"] not in ids:
                 raise ValueError(

@@ -75,6 +75,7 @@ def register_clips(root: str, prefix: str = "clips") -> None:
         ):
             json_file = os.path.join(root, "annotations", f"{kind}_{split}.json")
             _coco(f"{name}_{split}", root, json_file, metadata, "mrcnn-ext datasets scenes --clips")
+            MetadataCatalog.get(f"{name}_{split}").set(pck_thresholds=(0.1, 0.2))
 
 
 def _is_new(name: str, root: str) -> bool:

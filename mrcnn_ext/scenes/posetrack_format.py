@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .clip import Clip
-from .spec import KEYPOINT_NAMES
+from .spec import KEYPOINT_NAMES, SKELETON
 
 # PoseTrack18's keypoints in order. Its ears are in the list and never annotated.
 POSETRACK_KEYPOINTS = (
@@ -14,10 +14,12 @@ POSETRACK_KEYPOINTS = (
     "head_top",
     *KEYPOINT_NAMES[3:],
 )
-_LINES = (
-    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11),
-    (2, 3), (1, 2), (1, 3), (1, 4), (1, 5), (4, 6), (5, 7),
-)  # fmt: skip
+POSETRACK_SKELETON = (
+    *((a, b) for a, b in SKELETON if not {a, b} & {"left_eye", "right_eye", "left_ear", "right_ear"}),
+    ("head_top", "nose"),
+    ("nose", "head_bottom"),
+    *(("head_bottom", f"{side}_shoulder") for side in ("left", "right")),
+)
 
 
 def sequence(clip: Clip, video_id: int, file_names: list[str]) -> dict:
@@ -58,7 +60,7 @@ def sequence(clip: Clip, video_id: int, file_names: list[str]) -> dict:
         "id": 1,
         "name": "person",
         "keypoints": list(POSETRACK_KEYPOINTS),
-        "skeleton": [list(line) for line in _LINES],
+        "skeleton": [[POSETRACK_KEYPOINTS.index(name) + 1 for name in line] for line in POSETRACK_SKELETON],
     }
     return {"images": images, "annotations": annotations, "categories": [category]}
 
