@@ -24,6 +24,7 @@ from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
 from ..modeling.backbone import check_timm_input
+from ..modeling import streaming
 from .averaging import AveragingHook, WeightAverage
 from .batch_scaling import scale_lazily
 from .checkpoint import Checkpointer
@@ -254,7 +255,8 @@ def do_test(cfg, model):
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    with streaming(model):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     if cfg.train.get("report", False):

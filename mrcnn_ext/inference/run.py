@@ -23,6 +23,7 @@ from ..engine import UserError
 from ..engine.int8 import int8_from_config
 from ..engine.setup import register_datasets
 from ..evaluation import instances_to_coco_json
+from ..modeling import carries_state
 from .annotate import AnnotatedVideo, make_missing, write_video
 from .drawing import Style
 from .filters import Filter, make_filter
@@ -72,7 +73,8 @@ def predict(
     Images are read, predicted and written at the same time. Each image's results are on disk when it is done, in
     ``<output>.part``; the same call continues an interrupted run, and returns at once after a complete one. With
     other ``pictures``, ``cutouts``, ``masks``, ``labelme``, ``video``, ``picture_score`` or ``style`` it makes these
-    anew from the results that are there.
+    anew from the results that are there. A keypoint head that carries a state from frame to frame has one for each
+    track of a video; an interrupted video begins anew with it.
 
     Args:
         model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `LoadedModel`; or a model,
@@ -127,6 +129,7 @@ def predict(
         raise ValueError(f"picture_score must be from 0 to 1, got {picture_score}")
     predictor = _predictor(model, mapper)
     source = _open(source, predictor)
+    follows = carries_state(predictor.model) and source.sequential
     metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
     keep = make_filter(kinds, min_score, only, top_k)
@@ -147,6 +150,7 @@ def predict(
         **({"int8": _int8_identity(predictor.int8)} if accelerate and predictor.int8 else {}),
         **({"limit": limit} if limit else {}),
         **({"track": picture_score} if track else {}),
+        **({"state": picture_score} if follows else {}),  # which goes by tracks, too
     }
     if video is not None:
         check_video(video, fps)
@@ -156,6 +160,8 @@ def predict(
             _check_replaced(video, (), overwrite)
     results = ResultsFile(output, identity, overwrite)
     with contextlib.closing(results):
+        if follows and not results.complete:
+            results.done.clear()  # the state is that after all frames before
         continued = len(results.done)
         _check_images(source, results)
         if video is not None and results.made("video") != video_identity:
@@ -180,6 +186,7 @@ def predict(
                 keep_images=bool(options.folders) or drawn_live is not None,
                 limit=limit,
                 video=drawn_live,
+                track_score=picture_score,
             )
         drawn = make_missing(source, results, outputs, progress)
         made = dict(options.identity)
@@ -195,9 +202,13 @@ def predict(
             return {**results.summary(), "continued": continued, "drawn": drawn}
 
         def add_tracks(records, image):
-            tracker.update(records, (image["height"], image["width"]))
+            if tracker is None:
+                for record in records:
+                    record.pop("track_id", None)
+            elif not follows:
+                tracker.update(records, (image["height"], image["width"]))
 
-        change = add_tracks if tracker is not None else None
+        change = add_tracks if track or follows else None
         points = metadata.get("keypoint_names", None) or ()
         summary = results.finish(list(kinds.values()), made, points, change)
         return {**summary, "continued": continued, "drawn": drawn}
@@ -250,9 +261,13 @@ def _finish(sample: Sample, *, predictor, source, keep: Filter, kinds, results, 
     }
     if sample.error:
         return results.write(sample.index, image, [], error=sample.error)
-    records = instances_to_coco_json(_ready(sample, keep), image["id"])
+    instances = _ready(sample, keep)
+    records = instances_to_coco_json(instances, image["id"])
     for record in records:
         record["category_id"] = _category_id(record["category_id"], kinds)
+    if instances.has("track_ids"):
+        for record, number in zip(records, instances.track_ids.tolist(), strict=True):
+            record["track_id"] = number or None
     if sample.image is not None:
         pixels = _rgb(sample.image, predictor.mapper.image_format)
         outputs.write(pixels, image, os.fspath(sample.record["file_name"]), records)
@@ -280,12 +295,14 @@ def predictions(
     workers: int = 0,
     limit: int = 0,
     skip_unreadable: bool = False,
+    track_score: float = 0.5,
 ) -> Iterator[tuple[dict, Instances]]:
     """A model's predictions for many images, one after the other.
 
     Args:
         model, source, mapper, min_score, only, top_k, accelerate, batch_size, workers, limit, skip_unreadable: as
             `predict`; ``only`` takes the names that the model, or the dataset it is used for, has.
+        track_score: objects of a video with lower scores have no track for a keypoint head that carries a state.
 
     Yields:
         record: ``file_name``, ``image_id``, ``height``, ``width``, and ``frame`` (from 0) of a video. The order is
@@ -304,7 +321,7 @@ def predictions(
     def finish(sample: Sample):
         return sample.record, None if sample.error else _ready(sample, keep)
 
-    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit}
+    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit, "track_score": track_score}
     found = _run(predictor, source, finish, accelerate, batch_size, workers, **options)
     with contextlib.closing(found):
         for record, instances in found:

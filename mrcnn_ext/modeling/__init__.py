@@ -19,11 +19,19 @@ from .backbone import (
     timm_input,
 )
 from .box_head import CNNBoxHead, HingeOutputLayers
-from .keypoint_head import HeatmapKeypointHead, KeypointHead, SimCCKeypointHead
+from .keypoint_head import (
+    ConvLSTMKeypointHead,
+    HeatmapKeypointHead,
+    KeypointHead,
+    SimCCKeypointHead,
+    TemporalKeypointHead,
+    UniPoseLSTMKeypointHead,
+)
 from .mask_head import BoundaryMaskHead, FCNMaskHead, MaskHead, MaskScoringHead, MLPMaskHead
 from .meta_arch import UniPose, UniPoseHead
 from .poolers import FusedROIPooler
 from .roi_heads import CropPooler, FusedCascadeROIHeads, FusedRes5ROIHeads, FusedROIHeads, RCNNROIHeads
+from .streaming import carries_state, streaming
 from .test_time_augmentation import GeneralizedRCNNWithTTA
 
 __all__ = [
@@ -35,6 +43,7 @@ __all__ = [
     "Acceleration",
     "BoundaryMaskHead",
     "CNNBoxHead",
+    "ConvLSTMKeypointHead",
     "CropPooler",
     "FCNMaskHead",
     "FusedCascadeROIHeads",
@@ -52,14 +61,18 @@ __all__ = [
     "PixelBackbone",
     "RCNNROIHeads",
     "SimCCKeypointHead",
+    "TemporalKeypointHead",
     "TimmBackbone",
     "TorchvisionAnchorGenerator",
     "UniPose",
     "UniPoseHead",
+    "UniPoseLSTMKeypointHead",
     "accelerate",
     "build_pixel_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "carries_state",
+    "streaming",
     "timm_input",
 ]

@@ -20,7 +20,7 @@ from torchvision.ops import RoIPool
 from ...accel import Framework, register_framework, replace_method
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
-from ..keypoint_head import KeypointHead
+from ..keypoint_head import KeypointHead, TemporalKeypointHead
 from ..poolers import FusedROIPooler
 from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
 from .outputs import FastKeypoints, FastOutputs
@@ -161,6 +161,8 @@ def _why_not_padded(heads: ROIHeads) -> str | None:
         part = original_of(getattr(heads, name, None))
         if part is not None and not defines(part, cls, *methods):
             return f"{name} is a {type(part).__name__}"
+    if isinstance(getattr(heads, "keypoint_head", None), TemporalKeypointHead):
+        return "keypoint_head follows the objects that are found from frame to frame"
     if heads.box_predictor.test_topk_per_image < 0:
         return "there may be any number of detections"
     return None
