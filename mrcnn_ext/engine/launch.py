@@ -71,8 +71,8 @@ examples:
   2 machines with 8 GPUs each
     machine 0: {program} --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST0:PORT
     machine 1: {program} --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://HOST0:PORT
-  torchrun starts the processes
-    torchrun --nproc-per-node 8 {program} --config-file CONFIG
+  torchrun starts the processes, and starts them again, from the last checkpoint, when one is lost
+    torchrun --standalone --nproc-per-node 8 --max-restarts 3 {program} --config-file CONFIG
   schedule, learning rate, image sizes and anchors by the data
     {program} --config-file CONFIG --recipe auto
   evaluate; resume; change the config
