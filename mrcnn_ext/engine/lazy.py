@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
-from ..modeling.backbone import check_timm_input
 from ..modeling import streaming
+from ..modeling.backbone import check_timm_input
 from .averaging import AveragingHook, WeightAverage
 from .batch_scaling import scale_lazily
 from .checkpoint import Checkpointer
@@ -33,6 +33,7 @@ from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .described import described_lazy_config
 from .description import data_of, describe_lazily, read_description
+from .elastic import goes_on
 from .epochs import apply_lazy_epochs
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
@@ -386,10 +387,11 @@ def do_train(
     )
     if args.resume:
         checkpointer.require_checkpoint()
-    checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
+    resume = args.resume or goes_on(train.output_dir)
+    checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     save_config(written, train.output_dir)
     # The checkpoint holds the iteration that was finished last.
-    start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     check_iterations(start_iter, train.max_iter, "train.max_iter")
     tell_of_warmup(
         cfg.lr_multiplier.get("warmup_length", 0), "lr_multiplier.warmup_length and train.max_iter"
