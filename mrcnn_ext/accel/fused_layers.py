@@ -134,7 +134,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
     def run_stem(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """As `run` with a ReLU, followed by max pooling of 3x3, stride 2 and padding 1."""
         norm = self.own_norm if norm is None else norm
-        make = partial(self._make_reordered, norm, stem_weight)
+        make = partial(self._make_reordered, norm, partial(stem_weight, dtype=self.policy.dtype))
         weight, bias = self.prepared.get(self._sources(norm), "stem", make)
         return stem_conv_pool(x, weight, bias)
 
