@@ -32,14 +32,21 @@ class CachedAnchors(MethodStep):
         self.made = {}
 
     def __call__(self, features: list[torch.Tensor]) -> list[Boxes]:
-        key = (*(tuple(level.shape[-2:]) for level in features), features[0].device)
-        anchors = self.made.pop(key, None)
+        # Tensors of inference mode are of no use in training.
+        setting = (features[0].device, torch.is_inference_mode_enabled())
+        key = (*(tuple(level.shape[-2:]) for level in features), *setting)
+        made = dict(self.made)  # replaced at once, for the sake of other threads
+        anchors = made.pop(key, None)
         if anchors is None:
             anchors = self.stock(features)
-        self.made[key] = anchors  # the last one used
-        while len(self.made) > _SHAPES:
-            del self.made[next(iter(self.made))]
+        made[key] = anchors  # the last one used
+        while len(made) > _SHAPES:
+            del made[next(iter(made))]
+        self.made = made
         return list(anchors)
+
+    def __getstate__(self):
+        return {**self.__dict__, "made": {}}
 
 
 class FastProposals(MethodStep):
