@@ -27,7 +27,7 @@ from .openvino_files import PRECISIONS, openvino_files
 from .runtime import METADATA, STANDALONE, SUFFIXES, ExportedModel, require
 from .support import check_exportable
 
-__all__ = ["WrongAnswersError", "export_model"]
+__all__ = ["WrongAnswersError", "export_model", "onnx_file"]
 
 _OPSET = 16  # the first whose RoiAlign has half-pixel centres
 _PIXELS = 0.05  # by which boxes may differ: rounding in a deep network stays well below, a kept size does not
@@ -111,11 +111,7 @@ def export_model(
         check_exportable(model, format)
     if image is not None and (image.dim() != 3 or len(image) != len(model.pixel_mean)):
         raise ValueError(f"image must have shape ({len(model.pixel_mean)}, H, W), got {tuple(image.shape)}")
-    # As it was before acceleration, with no more than the poolers replaced.
-    model = restore(copy.deepcopy(model)).eval().requires_grad_(False)
-    fuse_poolers(model)
-    check_exportable(model, format)
-    detector = Detector(model).eval()
+    detector = _detector(model, format)
     about = {**_metadata(detector), **describe(mapper, metadata), "precision": precision}
     write = {"torchscript": _write_torchscript, "torch_export": _write_torch_export, "onnx": _write_onnx}
     if format == "openvino":
@@ -142,6 +138,27 @@ def export_model(
             path,
         )
     return exported
+
+
+def onnx_file(model: GeneralizedRCNN) -> tuple[bytes, dict]:
+    """The contents of an ONNX file of `export_model`, whose answers nobody has checked, and its metadata.
+
+    Raises:
+        NotImplementedError, ImportError: as `export_model`.
+    """
+    detector = _detector(model, "onnx")
+    about = {**_metadata(detector), "precision": "float32"}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _write_onnx(detector, about)[".onnx"], about
+
+
+def _detector(model: GeneralizedRCNN, format: str) -> Detector:
+    """A copy of the model as it was before acceleration, with no more than the poolers replaced."""
+    model = restore(copy.deepcopy(model)).eval().requires_grad_(False)
+    fuse_poolers(model)
+    check_exportable(model, format)
+    return Detector(model).eval()
 
 
 def _metadata(detector: Detector) -> dict:
