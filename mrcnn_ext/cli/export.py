@@ -31,10 +31,12 @@ RUNTIME = "mrcnn_runtime.py"  # name of the copy
     type=click.Choice(["float32", "bfloat16", "int8"]),
     default="float32",
     show_default=True,
-    help="Of an .xml file; int8 needs --calibrate.",
+    help="Of an .onnx (float32, int8) or .xml file; int8 needs --calibrate.",
 )
 @click.option(
-    "--calibrate", help="Images for int8: a folder, pattern, list or registered dataset; 300 are used."
+    "--calibrate",
+    help="Images for int8: a folder, pattern, list or registered dataset, of which 300 are used. Or the .json file of "
+    "accelerate's calibration.",
 )
 @click.option("--with-runtime", is_flag=True, help=f"Put {RUNTIME} beside an .onnx or .xml file.")
 @click.option(
@@ -87,7 +89,9 @@ def command(
     picture = predictor.read(image) if image else None
     options = {"mapper": predictor.mapper, "metadata": predictor.metadata, "precision": precision}
     if calibrate:
-        options["calibration"] = _calibration(predictor, calibrate)
+        options["calibration"] = (
+            calibrate if calibrate.endswith(".json") else _calibration(predictor, calibrate)
+        )
     try:
         exported = export_model(predictor.model, output, picture, write_anyway=write_anyway, **options)
     except (WrongAnswersError, NotImplementedError, ImportError) as error:

@@ -281,7 +281,24 @@ class Checkpointer(DetectionCheckpointer):
             )
         if not self._allow_partial:
             self._check(incompatible)
+            if self._resuming:
+                self._check_same(incompatible)
         return incompatible
+
+    def _check_same(self, incompatible):
+        """A training goes on with its own model: new parts would begin at random in the midst of its schedule."""
+        wrong = [
+            f"{key} is {tuple(theirs)} in the file, {tuple(ours)} in the model"
+            for key, theirs, ours in incompatible.incorrect_shapes
+        ]
+        misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
+        wrong += [f"{key} is not in the model" for key in incompatible.unexpected_keys]
+        wrong += [f"{key} is not in the file" for key in incompatible.missing_keys if key not in misshapen]
+        if wrong:
+            raise UserError(
+                f"--resume: {self._file} is of another model, {len(wrong)} tensors differ ({'; '.join(wrong[:3])}): "
+                "give the config it was trained with; or begin a new training from it with weights= (MODEL.WEIGHTS)"
+            )
 
     def _check(self, incompatible):
         unused = [key for key in incompatible.unexpected_keys if not key.endswith("num_batches_tracked")]

@@ -1,6 +1,7 @@
 """Values of a config that would stop a training, or make it another one, found before anything is built."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -14,7 +15,14 @@ from omegaconf import OmegaConf
 from .errors import UserError, did_you_mean
 from .loggers import check_loggers
 
-__all__ = ["building", "check_output_dir", "check_settings", "check_lazy_settings", "tell_of_warmup"]
+__all__ = [
+    "building",
+    "check_output_dir",
+    "check_settings",
+    "check_lazy_settings",
+    "device_here",
+    "tell_of_warmup",
+]
 
 # Names that detectron2's get_norm knows
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
@@ -145,6 +153,32 @@ def check_device(key, device):
         raise UserError(
             f"{key} must be a device of PyTorch's, cpu, cuda or cuda:1 say; got {device!r}"
         ) from error
+
+
+def device_here(key: str, device: str) -> str:
+    """The device that a config names; the CPU, with one warning, where that is a GPU and there is none.
+
+    Args:
+        key: of the config, for the messages.
+        device: its value; detectron2's default is "cuda".
+
+    Raises:
+        UserError: it is no device of PyTorch's.
+    """
+    check_device(key, device)
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return device
+    _warn_of_cpu(key, device)
+    return "cpu"
+
+
+@functools.cache
+def _warn_of_cpu(key, device):
+    logging.getLogger(__name__).warning(
+        "Running on the CPU: PyTorch finds no GPU, although %s is %r ('cpu' silences this)",
+        key,
+        device,
+    )
 
 
 def check_output_dir(key, folder):

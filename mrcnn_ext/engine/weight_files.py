@@ -4,9 +4,6 @@ A pickle is a program. What the model zoos' pickles need is allowed by name, and
 ``weights_only``; safetensors hold no code.
 """
 
-import codecs
-import collections
-import io
 import os
 import pickle
 from collections.abc import Mapping
@@ -17,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from ..data.plain_pickle import HoldsCodeError, load_plain
 from ..files import DamagedFileError, replacing, verify_archive
 from .errors import UserError
 
@@ -121,77 +119,13 @@ def _read_safetensors(path):
     return tensors if about is None else {"model": tensors, ABOUT: yaml.safe_load(about)}
 
 
-# What numpy calls for an array, a scalar, and the array of a pickle of protocol 5
-_RECONSTRUCT, _SCALAR = np.ndarray((0,)).__reduce__()[0], np.float64(0).__reduce__()[0]
-_FROM_BUFFER = np.ndarray((0,)).__reduce_ex__(5)[0]
-
-
-class _HoldsCodeError(Exception):
-    """A pickle names something that is not data."""
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Numpy arrays, numbers, strings and plain containers; of Python 2 too."""
-
-    # Python 2's names, and those of numpy before 2, are mapped to today's first.
-    _ALLOWED = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("collections", "defaultdict"): collections.defaultdict,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("numpy.multiarray", "scalar"): _SCALAR,
-        ("numpy.numeric", "_frombuffer"): _FROM_BUFFER,
-        **{
-            ("builtins", kind.__name__): kind
-            for kind in (
-                bool,
-                bytearray,
-                bytes,
-                complex,
-                dict,
-                float,
-                frozenset,
-                int,
-                list,
-                range,
-                set,
-                slice,
-            )
-            + (str, tuple)
-        },
-    }
-
-    def find_class(self, module, name):
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if module == "__builtin__":
-            module = "builtins"
-            name = {"unicode": "str", "long": "int", "xrange": "range"}.get(name, name)
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            module = "numpy.multiarray"
-        if module in ("numpy.core.numeric", "numpy._core.numeric"):
-            module = "numpy.numeric"
-        allowed = self._ALLOWED.get((module, name))
-        if allowed is None:
-            raise _HoldsCodeError(f"{module}.{name}")
-        return allowed
-
-
-def _encode(text, encoding="latin1"):
-    """``_codecs.encode``, by which Python 3 pickles bytes for Python 2, without what else it can do."""
-    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise _HoldsCodeError(f"_codecs.encode to {encoding!r}")
-    return codecs.encode(text, encoding)
-
-
 def _read_pickle(path, trust):
     with open(path, "rb") as file:
         if trust:
             return pickle.load(file, encoding="latin1")
         try:
-            return _DataUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
-        except _HoldsCodeError as error:
+            return load_plain(file)
+        except HoldsCodeError as error:
             raise UserError(_holds_code(path, error)) from None
 
 

@@ -172,6 +172,10 @@ HEADS = {
         "MODEL.ROI_MASK_HEAD.NAME",
         "MLPMaskHead",
     ),
+    "UniPose-LSTM, of single images": (
+        *("MODEL.ROI_KEYPOINT_HEAD.NAME", "UniPoseLSTMKeypointHead", "MODEL.ROI_KEYPOINT_HEAD.LSTM_DIM", "8"),
+        *("MODEL.ROI_KEYPOINT_HEAD.WASP_RATES", "[1, 2]"),
+    ),
     "one for all classes": (
         *("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True"),
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True", "MODEL.ROI_KEYPOINT_HEAD.DECODING", "dark"),

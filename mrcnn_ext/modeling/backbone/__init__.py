@@ -1,6 +1,7 @@
 """Backbones registered with detectron2's BACKBONE_REGISTRY."""
 
 from .pafpn import PAFPN, build_resnet_pafpn_backbone, build_timm_pafpn_backbone
+from .pixels import PixelBackbone, build_pixel_backbone
 from .simple_pyramid import SimpleFeaturePyramid, build_timm_simple_pyramid_backbone
 from .timm import (
     TimmBackbone,
@@ -14,8 +15,10 @@ from .timm import (
 
 __all__ = [
     "PAFPN",
+    "PixelBackbone",
     "SimpleFeaturePyramid",
     "TimmBackbone",
+    "build_pixel_backbone",
     "build_resnet_pafpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
