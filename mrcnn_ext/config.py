@@ -72,8 +72,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     mask_iou.setdefault("NUM_FC", 2)
     mask_iou.setdefault("FC_DIM", 1024)
 
-    # Keypoint heads, MODEL.ROI_KEYPOINT_HEAD.NAME: "HeatmapKeypointHead" and "SimCCKeypointHead". Both also read
-    # detectron2's CONV_DIMS, NUM_KEYPOINTS, LOSS_WEIGHT and NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS.
+    # Keypoint heads, MODEL.ROI_KEYPOINT_HEAD.NAME: "HeatmapKeypointHead" and "SimCCKeypointHead", and for videos
+    # "ConvLSTMKeypointHead" and "UniPoseLSTMKeypointHead". All also read detectron2's CONV_DIMS, NUM_KEYPOINTS,
+    # LOSS_WEIGHT and NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS.
     keypoint = cfg.MODEL.ROI_KEYPOINT_HEAD
     # Normalisation of the convolutions, a name of detectron2's get_norm; "" for none.
     keypoint.setdefault("NORM", "")
@@ -86,12 +87,18 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # the place of the highest expected object keypoint similarity (OKS), by the sigmas of TEST.KEYPOINT_OKS_SIGMAS,
     # of the dataset's metadata keypoint_oks_sigmas or, for 17 keypoints, of COCO; it ranks keypoints by that OKS.
     keypoint.setdefault("DECODING", "stock")
-    # HeatmapKeypointHead: bilinear upsampling of the heatmaps after the transposed convolution.
+    # All but SimCCKeypointHead: bilinear upsampling of the heatmaps after the transposed convolution.
     keypoint.setdefault("UP_SCALE", 2.0)
-    # HeatmapKeypointHead: dilations of a waterfall of atrous convolutions, [1, 2, 4, 6] say; empty for none.
+    # All but SimCCKeypointHead: dilations of a waterfall of atrous convolutions, [1, 2, 4, 6] say; empty for none,
+    # which UniPoseLSTMKeypointHead does not take.
     keypoint.setdefault("WASP_RATES", [])
     # SimCCKeypointHead: bins per cell of the pooled features.
     keypoint.setdefault("SPLIT_RATIO", 4)
+    # ConvLSTMKeypointHead and UniPoseLSTMKeypointHead: channels of the LSTM's states; whether these, which lie over the
+    # RoI of the frame before, are moved to where the RoI is; and of the latter head the convolutions after the LSTM.
+    keypoint.setdefault("LSTM_DIM", 128)
+    keypoint.setdefault("ALIGN_STATE", True)
+    keypoint.setdefault("LSTM_CONVS", 2)
     # Our ROI heads: train the keypoint head on so many RoIs of an image at most, sampled among all proposals that
     # fit an object with keypoints; 0 is detectron2's way, those of the box head's positives that have keypoints.
     keypoint.setdefault("SAMPLES_PER_IMAGE", 0)
@@ -167,6 +174,12 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     lsj.setdefault("SIZE", 1024)
     # Brightness, contrast and saturation of training images are each multiplied by up to this much more or less than 1.
     cfg.INPUT.setdefault("COLOR_JITTER", 0.0)
+
+    # Frames of a clip in training, for keypoint heads with a state: batches are SOLVER.IMS_PER_BATCH images in clips of
+    # NUM_FRAMES frames of a video, STRIDE frames apart; 1: single images.
+    clip = cfg.INPUT.setdefault("CLIP", CfgNode())
+    clip.setdefault("NUM_FRAMES", 1)
+    clip.setdefault("STRIDE", 1)
 
     # Copy-paste (Ghiasi et al., CVPR 2021) in training: objects of another image, augmented like the first, are pasted
     # into an image with this probability; 0 to all of them, at random, or to MAX_OBJECTS (0: no limit). Needs masks in

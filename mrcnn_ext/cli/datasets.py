@@ -1,7 +1,10 @@
 """``mrcnn-ext datasets``: what is imported is what a subcommand needs, as most run without detectron2."""
 
 import contextlib
+import os
 import sys
+from functools import partial
+from pathlib import Path
 
 import click
 
@@ -10,7 +13,7 @@ _SETTINGS = {"show_default": True}
 
 @click.group(context_settings=_SETTINGS)
 def command():
-    """Check, mend and convert datasets; make object proposals; draw synthetic scenes."""
+    """Check, mend and convert datasets; get a sample; make object proposals; draw synthetic scenes."""
 
 
 @contextlib.contextmanager
@@ -273,6 +276,47 @@ def _formats(ctx, param, values):
     return chosen
 
 
+def _bar(items, total, split, unit="image"):
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=f"{split} {unit}s", unit=unit, disable=None)  # on a terminal
+
+
+@command.command("sample", context_settings=_SETTINGS)
+@click.argument("output", default="sample")
+@click.option("--train", type=int, default=80, metavar="N", help="Training images.")
+@click.option("--val", type=int, default=20, metavar="N", help="Validation images.")
+def sample_command(output, train, val):
+    """Get a small dataset to try things with: drawn street scenes of 256 x 160 pixels in COCO's format, with boxes,
+    masks and keypoints, and a data file beside them. Nothing is downloaded.
+
+    \b
+    Examples:
+      mrcnn-ext datasets sample
+      mrcnn-ext train data=sample/sample.yaml model=quickstart epochs=5
+    """
+    from ..scenes import write_dataset
+
+    written = write_dataset(
+        output,
+        "easy",
+        train,
+        val,
+        workers=os.cpu_count() or 1,
+        formats=["coco"],
+        progress=_bar,
+    )
+    folder = Path(output)
+    file = folder / f"{folder.resolve().name}.yaml"
+    parts = [part for part, count in (("train", train), ("val", val)) if count]
+    if written or not file.exists():
+        file.write_text("".join(f"{part}: [annotations/instances_{part}.json, .]\n" for part in parts))
+    click.echo(f"{file}: {train} training and {val} validation images. Look at them, and train on them:")
+    click.echo(f"  mrcnn-ext datasets check {file} --pictures drawn")
+    if train:
+        click.echo(f"  mrcnn-ext train data={file} model=quickstart epochs=5")
+
+
 @command.command("scenes", context_settings=_SETTINGS)
 @click.argument("output")
 @click.option(
@@ -347,7 +391,6 @@ def scenes_command(
     same arguments give the same files, for any number of workers; a folder that already holds them is left as it is.
     """
     import cv2
-    from tqdm import tqdm
 
     from ..scenes import get_clip_preset, get_preset, write_clips, write_dataset
     from ..scenes.preview import dataset_sheet
@@ -361,17 +404,12 @@ def scenes_command(
         raise click.UsageError("--frames is for --clips: a scene is one image")
     if frames:
         other["frames"] = frames
-    unit = "clip" if clips else "image"
-
-    def progress(items, total, split):
-        return tqdm(items, total=total, desc=f"{split} {unit}s", unit=unit)
-
     if clips:
         chosen = get_clip_preset(preset or "clips", **other)
-        written = write_clips(output, chosen, train, val, seed, workers, force, progress)
+        written = write_clips(output, chosen, train, val, seed, workers, force, partial(_bar, unit="clip"))
     else:
         chosen = get_preset(preset or "street", **other)
-        written = write_dataset(output, chosen, train, val, seed, workers, formats, force, progress)
+        written = write_dataset(output, chosen, train, val, seed, workers, formats, force, _bar)
     click.echo(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     if contact_sheet:
         sheet = dataset_sheet(output, sheet_images)

@@ -7,10 +7,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_test_loader, build_detection_train_loader
 from detectron2.data import DatasetMapper as _DatasetMapper
 from detectron2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+)
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig
 from torch.utils.data import Sampler
 
+from .clips import build_clip_train_loader
 from .copy_paste import CopyPasteMapper
 from .loading import get_detection_dataset_dicts, load_dataset
 from .mapper import DatasetMapper
@@ -28,7 +33,8 @@ __all__ = [
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sampler | None = None):
-    """As ``build_detection_train_loader(cfg)``, with copy-paste augmentation where ``INPUT.COPY_PASTE`` is enabled.
+    """As ``build_detection_train_loader(cfg)``, with copy-paste augmentation where ``INPUT.COPY_PASTE`` is enabled,
+    and batches of clips where ``INPUT.CLIP.NUM_FRAMES`` is above 1.
 
     Args:
         cfg: DATASETS.TRAIN, DATALOADER, INPUT and SOLVER.IMS_PER_BATCH.
@@ -37,6 +43,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
     """
     if mapper is None:
         mapper = build_mapper(cfg, True)
+    if cfg.INPUT.get("CLIP") is not None and cfg.INPUT.CLIP.NUM_FRAMES != 1:
+        return _build_clip_loader(cfg, mapper, sampler)
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -58,6 +66,45 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
             mapper, dataset, copy_paste.PROBABILITY, copy_paste.MAX_OBJECTS, keep_masks=cfg.MODEL.MASK_ON
         )
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
+
+
+def _build_clip_loader(cfg, mapper, sampler):
+    copy_paste = cfg.INPUT.get("COPY_PASTE")
+    for key, is_on in (
+        ("INPUT.COPY_PASTE.ENABLED", copy_paste is not None and copy_paste.ENABLED),
+        ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
+        ("INPUT.PERSON_CROPS.ENABLED", crops_people(cfg)),
+    ):
+        if is_on:
+            raise ValueError(
+                f"{key} does not work with clips (INPUT.CLIP.NUM_FRAMES): switch one of them off"
+            )
+    if sampler is None and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler for clips (INPUT.CLIP.NUM_FRAMES), got "
+            f"{cfg.DATALOADER.SAMPLER_TRAIN}"
+        )
+    # Frames without objects are part of a clip; a clip of none but these is what is left out.
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    kept = (
+        filter_images_with_only_crowd_annotations(dicts) if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else dicts
+    )
+    min_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    if cfg.MODEL.KEYPOINT_ON and min_keypoints > 0:
+        kept = filter_images_with_few_keypoints(kept, min_keypoints)
+    wanted = {id(image) for image in kept}
+    return build_clip_train_loader(
+        dicts,
+        mapper=mapper,
+        num_frames=cfg.INPUT.CLIP.NUM_FRAMES,
+        stride=cfg.INPUT.CLIP.STRIDE,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        sampler=sampler,
+        seed=None if cfg.SEED < 0 else cfg.SEED,
+        wanted=lambda image: id(image) in wanted,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
 
 
 def build_test_loader(cfg, dataset_name):

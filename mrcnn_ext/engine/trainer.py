@@ -27,7 +27,7 @@ from ..data import (
 )
 from ..data.build import build_mapper, crops_people, proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
-from ..modeling import GeneralizedRCNNWithTTA
+from ..modeling import GeneralizedRCNNWithTTA, streaming
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_config, learnt_from, names_for_losses
@@ -110,6 +110,10 @@ class Trainer(Stoppable, DefaultTrainer):
         cfg.defrost()
         if cls.build_train_loader.__func__ is not Trainer.build_train_loader.__func__:
             cfg.DATASETS.TRAIN = ()
+        elif not cfg.DATASETS.TRAIN:
+            raise UserError(
+                "DATASETS.TRAIN is empty: name the datasets to train on, or override build_train_loader"
+            )
         own = (cls.build_test_loader.__func__, cls.build_evaluator.__func__)
         if own != (Trainer.build_test_loader.__func__, Trainer.build_evaluator.__func__):
             cfg.DATASETS.TEST = ()
@@ -216,7 +220,8 @@ class Trainer(Stoppable, DefaultTrainer):
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
         become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
-        data set in COCO's format."""
+        data set in COCO's format. Images with a ``video_id`` are frames of a video for a keypoint head that carries a
+        state (`mrcnn_ext.modeling.streaming`)."""
         cfg = complete(cfg)
         augmented = isinstance(model, GeneralizedRCNNWithTTA)
         if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
@@ -226,7 +231,9 @@ class Trainer(Stoppable, DefaultTrainer):
         some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
         if cfg.MODEL.ACCELERATE and not augmented:
             model = accelerated(model, some, cls._int8(cfg))
-        results = super().test(cfg, model, evaluators)
+        # Augmented copies of a frame are no frames that follow each other.
+        with contextlib.nullcontext() if augmented else streaming(model):
+            results = super().test(cfg, model, evaluators)
         if cfg.TEST.REPORT:
             write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
         return results
