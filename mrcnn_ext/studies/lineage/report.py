@@ -30,7 +30,10 @@ def averages(results: list[dict], search_seconds: float | None) -> dict:
     if "proposals" not in seconds and search_seconds is not None:
         seconds["proposals"] = search_seconds
     metrics = {key: mean(r["metrics"][key] for r in results) for key in results[0]["metrics"]}
-    others = {key: mean(r[key] for r in results) for key in ("parameters", "proposals", "train_seconds")}
+    others = {
+        key: mean(r[key] for r in results)
+        for key in ("parameters", "proposals", "train_seconds", "iterations")
+    }
     return {"metrics": metrics, "seconds": seconds, "seeds": len(results), **others}
 
 
@@ -49,7 +52,7 @@ def lineage_table(lineage: Lineage, rows: dict[str, dict]) -> str:
         "proposals",
         "parameters",
     ]
-    lines = [head + ["training, s"], ["---"] * (len(head) + 1)]
+    lines = [head + ["training"], ["---"] * (len(head) + 1)]
     for name, step in lineage.steps.items():
         if name not in rows:
             continue
@@ -62,7 +65,7 @@ def lineage_table(lineage: Lineage, rows: dict[str, dict]) -> str:
                 *(f"{1e3 * value:.1f}" for value in (*seconds, sum(seconds))),
                 f"{row['proposals']:.0f}",
                 f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['train_seconds']:.0f}",
+                f"{row['iterations']:.0f} iterations, {row['train_seconds']:.0f} s",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
