@@ -6,6 +6,7 @@ from statistics import mean
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
@@ -153,18 +154,14 @@ def step_sheet(lineage: Lineage, output: Path, seed: int, scene: int, threshold:
             )
     pictures = []
     for title, annotations in panels:
-        drawn = draw_annotations(pixels, [_drawable(a) for a in annotations], scale=2)
+        drawn = draw_annotations(pixels, [_drawable(a, *pixels.shape[:2]) for a in annotations], scale=2)
         strip = np.full((22, drawn.shape[1], 3), 255, np.uint8)
         cv2.putText(strip, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         pictures.append(np.concatenate([strip, drawn]))
     return contact_sheet(pictures, columns=3)
 
 
-def _drawable(annotation):
+def _drawable(annotation, height, width):
     """Without keypoints; of a box without a mask the empty one."""
-    return {
-        "segmentation": [],
-        "iscrowd": 0,
-        **annotation,
-        "keypoints": [0] * 51,
-    }
+    nothing = mask_util.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
+    return {"segmentation": nothing, "iscrowd": 0, **annotation, "keypoints": [0] * 51}
