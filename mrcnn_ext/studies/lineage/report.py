@@ -17,6 +17,8 @@ __all__ = ["STAGES", "averages", "checks", "lineage_figure", "lineage_table", "s
 
 STAGES = ("proposals", "CNN", "heads")
 _COLORS = {"proposals": "#f59e0b", "CNN": "#2563eb", "heads": "#c026d3"}
+# Legends: beside the bars, whose labels they would cover.
+_BELOW = {"fontsize": 8, "frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3}
 _METRICS = {"bbox/AP": "box AP", "bbox/AP50": "AP50", "segm/AP": "mask AP", "segm/AP75": "mask AP75"}
 
 
@@ -112,7 +114,7 @@ def lineage_figure(lineage: Lineage, rows: dict[str, dict]) -> Figure:
         times.bar_label(bars, [f"{v:.3g}" if v == v else "" for v in values], padding=2, fontsize=7.5)
     times.set(xscale="log", xlabel="processor's milliseconds an image", yticks=places, yticklabels=titles)
     times.set_xlim(right=times.get_xlim()[1] * 2)
-    times.legend(fontsize=8, frameon=False, loc="lower right")
+    times.legend(**_BELOW)
     for k, (metric, color) in enumerate(
         (("bbox/AP", "#16a34a"), ("segm/AP", "#dc2626"), ("segm/AP75", "#fb923c"))
     ):
@@ -121,7 +123,7 @@ def lineage_figure(lineage: Lineage, rows: dict[str, dict]) -> Figure:
         points.bar_label(bars, [f"{v:.1f}" if v == v else "" for v in values], padding=2, fontsize=7.5)
     points.set_xlabel("AP")
     points.set_xlim(right=points.get_xlim()[1] * 1.2)
-    points.legend(fontsize=8, frameon=False, loc="upper right")
+    points.legend(**_BELOW)
     for axes in (times, points):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
