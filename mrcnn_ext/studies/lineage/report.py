@@ -17,8 +17,8 @@ __all__ = ["STAGES", "averages", "checks", "lineage_figure", "lineage_table", "s
 
 STAGES = ("proposals", "CNN", "heads")
 _COLORS = {"proposals": "#f59e0b", "CNN": "#2563eb", "heads": "#c026d3"}
-# Legends: beside the bars, whose labels they would cover.
-_BELOW = {"fontsize": 8, "frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3}
+# Legends: above the bars, whose labels they would cover.
+_BELOW = {"fontsize": 8, "frameon": False, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
 _METRICS = {"bbox/AP": "box AP", "bbox/AP50": "AP50", "segm/AP": "mask AP", "segm/AP75": "mask AP75"}
 
 
