@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from ..engine import UserError
 from ..engine.int8 import int8_from_config
+from ..engine.setup import register_datasets
+from ..modeling import carries_state
 from .annotate import AnnotatedVideo, make_missing, write_video
 from .drawing import Style
 from .filters import Filter, make_filter
 from .identity import digest, model_identity, settings
 from .image_files import ImageFiles
-from .models import ExportedDetector, Predictor, categories, dataset_metadata, load_predictor
+from .models import ExportedDetector, LoadedModel, categories, dataset_metadata, load_predictor
 from .outputs import ImageOutputs, OutputOptions
 from .pipeline import Sample, run
 from .ray_data import RayOptions, map_on_actors
@@ -70,10 +72,11 @@ def predict(
     Images are read, predicted and written at the same time. Each image's results are on disk when it is done, in
     ``<output>.part``; the same call continues an interrupted run, and returns at once after a complete one. With
     other ``pictures``, ``cutouts``, ``masks``, ``labelme``, ``video``, ``picture_score`` or ``style`` it makes these
-    anew from the results that are there.
+    anew from the results that are there. A keypoint head that carries a state from frame to frame has one for each
+    track of a video; an interrupted video begins anew with it.
 
     Args:
-        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `Predictor`; or a model,
+        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `LoadedModel`; or a model,
             then with ``mapper``.
         source: see `open_source`. A camera is recorded until Ctrl-C, and cannot be continued.
         output: file of results: COCO's (.json), JSON lines (.jsonl) or a table (.csv, .parquet). Beside it comes
@@ -126,7 +129,8 @@ def predict(
     if not 0 <= picture_score <= 1:
         raise ValueError(f"picture_score must be from 0 to 1, got {picture_score}")
     predictor = _predictor(model, mapper)
-    source = open_source(source)
+    source = _open(source, predictor)
+    follows = carries_state(predictor.model) and source.sequential
     metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
     keep = make_filter(kinds, min_score, only, top_k)
@@ -147,6 +151,7 @@ def predict(
         **({"int8": _int8_identity(predictor.int8)} if accelerate and predictor.int8 else {}),
         **({"limit": limit} if limit else {}),
         **({"track": picture_score} if track else {}),
+        **({"state": picture_score} if follows else {}),  # which goes by tracks, too
     }
     if video is not None:
         check_video(video, fps)
@@ -156,6 +161,8 @@ def predict(
             _check_replaced(video, (), overwrite)
     results = ResultsFile(output, identity, overwrite)
     with contextlib.closing(results):
+        if follows and not results.complete:
+            results.done.clear()  # the state is that after all frames before
         continued = len(results.done)
         _check_images(source, results)
         if video is not None and results.made("video") != video_identity:
@@ -179,7 +186,7 @@ def predict(
                 steps = _on_ray(predictor, source, results, ray, keep=keep, kinds=kinds, **how)
             else:
                 drawing = bool(options.folders) or drawn_live is not None
-                how |= {"keep_images": drawing, "done": set(results.done)}
+                how |= {"keep_images": drawing, "done": set(results.done), "track_score": picture_score}
                 steps = _run(predictor, source, finish, **how)
             _predict_all(steps, source, progress, continued, limit=limit, video=drawn_live)
         drawn = make_missing(source, results, outputs, progress)
@@ -196,9 +203,13 @@ def predict(
             return {**results.summary(), "continued": continued, "drawn": drawn}
 
         def add_tracks(records, image):
-            tracker.update(records, (image["height"], image["width"]))
+            if tracker is None:
+                for record in records:
+                    record.pop("track_id", None)
+            elif not follows:
+                tracker.update(records, (image["height"], image["width"]))
 
-        change = add_tracks if tracker is not None else None
+        change = add_tracks if track or follows else None
         points = metadata.get("keypoint_names", None) or ()
         summary = results.finish(list(kinds.values()), made, points, change)
         return {**summary, "continued": continued, "drawn": drawn}
@@ -291,12 +302,14 @@ def predictions(
     workers: int = 0,
     limit: int = 0,
     skip_unreadable: bool = False,
+    track_score: float = 0.5,
 ) -> Iterator[tuple[dict, Instances]]:
     """A model's predictions for many images, one after the other.
 
     Args:
         model, source, mapper, min_score, only, top_k, accelerate, batch_size, workers, limit, skip_unreadable: as
             `predict`; ``only`` takes the names that the model, or the dataset it is used for, has.
+        track_score: objects of a video with lower scores have no track for a keypoint head that carries a state.
 
     Yields:
         record: ``file_name``, ``image_id``, ``height``, ``width``, and ``frame`` (from 0) of a video. The order is
@@ -308,14 +321,14 @@ def predictions(
     """
     _check_counts(batch_size=batch_size, workers=workers, limit=limit)
     predictor = _predictor(model, mapper)
-    source = open_source(source)
+    source = _open(source, predictor)
     kinds = categories(_metadata(None, source, predictor)) if only else {}
     keep = make_filter(kinds, min_score, only, top_k)
 
     def finish(sample: Sample):
         return sample.record, None if sample.error else ready(sample, keep)
 
-    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit}
+    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit, "track_score": track_score}
     found = _run(predictor, source, finish, accelerate, batch_size, workers, **options)
     with contextlib.closing(found):
         for record, instances in found:
@@ -327,18 +340,25 @@ def _model_identity(model) -> dict[str, str]:
     return model.identity if isinstance(model, ExportedDetector) else model_identity(model)
 
 
-def _predictor(model, mapper) -> Predictor:
+def _predictor(model, mapper) -> LoadedModel:
     if isinstance(model, nn.Module):
         if mapper is None:
             raise ValueError("a model needs mapper=, a DatasetMapper that says how its images are resized")
-        return Predictor(model, mapper, Metadata())
+        return LoadedModel(model, mapper, Metadata())
     if isinstance(model, (str, os.PathLike, CfgNode, DictConfig)):
         model = load_predictor(model)
-    if not isinstance(model, Predictor):
+    if not isinstance(model, LoadedModel):
         raise TypeError(
-            f"model must be a config, a Predictor or a torch.nn.Module, got {type(model).__name__}"
+            f"model must be a config, a LoadedModel or a torch.nn.Module, got {type(model).__name__}"
         )
     return model if mapper is None else replace(model, mapper=mapper)
+
+
+def _open(source, predictor: LoadedModel):
+    """The source, which may be a dataset that the model's checkpoint knows."""
+    if isinstance(source, str) and not os.path.exists(source):
+        register_datasets(predictor.data([source]))
+    return open_source(source)
 
 
 def _check_counts(**counts):

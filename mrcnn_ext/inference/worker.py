@@ -18,7 +18,7 @@ from ..engine.int8 import INT8_KEY, int8_from_config
 from ..evaluation import instances_to_coco_json
 from ..export import ExportedModel
 from .filters import Filter
-from .models import ExportedDetector, Predictor
+from .models import ExportedDetector, LoadedModel
 from .pipeline import Sample, run
 from .sources import ImageFiles
 
@@ -40,7 +40,7 @@ def share(device: torch.device, batch_size: int, workers: int) -> tuple[int, int
     return batch_size or GPU_BATCH, workers or min(_GPU_THREADS, os.cpu_count() or 1)
 
 
-def accelerated(model, predictor: Predictor):
+def accelerated(model, predictor: LoadedModel):
     """The accelerated copy of a model, or the model where there is none."""
     if hasattr(model, "acceleration") or isinstance(model, ExportedDetector):
         return model
@@ -70,9 +70,13 @@ def results_of(sample: Sample, keep: Filter, kinds: dict[int, dict]) -> list[dic
     Raises:
         UserError: the model found something of a class that ``kinds`` does not have.
     """
-    records = instances_to_coco_json(ready(sample, keep), sample.record["image_id"])
+    instances = ready(sample, keep)
+    records = instances_to_coco_json(instances, sample.record["image_id"])
     for record in records:
         record["category_id"] = _category_id(record["category_id"], kinds)
+    if instances.has("track_ids"):
+        for record, number in zip(records, instances.track_ids.tolist(), strict=True):
+            record["track_id"] = number or None
     return records
 
 
@@ -100,7 +104,7 @@ class Job:
         skip_unreadable: images that cannot be read are reported instead of ending the run.
     """
 
-    predictor: Predictor
+    predictor: LoadedModel
     exported: str
     source: ImageFiles
     keep: Filter
@@ -111,7 +115,7 @@ class Job:
     skip_unreadable: bool
 
 
-def job_of(predictor: Predictor, source: ImageFiles, **options) -> Job:
+def job_of(predictor: LoadedModel, source: ImageFiles, **options) -> Job:
     """A job without what cannot be sent or is not needed.
 
     Args:

@@ -103,7 +103,7 @@ def test_a_model_of_ones_own_with_a_mapper(cfg, predictor, folder):
         next(predictions(predictor.model, folder))
     with pytest.raises(ValueError, match="workers must be at least 1, or 0 for the default, got -1"):
         next(predictions(predictor, folder, workers=-1))
-    with pytest.raises(TypeError, match="must be a config, a Predictor or a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match="must be a config, a LoadedModel or a torch.nn.Module, got int"):
         next(predictions(3, folder))
     mapper = DatasetMapper(
         False, augmentations=predictor.mapper.augmentations.augs, image_format=cfg.INPUT.FORMAT
