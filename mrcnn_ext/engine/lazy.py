@@ -50,7 +50,14 @@ from .settings import building, check_lazy_settings, check_output_dir, tell_of_w
 from .setup import is_of_training, register_datasets, save_config, start
 from .steps import StepTrainer
 from .terminal import build_terminal_view
-from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
+from .trainer import (
+    accelerated,
+    accelerated_for_training,
+    check_iterations,
+    checkpointed,
+    cpu_has_bf16,
+    thin_out,
+)
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
 
@@ -298,7 +305,8 @@ def do_train(
         cfg: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
-            ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
+            ``train.accelerate_training``, ``train.activation_checkpoint``, ``train.accumulate``,
+            ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
             ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
             of those names are.
@@ -317,6 +325,8 @@ def do_train(
     model.to(train.device)
     if train.get("channels_last", False):
         model.to(memory_format=torch.channels_last)
+    if train.get("activation_checkpoint", False):
+        checkpointed(model, train.get("accelerate_training", False))
     if train.get("accelerate_training", False):
         accelerated_for_training(model)
     cfg.optimizer.params.model = model

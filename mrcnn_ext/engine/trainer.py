@@ -28,6 +28,7 @@ from ..data import (
 from ..data.build import build_mapper, crops_people, proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA, streaming
+from ..modeling.activation_checkpoint import checkpoint_activations
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_config, learnt_from, names_for_losses
@@ -126,6 +127,8 @@ class Trainer(Stoppable, DefaultTrainer):
             model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.ACTIVATION_CHECKPOINT:
+            checkpointed(model, cfg.MODEL.ACCELERATE_TRAINING)
         return accelerated_for_training(model) if cfg.MODEL.ACCELERATE_TRAINING else model
 
     @classmethod
@@ -284,6 +287,30 @@ def accelerated(model, evaluators=(), int8=None):
     if model.acceleration.int8 is not None:
         logging.getLogger(__name__).info("%s", model.acceleration.int8)
     return model
+
+
+def checkpointed(model, accelerate: bool):
+    """Checkpoints the activations of a model's backbone.
+
+    Args:
+        accelerate: the model is to be accelerated for training, too.
+
+    Raises:
+        UserError: that cannot be together, or the backbone has nothing that could be checkpointed.
+    """
+    key = "MODEL.ACTIVATION_CHECKPOINT (train.activation_checkpoint)"
+    if accelerate:
+        raise UserError(
+            f"{key}: blocks that are fused for training are not computed again; switch off one of it and "
+            "MODEL.ACCELERATE_TRAINING (train.accelerate_training)"
+        )
+    if not hasattr(model, "backbone"):
+        raise UserError(f"{key}: {type(model).__name__} has no backbone")
+    try:
+        count = checkpoint_activations(model.backbone)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+    logging.getLogger(__name__).info("Activations of %d parts of the backbone are computed again", count)
 
 
 def accelerated_for_training(model):

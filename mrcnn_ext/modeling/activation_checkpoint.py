@@ -19,8 +19,8 @@ def checkpoint_activations(backbone: nn.Module) -> int:
     """Keeps of each block of a backbone only its input for the backward pass, which computes the rest again (Chen et
     al., Training Deep Nets with Sublinear Memory Cost, 2016).
 
-    Losses, gradients and statistics of batch normalisation stay the same; memory shrinks, and a step takes about a third
-    longer. Evaluation is as before. Parameters keep their names.
+    Losses, gradients and statistics of batch normalisation stay the same; memory shrinks, and a step takes about a
+    third longer. Evaluation is as before. Parameters keep their names.
 
     Args:
         backbone: detectron2's ResNet or ViT, a timm model as of `TimmFeatures`, or a pyramid on one; changed.

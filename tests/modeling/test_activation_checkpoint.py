@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from mrcnn_ext.benchmark.step_profile import SavedTensors
+from mrcnn_ext.engine import Trainer, UserError
 from mrcnn_ext.modeling.activation_checkpoint import checkpoint_activations
 
 pytestmark = pytest.mark.detectron2
@@ -20,7 +21,6 @@ BACKBONES = {
     "ResNet with batch norm": (),
     "frozen stages": ("MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.RESNETS.NORM", "FrozenBN"),
     "ConvNeXt": (*TIMM, "MODEL.TIMM.NAME", "test_convnext"),
-    "ViT": (*TIMM, "MODEL.TIMM.NAME", "vit"),
 }
 
 
@@ -33,7 +33,7 @@ def step(model, batch):
     return losses, gradients, saved.bytes
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "ViT"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_the_same_step_with_less_memory(name, tiny_cfg, make_batch):
     torch.manual_seed(0)
     plain = build_model(tiny_cfg(*BACKBONES[name])).train()
@@ -64,3 +64,19 @@ def test_what_cannot_be(tiny_cfg):
         checkpoint_activations(timm.backbone)
     with pytest.raises(ValueError, match="Conv2d has no blocks of detectron2's ResNet or ViT, or of timm"):
         checkpoint_activations(nn.Conv2d(1, 1, 1))
+
+
+def test_the_keys(tiny_cfg):
+    cfg = tiny_cfg("MODEL.ACTIVATION_CHECKPOINT", True)
+    block = Trainer.build_model(cfg).backbone.bottom_up.res3[0]
+    assert "forward" in vars(block)
+    cfg.MODEL.ACCELERATE_TRAINING = True
+    with pytest.raises(
+        UserError, match="ACTIVATION_CHECKPOINT .* switch off one of it and MODEL.ACCELERATE_TRAIN"
+    ):
+        Trainer.build_model(cfg)
+    cfg = tiny_cfg("MODEL.ACTIVATION_CHECKPOINT", True, "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone")
+    with pytest.raises(
+        UserError, match="ACTIVATION_CHECKPOINT .*: a timm model would count each batch twice"
+    ):
+        Trainer.build_model(cfg)

@@ -35,7 +35,7 @@ def keypoint_datasets(tmp_path_factory, write_datasets):
 
 @pytest.fixture(scope="module")
 def keypoint_config(configs, tmp_path_factory):
-    """The tiny model with masks and keypoints, without what depends on chance or the process: no statistics of a batch, all
+    """The tiny model with masks and keypoints, without what depends on chance or process: no statistics of a batch, all
     anchors and proposals, as many of these for every image."""
     with open(configs.yaml) as file:
         config = yaml.safe_load(file)
