@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -59,6 +60,7 @@ class SlurmJob:
                 raise RuntimeError(f"the training ended with exit code {stop.code}") from stop
             # The training has saved a checkpoint; the main process queues the job again.
             queue_again(signal.SIGUSR2, None)
+            sys.exit(0)  # the others: without a result, which is yet to come
 
     def checkpoint(self):
         """What submitit is to run when the job is queued again."""
