@@ -98,6 +98,8 @@ class ImageFiles:
         for index, record in enumerate(self._records):
             if index not in done:
                 read = read_url if is_url(record["file_name"]) else utils.read_image
+                if (called := self._names.get(os.fspath(record["file_name"]))) is not None:
+                    record = {**record, "called": called}
                 yield index, record, partial(read, record["file_name"], image_format)
 
     def short_name(self, record: dict) -> str:
@@ -122,9 +124,9 @@ def _check_records(records):
 
 
 def describe(record: dict) -> str:
-    """The file of a record, and the frame of a video's."""
+    """The file of a record, as its user calls it, and the frame of a video's."""
     frame = f", frame {record['frame']}" if "frame" in record else ""
-    return f"{record['file_name']}{frame}"
+    return f"{record.get('called', record['file_name'])}{frame}"
 
 
 def open_source(source) -> ImageFiles | Video | Webcam:
