@@ -178,12 +178,13 @@ def precision_recall_figure(results: dict[str, TaskResult]) -> Figure:
     names = list(dict.fromkeys(item.name for result in results.values() for item in result.classes))
     colors = dict(zip(names, _colors(len(names)), strict=True)) if len(names) <= _MOST_LINES else {}
     for axes, result in zip(grid, results.values(), strict=False):
+        # The classes over the means, and thin: neither hides the other.
+        for (threshold, curve), style in zip(result.curves.items(), ("-", "--", ":"), strict=False):
+            look = {"color": _INK, "linewidth": 2.6, "linestyle": style, "alpha": 0.35, "zorder": 2}
+            axes.plot(result.recalls, curve, label=f"mean, {threshold:g}", **look)
         for item in result.classes if len(names) > 1 else ():
             color, label = colors.get(item.name, "#cbd5e1"), item.name if colors else None
-            axes.plot(result.recalls, item.curve, color=color, linewidth=0.9, label=label)
-        for (threshold, curve), style in zip(result.curves.items(), ("-", "--", ":"), strict=False):
-            look = {"color": _INK, "linewidth": 1.9, "linestyle": style}
-            axes.plot(result.recalls, curve, label=f"mean, {threshold:g}", **look)
+            axes.plot(result.recalls, item.curve, color=color, linewidth=1.1, label=label, zorder=3)
         measure = "OKS" if result.task == "keypoints" else "IoU"
         axes.set_title(f"{result.name}: classes at {measure} 0.5", fontsize=9)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
