@@ -69,7 +69,9 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
       mrcnn-ext train data=skiers.yaml model=keypoint_rcnn_R_50_FPN weights=keypoint_rcnn_R_50_FPN_3x
       mrcnn-ext train model=quickstart.py train.max_iter=500
       mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --output output/skiers --resume
+      torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m mrcnn_ext train model=NAME data=coco
     """
+    from ..engine.elastic import is_restart
     from ..engine.epochs import checked_epochs
     from ..engine.launch import run
 
@@ -101,11 +103,14 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
         words=[*_view(view, config), *others],
         trust=ctx.params["trust_files"],
     )
-    if not resume:
+    if not resume and not is_restart():
         _check_not_overwritten(folder, weights, overwrite)
-    click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun runs the command in each process
+    if is_main:
+        click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
     run(main, namespace(ctx, resume=resume, recipe=recipe, epochs=epochs, brief=True, **values))
-    click.echo(f"trained: {folder}/model_final.pth")
+    if is_main:
+        click.echo(f"trained: {folder}/model_final.pth")
 
 
 def _own_folder(ctx, data, config, checkpoint, words) -> str | None:

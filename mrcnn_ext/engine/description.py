@@ -17,7 +17,7 @@ from .. import __version__
 from ..config import add_mrcnn_ext_config
 from ..data.places import find_again
 from .errors import UserError
-from .weight_files import HOW_TO_TRUST, read_weights
+from .weight_files import ABOUT, HOW_TO_TRUST, read_weights
 
 __all__ = [
     "ABOUT",
@@ -31,7 +31,6 @@ __all__ = [
     "read_description",
 ]
 
-ABOUT = "about"  # key in a checkpoint
 _FORMAT = 1
 _NAMES = (
     *("thing_classes", "thing_dataset_id_to_contiguous_id", "keypoint_names", "keypoint_flip_map"),

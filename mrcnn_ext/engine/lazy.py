@@ -23,13 +23,17 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
+from ..modeling import streaming
+from ..modeling.backbone import check_timm_input
 from .averaging import AveragingHook, WeightAverage
+from .batch_scaling import scale_lazily
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .described import described_lazy_config
 from .description import data_of, describe_lazily, read_description
+from .elastic import goes_on
 from .epochs import apply_lazy_epochs
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
@@ -252,7 +256,8 @@ def do_test(cfg, model):
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    with streaming(model):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     if cfg.train.get("report", False):
@@ -295,13 +300,17 @@ def do_train(
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
-            ``train.terminal_view``; they are what the yaml keys of those names are.
+            ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
+            of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
         when_read: called when the training loader has its data.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
     """
+    with building("the model"):
+        check_timm_input(cfg)
+    scale_lazily(cfg, comm.get_world_size())
     train, written = cfg.train, copy.deepcopy(cfg)  # what is built is put into cfg
     model = _instantiate(cfg.model, "model")
     logging.getLogger("detectron2").info(f"Model:\n{model}")
@@ -378,10 +387,11 @@ def do_train(
     )
     if args.resume:
         checkpointer.require_checkpoint()
-    checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
+    resume = args.resume or goes_on(train.output_dir)
+    checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     save_config(written, train.output_dir)
     # The checkpoint holds the iteration that was finished last.
-    start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     check_iterations(start_iter, train.max_iter, "train.max_iter")
     tell_of_warmup(
         cfg.lr_multiplier.get("warmup_length", 0), "lr_multiplier.warmup_length and train.max_iter"
@@ -419,6 +429,9 @@ def build_validation_loader(cfg: DictConfig):
     dataset.names = names_for_losses(names_of(loaders.test), **learnt_from_lazily(cfg))
     if not dataset.names:
         return None
+    files = dict(zip(names_of(loaders.test), loaders.test.dataset.get("proposal_files") or (), strict=False))
+    if dataset.get("proposal_files"):
+        dataset.proposal_files = [files[name] for name in dataset.names if name in files]
     mapper.augmentations = loaders.test.mapper.augmentations
     dicts = thin_out(instantiate(dataset), cfg.train.get("val_loss", {}).get("max_images", 0))
     return build_detection_test_loader(

@@ -119,3 +119,14 @@ def test_agreement_pairs_each_object_once():
     assert same.only_first == [1, 3] and same.only_second == [2]  # the class of the last differs
     assert agreement(first, objects([], [])).only_first == [0, 1, 2, 3]
     assert agreement(objects([], []), second).only_second == [0, 1, 2]
+
+
+def test_int8_is_taken_where_the_config_says_so(checkpoints, tmp_path, monkeypatch):
+    calibration = tmp_path / "int8.json"
+    calibration.write_text("{}")
+    loaded = models.load_predictor(weights=str(checkpoints[0]))
+    given = []
+    monkeypatch.setattr(models, "load_predictor", lambda *_: replace(loaded, int8=str(calibration)))
+    monkeypatch.setattr(models, "accelerate", lambda model, **options: given.append(options["int8"]) or model)
+    ShownModel(checkpoints[0])
+    assert given == [str(calibration)]
