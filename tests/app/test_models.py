@@ -1,6 +1,7 @@
 """What the app's model gives is what the package's prediction gives, to any number of callers."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.structures import Boxes, Instances
 
+from mrcnn_ext.app import models as app_models
 from mrcnn_ext.app.agreement import agreement
 from mrcnn_ext.app.inputs import Picture, sample_scene
 from mrcnn_ext.app.models import ShownModel
@@ -124,9 +126,11 @@ def test_agreement_pairs_each_object_once():
 def test_int8_is_taken_where_the_config_says_so(checkpoints, tmp_path, monkeypatch):
     calibration = tmp_path / "int8.json"
     calibration.write_text("{}")
-    loaded = models.load_predictor(weights=str(checkpoints[0]))
+    loaded = app_models.load_predictor(weights=str(checkpoints[0]))
     given = []
-    monkeypatch.setattr(models, "load_predictor", lambda *_: replace(loaded, int8=str(calibration)))
-    monkeypatch.setattr(models, "accelerate", lambda model, **options: given.append(options["int8"]) or model)
+    monkeypatch.setattr(app_models, "load_predictor", lambda *_: replace(loaded, int8=str(calibration)))
+    monkeypatch.setattr(
+        app_models, "accelerate", lambda model, **options: given.append(options["int8"]) or model
+    )
     ShownModel(checkpoints[0])
     assert given == [str(calibration)]
