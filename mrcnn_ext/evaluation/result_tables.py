@@ -61,7 +61,9 @@ class Table:
             "| " + " | ".join(["---"] * self.labels + ["---:"] * (len(self.head) - self.labels)) + " |"
         )
         for k, row in enumerate(self.cells()):
-            lines.append("| " + " | ".join(f"**{cell}**" if k in self.own else cell for cell in row) + " |")
+            lines.append(
+                "| " + " | ".join(f"**{cell}**" if cell and k in self.own else cell for cell in row) + " |"
+            )
         return "\n".join(lines) + "\n"
 
 
