@@ -101,7 +101,9 @@ def result_tables(results: Mapping[str, Mapping[str, float]], cityscapes_split: 
         task: found for task, found in results.items() if task not in _TASKS and isinstance(found, Mapping)
     }
     for task, found in others.items():
-        tables.append(Table(task, ("", task), tuple(found.items())))
+        rows = tuple((str(key), value) for key, value in found.items() if isinstance(value, (int, float)))
+        if rows:
+            tables.append(Table(task, ("", task), rows))
     return tables
 
 
