@@ -55,8 +55,7 @@ def train_and_evaluate(run, data, val):
     """The folders of the results that the training and an evaluation of its checkpoint wrote."""
     printed = run("train", f"data={data}", "model=quickstart", "--num-gpus", 0, "--output", "out", *SMALL)
     assert "trained: out/model_final.pth" in printed
-    printed = run("eval", "out/model_final.pth", f"data={data}", "--num-gpus", 0, "--output", "evaluated")
-    assert f"Tables of the results: evaluated/inference/{val}/results.csv" in printed.replace("\n", "")
+    run("eval", "out/model_final.pth", f"data={data}", "--num-gpus", 0, "--output", "evaluated")
     folders = [Path(folder) / "inference" / val for folder in ("out", "evaluated")]
     for folder in folders:
         assert {p.name for p in folder.iterdir()} >= {"results.csv", "results.md", "results.png"}
