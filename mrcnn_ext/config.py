@@ -152,6 +152,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # After each evaluation of data in COCO's format, write OUTPUT_DIR/report_<dataset>.html: losses, average
     # precisions, confusions, calibration, the worst errors as pictures. Takes about as long as the evaluator.
     cfg.TEST.setdefault("REPORT", False)
+    # After each evaluation, write OUTPUT_DIR/inference/<dataset>/results.{csv,md,png}: AP by size and class, of
+    # Cityscapes under the published rows.
+    cfg.TEST.setdefault("TABLES", True)
 
     # Experiment trackers that a training writes to besides TensorBoard: "wandb", "mlflow".
     cfg.setdefault("LOGGERS", [])
