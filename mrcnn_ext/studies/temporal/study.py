@@ -43,8 +43,8 @@ class StudySize:
     num_train: int = 100
     num_val: int = 40
     iterations: int = 500
-    updates: int = 250
-    people: int = 8
+    updates: int = 200
+    people: int = 6
     histories: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
 
 
