@@ -106,7 +106,38 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     keypoint.setdefault("BOX_SCALE", 1.0)
 
     # Our ROI heads: factor of loss_cls, beside detectron2's BBOX_REG_LOSS_WEIGHT.
-    cfg.MODEL.ROI_BOX_HEAD.setdefault("CLS_LOSS_WEIGHT", 1.0)
+    box = cfg.MODEL.ROI_BOX_HEAD
+    box.setdefault("CLS_LOSS_WEIGHT", 1.0)
+    # Of them too: "softmax" over classes and background, or "hinge", linear classifiers of one class against the rest.
+    box.setdefault("CLASSIFIER", "softmax")
+    # RCNNROIHeads: pixels of surroundings on each side of a crop, whose side is POOLER_RESOLUTION.
+    box.setdefault("CONTEXT", 16)
+    # CNNBoxHead, which R-CNN puts every crop through: the backbone, by its name as of MODEL.BACKBONE.NAME, and the map
+    # of it that the head's layers take; at inference, crops that it takes together.
+    cnn = box.setdefault("CNN", CfgNode())
+    cnn.setdefault("NAME", "build_resnet_backbone")
+    cnn.setdefault("FEATURE", "res4")
+    cnn.setdefault("CROPS_AT_ONCE", 64)
+
+    # MODEL.META_ARCHITECTURE "UniPose": names of the backbone's fine and coarse map (with a timm model and
+    # MODEL.TIMM.ARGS {output_stride: 8}, res2 is of stride 4 and res3 the last one, of stride 8); the dilations of the
+    # waterfall, its channels, those of the fine map in the decoder, and the normalisation. What it learns and how it is
+    # decoded is in MODEL.ROI_KEYPOINT_HEAD.
+    unipose = cfg.MODEL.setdefault("UNIPOSE", CfgNode())
+    unipose.setdefault("LOW_FEATURE", "res2")
+    unipose.setdefault("HIGH_FEATURE", "res3")
+    unipose.setdefault("RATES", [6, 12, 18, 24])
+    unipose.setdefault("DIM", 256)
+    unipose.setdefault("LOW_DIM", 48)
+    unipose.setdefault("NORM", "BN")
+
+    # Images are people cut out by their boxes, one each, in training and in testing, as UniPose wants them: height and
+    # width, sides over those of the box, and in training how far both scale and place vary.
+    crops = cfg.INPUT.setdefault("PERSON_CROPS", CfgNode())
+    crops.setdefault("ENABLED", False)
+    crops.setdefault("SIZE", [256, 192])
+    crops.setdefault("SCALE", 1.25)
+    crops.setdefault("JITTER", 0.25)
 
     # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
     # TEST.EVAL_PERIOD iterations and after training.

@@ -14,6 +14,7 @@ if find_spec("detectron2") is not None:
     from .copy_paste import CopyPasteMapper, build_copy_paste_train_loader
     from .loading import get_detection_dataset_dicts, load_dataset
     from .mapper import DatasetMapper
+    from .person_crops import CropToBox, PersonCropMapper, get_person_crops, person_crops
     from .register import register_clips, register_scenes
     from .register_video import register_video_dataset, register_videos_on_disk
 
@@ -21,14 +22,18 @@ if find_spec("detectron2") is not None:
         "ClipDataset",
         "ClipMapper",
         "CopyPasteMapper",
+        "CropToBox",
         "DatasetMapper",
+        "PersonCropMapper",
         "build_clip_train_loader",
         "build_copy_paste_train_loader",
         "build_test_loader",
         "build_train_loader",
         "check_dataset",
         "get_detection_dataset_dicts",
+        "get_person_crops",
         "load_dataset",
+        "person_crops",
         "read_lazily",
         "register_coco_format",
         "register_clips",

@@ -19,8 +19,17 @@ from .clips import build_clip_train_loader
 from .copy_paste import CopyPasteMapper
 from .loading import get_detection_dataset_dicts, load_dataset
 from .mapper import DatasetMapper
+from .person_crops import PersonCropMapper, person_crops
+from .proposals import add_proposals
 
-__all__ = ["build_test_loader", "build_train_loader", "read_lazily"]
+__all__ = [
+    "build_mapper",
+    "build_test_loader",
+    "build_train_loader",
+    "crops_people",
+    "proposal_files",
+    "read_lazily",
+]
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sampler | None = None):
@@ -33,19 +42,22 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
         sampler: default that of ``DATALOADER.SAMPLER_TRAIN``.
     """
     if mapper is None:
-        mapper = DatasetMapper(cfg, True)
+        mapper = build_mapper(cfg, True)
     if cfg.INPUT.get("CLIP") is not None and cfg.INPUT.CLIP.NUM_FRAMES != 1:
         return _build_clip_loader(cfg, mapper, sampler)
-    dataset = None
-    if not cfg.MODEL.LOAD_PROPOSALS:  # which detectron2 adds to its own
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-        )
+    dataset = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=proposal_files(cfg, "TRAIN"),
+    )
+    if crops_people(cfg):
+        dataset = person_crops(dataset)
     copy_paste = cfg.INPUT.get("COPY_PASTE")
     if copy_paste is not None and copy_paste.ENABLED:
-        if dataset is None:
+        if crops_people(cfg):
+            raise ValueError("INPUT.COPY_PASTE does not work with INPUT.PERSON_CROPS: switch one of them off")
+        if cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError(
                 "INPUT.COPY_PASTE does not work with MODEL.LOAD_PROPOSALS: switch one of them off"
             )
@@ -61,6 +73,7 @@ def _build_clip_loader(cfg, mapper, sampler):
     for key, is_on in (
         ("INPUT.COPY_PASTE.ENABLED", copy_paste is not None and copy_paste.ENABLED),
         ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
+        ("INPUT.PERSON_CROPS.ENABLED", crops_people(cfg)),
     ):
         if is_on:
             raise ValueError(
@@ -96,11 +109,43 @@ def _build_clip_loader(cfg, mapper, sampler):
 
 def build_test_loader(cfg, dataset_name):
     """As ``build_detection_test_loader(cfg, dataset_name)``."""
-    if cfg.MODEL.LOAD_PROPOSALS:
-        return build_detection_test_loader(cfg, dataset_name)
+    dicts = load_dataset(dataset_name)
+    files = proposal_files(cfg, "TEST")
+    if files is not None:
+        file = dict(zip(cfg.DATASETS.TEST, files, strict=False)).get(dataset_name)
+        if file is None:
+            raise ValueError(
+                f"dataset {dataset_name!r} has no file of proposals: DATASETS.PROPOSAL_FILES_TEST needs one for each "
+                "of DATASETS.TEST"
+            )
+        dicts = add_proposals(dicts, file, dataset_name)
+    if crops_people(cfg):
+        dicts = person_crops(dicts)
     return build_detection_test_loader(
-        load_dataset(dataset_name), mapper=DatasetMapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        dicts, mapper=build_mapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+
+
+def crops_people(cfg: CfgNode) -> bool:
+    """Whether the images are people cut out of the datasets' images."""
+    crops = cfg.INPUT.get("PERSON_CROPS")
+    return crops is not None and crops.ENABLED
+
+
+def build_mapper(cfg: CfgNode, is_train: bool, **arguments) -> DatasetMapper:
+    """The mapper of a config.
+
+    Args:
+        cfg: INPUT and what the model learns.
+        is_train: whether with augmentation and ground truth.
+        arguments: in place of those that the config gives.
+    """
+    return (PersonCropMapper if crops_people(cfg) else DatasetMapper)(cfg, is_train, **arguments)
+
+
+def proposal_files(cfg: CfgNode, split: str) -> list[str] | None:
+    """Files of precomputed proposals of "TRAIN" or "TEST"; None where the model makes its own."""
+    return list(cfg.DATASETS[f"PROPOSAL_FILES_{split}"]) if cfg.MODEL.LOAD_PROPOSALS else None
 
 
 def read_lazily(cfg: DictConfig):
@@ -119,5 +164,5 @@ def read_lazily(cfg: DictConfig):
             node: Any = loader.get(part) if loader is not None else None
             target = node.get("_target_") if hasattr(node, "get") else None
             name = target if isinstance(target, str) or target is None else _convert_target_to_string(target)
-            if name in ours and not node.get("proposal_files"):
+            if name in ours:
                 node._target_ = ours[name]

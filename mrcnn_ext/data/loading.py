@@ -20,6 +20,7 @@ from detectron2.structures import BoxMode
 from .annotations import clean_annotation, plain_number
 from .coco_file import MOST_STRAYING, CocoFile, check_box
 from .problems import Problems, Unusable, kind_of
+from .proposals import add_proposals
 from .reading_once import file_key, kept
 
 __all__ = [
@@ -422,7 +423,8 @@ def get_detection_dataset_dicts(
         names: registered datasets.
         filter_empty: leave out images without annotations but crowds.
         min_keypoints: leave out images with fewer visible keypoints.
-        proposal_files: of precomputed proposals; must be None: detectron2's function reads them.
+        proposal_files: of precomputed proposals, one for each of the datasets; None for none. They are read without
+            running what a pickle may hold.
         check_consistency: the datasets must have the same classes.
 
     Returns:
@@ -431,12 +433,16 @@ def get_detection_dataset_dicts(
     Raises:
         ValueError: a dataset is wrong, or nothing is left of them.
     """
-    if proposal_files:
-        raise ValueError(
-            "precomputed proposals are read by detectron2.data.get_detection_dataset_dicts alone"
-        )
     names = [names] if isinstance(names, str) else list(names)
+    files = [] if proposal_files is None else list(proposal_files)
+    if files and len(files) != len(names):
+        raise ValueError(
+            f"there must be a file of proposals for each dataset (DATASETS.PROPOSAL_FILES_TRAIN and _TEST, "
+            f"proposal_files), got {len(files)} for {len(names)}: {', '.join(names)}"
+        )
     loaded = {name: load_dataset(name) for name in names}
+    for name, file in zip(names, files, strict=False):
+        loaded[name] = add_proposals(loaded[name], file, name)
     for name, dicts in loaded.items():
         if not dicts:
             raise ValueError(f"dataset {name!r} is empty: it has no images")

@@ -18,7 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..accel import accelerate
 from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
-from ..data import DatasetMapper, build_test_loader, build_train_loader, get_detection_dataset_dicts
+from ..data import (
+    PersonCropMapper,
+    build_test_loader,
+    build_train_loader,
+    get_detection_dataset_dicts,
+    person_crops,
+)
+from ..data.build import build_mapper, crops_people, proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA, streaming
 from .averaging import AveragingHook, WeightAverage
@@ -103,6 +110,10 @@ class Trainer(Stoppable, DefaultTrainer):
         cfg.defrost()
         if cls.build_train_loader.__func__ is not Trainer.build_train_loader.__func__:
             cfg.DATASETS.TRAIN = ()
+        elif not cfg.DATASETS.TRAIN:
+            raise UserError(
+                "DATASETS.TRAIN is empty: name the datasets to train on, or override build_train_loader"
+            )
         own = (cls.build_test_loader.__func__, cls.build_evaluator.__func__)
         if own != (Trainer.build_test_loader.__func__, Trainer.build_evaluator.__func__):
             cfg.DATASETS.TEST = ()
@@ -323,15 +334,21 @@ def build_validation_loader(cfg: CfgNode):
     names = names_for_losses(cfg.DATASETS.TEST, **learnt_from(cfg))
     if not names:
         return None
+    files = dict(zip(cfg.DATASETS.TEST, proposal_files(cfg, "TEST") or (), strict=False))
     dicts = get_detection_dataset_dicts(
         names,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=[files[name] for name in names if name in files] or None,
     )
-    mapper = DatasetMapper(
+    augmentations = build_augmentation(cfg, is_train=False)
+    if crops_people(cfg):
+        dicts = person_crops(dicts)
+        augmentations = PersonCropMapper.from_config(cfg, is_train=False)["augmentations"]
+    mapper = build_mapper(
         cfg,
         is_train=True,
-        augmentations=build_augmentation(cfg, is_train=False),
+        augmentations=augmentations,
         use_instance_mask=cfg.MODEL.MASK_ON,  # which copy-paste needs beyond
     )
     return build_detection_test_loader(
