@@ -22,7 +22,7 @@ pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md")) + [ROOT / "docs" / "watching.md"]
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md")) + [ROOT / "docs" / "watching.md", ROOT / "docs" / "video.md"]
 NOTEBOOK = ROOT / "docs" / "look-at-a-model.ipynb"
 _BLOCK = re.compile(
     r"(?:<!-- (?P<how>not run|run with): (?P<what>.*?) -->\n+)?"
@@ -40,6 +40,7 @@ MADE = {
     ],
     "custom-keypoints": ["output/arrows/report_arrows_val.html"],
     "deploy": ["model.ts"],
+    "video": ["output/clips/model_final.pth", "keypoints.onnx"],
     "watching": ["report.html"],
 }
 _RUN = ("python", "sh", "yaml", "json")
