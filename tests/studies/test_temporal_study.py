@@ -7,7 +7,7 @@ pytest.importorskip("detectron2")
 from detectron2.layers import ShapeSpec
 
 from mrcnn_ext.modeling import ConvLSTMKeypointHead, HeatmapKeypointHead
-from mrcnn_ext.studies.temporal import history_table, plot_history, study_table
+from mrcnn_ext.studies.temporal import StudySize, history_table, plot_history, run_study, study_table
 from mrcnn_ext.studies.temporal.features import Tracks
 from mrcnn_ext.studies.temporal.heads import heatmaps_of, train_head
 from mrcnn_ext.studies.temporal.scores import score
@@ -140,3 +140,9 @@ def test_the_report_has_means_and_differences(tmp_path):
     assert history_table(results).endswith("| ConvLSTMKeypointHead | 57.0 ± 2.8 | 58.0 ± 2.8 |")
     plot_history(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_a_folder_is_of_one_size(tmp_path):
+    (tmp_path / "size.json").write_text('{"num_train": 7}')
+    with pytest.raises(ValueError, match="another size .num_train 7, now 100, .*: give another folder"):
+        run_study(tmp_path, StudySize(), [], [0])
