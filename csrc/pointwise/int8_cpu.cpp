@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "geometry.h"
@@ -26,8 +27,11 @@ using at::ceil_div;
 // nullptr where this processor is not served. As ATen chose for its own kernels.
 const Int8Kernels* best_int8_kernels() {
 #if defined(__x86_64__)
-  static const bool served = at::get_cpu_capability() == "AVX512" && __builtin_cpu_supports("avx512vnni");
-  if (served) return &avx512_vnni_kernels();
+  static const std::string capability = at::get_cpu_capability();
+  static const bool vnni = __builtin_cpu_supports("avx512vnni"), avx_vnni = __builtin_cpu_supports("avxvnni");
+  if (capability == "AVX512" && vnni) return &avx512_vnni_kernels();
+  if (capability == "AVX512" || capability == "AVX2")
+    return avx_vnni ? &avx2_vnni_kernels() : &avx2_int8_kernels();
 #endif
   return nullptr;
 }
@@ -97,7 +101,7 @@ at::Tensor rounded_up(const at::Tensor& values, int64_t padded) {
 std::vector<int64_t> check(const char* name, const at::Tensor& input, double scale, int64_t zero_point,
                            const at::Tensor& weight, const at::Tensor& scales, const at::Tensor& bias,
                            int64_t stride) {
-  TORCH_CHECK_NOT_IMPLEMENTED(best_int8_kernels() != nullptr, name, ": this processor has no AVX512-VNNI");
+  TORCH_CHECK_NOT_IMPLEMENTED(best_int8_kernels() != nullptr, name, ": this processor has no AVX2");
   TORCH_CHECK_VALUE(input.dim() == 4, name, ": input must be (N, C, H, W), got ", input.sizes());
   TORCH_CHECK_TYPE(input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16, name,
                    ": input must be float32 or bfloat16, got ", input.scalar_type());

@@ -58,6 +58,8 @@ struct Int8Kernels {
 
 #if defined(__x86_64__)
 const Int8Kernels& avx512_vnni_kernels();
+const Int8Kernels& avx2_vnni_kernels();
+const Int8Kernels& avx2_int8_kernels();
 #endif
 
 }  // namespace pointwise

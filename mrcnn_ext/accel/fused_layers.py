@@ -19,7 +19,7 @@ from .fused_module import FusedModule, PreparedWeights
 from .int8_ranges import Int8Range, Observer
 from .kernel_support import doubling_as_linear, is_doubling, winograd_tiles
 from .mixed_precision import to_float32
-from .norms import foldable
+from .norms import foldable, folded
 from .policy import ConvKernel, KernelPolicy
 
 __all__ = ["FusedConv2d", "FusedConvTranspose2d", "FusedLinear"]
@@ -199,14 +199,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
         )
 
     def _fold(self, norm):
-        weight, bias = self.weight.detach(), self.bias
-        if norm is not None:
-            scale = (norm.running_var + norm.eps).rsqrt()
-            scale = scale if norm.weight is None else scale * norm.weight
-            shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
-            bias = shift if norm.bias is None else shift + norm.bias
-            weight = weight * scale.view(-1, 1, 1, 1)
-        return weight, bias
+        return folded(self.weight.detach(), self.bias, norm)
 
     def _make(self, norm):
         weight, bias = self._fold(norm)

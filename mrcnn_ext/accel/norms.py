@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["activation_of", "foldable", "is_norm", "register_norm"]
+__all__ = ["activation_of", "foldable", "folded", "is_norm", "register_norm"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,14 @@ def activation_of(norm: nn.Module) -> nn.Module | None:
     """The activation that a normalisation applies itself, None for none."""
     found = _find(norm)
     return None if found is None or found.activation is None else found.activation(norm)
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (O, ...) and bias (O,) of a layer and of the foldable normalisation after it, None for none."""
+    if norm is None:
+        return weight, bias
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (-norm.running_mean if bias is None else bias - norm.running_mean) * scale
+    bias = shift if norm.bias is None else shift + norm.bias
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias

@@ -18,11 +18,11 @@ from detectron2.evaluation import inference_on_dataset
 from ..engine.errors import UserError
 from ..engine.trainer import thin_out
 from ..evaluation import COCOEvaluator
-from ..inference import Predictor, predict
+from ..inference import LoadedModel, predict
 from .model import Subject, limit_detections
 from .timing import race_times
 
-__all__ = ["header", "line", "measure_dataset"]
+__all__ = ["header", "line", "measure_dataset", "part_of"]
 
 _TASKS = ("bbox", "segm", "keypoints")
 _NAMES = ("stock", "ours", "predict")
@@ -51,7 +51,7 @@ def measure_dataset(subject: Subject, num_images: int, threads: int, budget: flo
     row = {"model": subject.name, "weights": subject.weights or "random", "dataset": subject.dataset}
     row |= dict(zip(("instances", "min_score"), limits, strict=True))
     row |= {"device": subject.device.type, "threads": threads, "bf16": models["ours"].acceleration.bf16}
-    with _part_of(subject.dataset, num_images) as name, tempfile.TemporaryDirectory() as folder:
+    with part_of(subject.dataset, num_images) as name, tempfile.TemporaryDirectory() as folder:
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
         tasks = [task for task, on in zip(_TASKS, _has(subject.cfg, metadata), strict=True) if on]
@@ -68,7 +68,7 @@ def measure_dataset(subject: Subject, num_images: int, threads: int, budget: flo
                 scores[which] = inference_on_dataset(models[which], loader, evaluator)
 
         def write():
-            predictor = Predictor(models["ours"], mapper, metadata)
+            predictor = LoadedModel(models["ours"], mapper, metadata)
             predict(predictor, name, Path(folder, "results.json"), overwrite=True, progress=False)
 
         functions = {which: partial(evaluate, which) for which in makers}
@@ -105,7 +105,7 @@ def _has(cfg, metadata) -> tuple[bool, bool, bool]:
 
 
 @contextlib.contextmanager
-def _part_of(dataset: str, num_images: int) -> Iterator[str]:
+def part_of(dataset: str, num_images: int) -> Iterator[str]:
     """A dataset of some of another's images, registered while it is needed."""
     if dataset not in DatasetCatalog.list():
         raise UserError(f"evaluation needs a registered dataset (--dataset), got {dataset!r}")

@@ -101,6 +101,19 @@ def command():
     click.option(
         "--bf16", type=click.Choice(["auto", "on", "off"]), default="auto", help="Of the accelerated model."
     ),
+    click.option(
+        "--peers",
+        is_flag=True,
+        help="Instead, rows of stock, torch.compile, onnxruntime, OpenVINO and ours in every precision.",
+    ),
+    click.option(
+        "--only", type=_List(), metavar="LIST", help="Of --peers. Default: all that there are here."
+    ),
+    click.option("--rounds", type=int, default=4, show_default=True, help="Of --peers: blocks of each."),
+    click.option(
+        "--calibrate", default="", metavar="NAME", help="Of --peers: a registered dataset, for int8."
+    ),
+    click.option("--wait", is_flag=True, help="Of --peers: wait for Enter before times are taken."),
     _device,
     _threads,
     _budget(15.0),
@@ -109,8 +122,8 @@ def command():
 )
 @click.argument("opts", nargs=-1, type=click.UNPROCESSED, metavar="[KEY VALUE]...")
 @click.pass_context
-def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, instances, images, bf16, device, threads,
-          budget, quick, output, opts):  # fmt: skip
+def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, instances, images, bf16, peers, only,
+          rounds, calibrate, wait, device, threads, budget, quick, output, opts):  # fmt: skip
     """A detector accelerated, beside itself as detectron2 runs it.
 
     By default the zoo's Mask R-CNN and Keypoint R-CNN R-50-FPN with random weights, and a score threshold at which
@@ -118,9 +131,14 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
     first: look at the agreement in float32 and on stock's boxes, or take a trained model. Prints a table and where the
     time goes; writes model.csv and model.png, and evaluation.csv with --images.
 
+    With --peers each row runs in a process of its own, masks not pasted, at the first of --sizes and --instances; what
+    is not installed is named. Writes peers.csv and peers.png. The exported files are kept in the folder, and rows of
+    one run alone compare. With --dataset and --images each row has its AP.
+
     \b
     Examples:
       mrcnn-ext benchmark model --quick
+      mrcnn-ext benchmark model --peers --only stock,openvino_int8,ours_int8
       mrcnn-ext benchmark model --config output/quickstart/config.yaml \\
         --weights output/quickstart/model_final.pth --dataset scenes_easy_val \\
         --min-score 0.05 --sizes 160x240 --images 50
@@ -130,6 +148,14 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
     from .arguments import split_words
 
     _, opts = split_words(ctx, opts, ())
+    if peers:
+        case = benchmark.Case("inference", *sizes[0], 1, instances[0])
+        subjects = (
+            benchmark.Subject(name, weights, "cpu", opts, dataset, min_score)
+            for name in config or benchmark.ZOO
+        )
+        _peers(subjects, case, output, only, threads, rounds, calibrate, images, wait)
+        return
     tasks = tasks or list(benchmark.TASKS)
     for task in tasks:
         if task not in benchmark.TASKS:
@@ -154,6 +180,35 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
     click.echo("\n".join(["\nmilliseconds by stage", *map(benchmark.stages, inference)]))
     benchmark.plot(rows, output / "model.png")
     click.echo(f"\nwrote {', '.join(sorted(path.name for path in output.iterdir()))} to {output}")
+
+
+def _peers(subjects, case, output, only, threads, rounds, calibrate, images, wait):
+    from ..benchmark import peers as benchmark
+
+    for name in only or ():
+        if name not in benchmark.PEERS:
+            raise click.BadParameter(
+                f"{name!r} is not one of {', '.join(benchmark.PEERS)}", param_hint="--only"
+            )
+    names = []
+    for name in only or benchmark.PEERS:
+        why_not = benchmark.missing(benchmark.PEERS[name])
+        if why_not is None:
+            names.append(name)
+        else:
+            click.echo(f"left out: {benchmark.PEERS[name]}: {why_not}")
+    ready = (lambda: input("ready: press Enter\n")) if wait else (lambda: None)
+    rows = []
+    for subject in subjects:
+        folder = output / f"peers_{subject.name}"
+        click.echo(f"\n{subject.name}, {case}")
+        benchmark.prepare(subject, case, folder, names, calibrate)
+        own = benchmark.measure(subject, case, folder, names, threads, rounds, images, click.echo, ready)
+        click.echo("\n".join([benchmark.header(), *map(benchmark.line, own)]))
+        rows += own
+        write_csv(rows, output / "peers.csv")
+    benchmark.plot(rows, output / "peers.png")
+    click.echo(f"\nwrote peers.csv and peers.png to {output}")
 
 
 @command.command()

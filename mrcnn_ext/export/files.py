@@ -18,17 +18,19 @@ from detectron2.structures import pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..accel import fuse_poolers, restore
+from ..accel import Int8Calibration, fuse_poolers, restore
 from ..files import naming_full_disk
 from ..modeling import KeypointHead
 from .describe import describe
 from .detector import Detector
 from .openvino_files import PRECISIONS, openvino_files
+from .quantized import calibration_for, quantize_layers, store_int8_weights
 from .runtime import METADATA, STANDALONE, SUFFIXES, ExportedModel, require
 from .support import check_exportable
 
-__all__ = ["WrongAnswersError", "export_model"]
+__all__ = ["WrongAnswersError", "export_model", "onnx_file"]
 
+_PRECISIONS = {"onnx": ("float32", "int8"), "openvino": PRECISIONS}
 _OPSET = 16  # the first whose RoiAlign has half-pixel centres
 _PIXELS = 0.05  # by which boxes may differ: rounding in a deep network stays well below, a kept size does not
 _SHARE = 0.01  # of the largest value or of 1, by which scores, masks and heatmaps may
@@ -50,7 +52,7 @@ def export_model(
     mapper: DatasetMapper | None = None,
     metadata: Metadata | None = None,
     precision: str = "float32",
-    calibration: Sequence[Tensor] = (),
+    calibration: Sequence[Tensor] | Int8Calibration | str | os.PathLike = (),
 ) -> ExportedModel:
     """Writes the whole detector, with masks and keypoints, to one file for images of any size.
 
@@ -72,10 +74,12 @@ def export_model(
         mapper: how images are resized for the model; `standalone.Detector` and `mrcnn_ext.inference` read it from the
             file.
         metadata: names of the classes and keypoints, which these read, too.
-        precision: of an OpenVINO file: "float32"; "bfloat16", which the processor computes in where it can; or "int8",
-            quantised by NNCF. Of the last two the detections that the model is sure of, from a score of 0.5 on, are
+        precision: "float32"; of an OpenVINO file "bfloat16", which the processor computes in where it can; of ONNX and
+            OpenVINO files "int8". Of the last two the detections that the model is sure of, from a score of 0.5 on, are
             compared: 9 of 10 must be there, of the same class and at an IoU of 0.75. What they find differs a little.
-        calibration: (C, H, W) images for "int8", as in the model's inputs, 100 or more.
+        calibration: for "int8": (C, H, W) images, as in the model's inputs, 100 or more; or `mrcnn_ext.accelerate`'s
+            calibration, or the path of its file. With images OpenVINO files are quantised by NNCF, 3x3 convolutions
+            included; otherwise the layers of the calibration are, as QuantizeLinear and DequantizeLinear say.
 
     Returns:
         The file, loaded.
@@ -93,40 +97,42 @@ def export_model(
     if not path.absolute().parent.is_dir():
         raise ValueError(f"path: there is no folder {path.absolute().parent}")
     format = SUFFIXES[path.suffix]
-    if precision not in PRECISIONS or (precision != "float32" and format != "openvino"):
+    if precision not in _PRECISIONS.get(format, ("float32",)):
         raise ValueError(
-            f"precision must be float32, or for .xml files one of {', '.join(PRECISIONS)}; got {precision!r} for "
-            f"{path.name}"
+            "precision must be float32, for .onnx files float32 or int8, for .xml files one of "
+            f"{', '.join(PRECISIONS)}; got {precision!r} for {path.name}"
         )
-    if (precision == "int8") != bool(len(calibration)):
+    by_nncf = format == "openvino" and not isinstance(calibration, (str, os.PathLike, Int8Calibration))
+    none = isinstance(calibration, Sequence) and not len(calibration)
+    if (precision == "int8") == none:
         raise ValueError(
-            "precision int8 needs calibration images (calibration=, --calibrate), the others take none"
+            "precision int8 needs images or a calibration (calibration=, --calibrate), the others take none"
         )
     if format in ("onnx", "openvino"):
         require("onnx", f"to write {path.suffix} files")
         require(STANDALONE[path.suffix], f"to check {path.suffix} files")
-    if precision == "int8":
+    if precision == "int8" and by_nncf:
         require("nncf", "to quantise")
     if not isinstance(model, GeneralizedRCNN):
         check_exportable(model, format)
     if image is not None and (image.dim() != 3 or len(image) != len(model.pixel_mean)):
         raise ValueError(f"image must have shape ({len(model.pixel_mean)}, H, W), got {tuple(image.shape)}")
-    # As it was before acceleration, with no more than the poolers replaced.
-    model = restore(copy.deepcopy(model)).eval().requires_grad_(False)
-    fuse_poolers(model)
-    check_exportable(model, format)
-    detector = Detector(model).eval()
+    detector = _detector(model, format)
     about = {**_metadata(detector), **describe(mapper, metadata), "precision": precision}
+    written = detector
+    if precision == "int8" and not by_nncf:
+        written = _detector(model, format)
+        quantize_layers(written.model, calibration_for(model, calibration))
     write = {"torchscript": _write_torchscript, "torch_export": _write_torch_export, "onnx": _write_onnx}
     if format == "openvino":
-        write["openvino"] = partial(_write_openvino, calibration=calibration)
+        write["openvino"] = partial(_write_openvino, calibration=calibration if by_nncf else ())
     folder = tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-")
     with naming_full_disk(path), folder as name:
         draft = Path(name) / path.name
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing, about sizes that this file is checked for
             # In memory: PyTorch's writers end the process where the disk is full.
-            contents = write[format](detector, about)
+            contents = write[format](written, about)
         for suffix, content in contents.items():
             draft.with_suffix(suffix).write_bytes(content)
         exported = ExportedModel(draft)
@@ -142,6 +148,27 @@ def export_model(
             path,
         )
     return exported
+
+
+def onnx_file(model: GeneralizedRCNN) -> tuple[bytes, dict]:
+    """The contents of an ONNX file of `export_model`, whose answers nobody has checked, and its metadata.
+
+    Raises:
+        NotImplementedError, ImportError: as `export_model`.
+    """
+    detector = _detector(model, "onnx")
+    about = {**_metadata(detector), "precision": "float32"}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _write_onnx(detector, about)[".onnx"], about
+
+
+def _detector(model: GeneralizedRCNN, format: str) -> Detector:
+    """A copy of the model as it was before acceleration, with no more than the poolers replaced."""
+    model = restore(copy.deepcopy(model)).eval().requires_grad_(False)
+    fuse_poolers(model)
+    check_exportable(model, format)
+    return Detector(model).eval()
 
 
 def _metadata(detector: Detector) -> dict:
@@ -218,6 +245,8 @@ def _write_onnx(detector, metadata) -> dict[str, bytes]:
         dynamo=False,  # what torch.onnx makes of torch.export's program runs too, but takes twenty times as long
     )
     file = onnx.load_from_string(buffer.getvalue())
+    if metadata["precision"] == "int8":
+        store_int8_weights(file)
     onnx.helper.set_model_props(file, {METADATA: json.dumps(metadata)})
     return {".onnx": file.SerializeToString()}
 

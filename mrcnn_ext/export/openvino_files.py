@@ -22,7 +22,7 @@ def openvino_files(onnx_file: bytes, about: dict, calibration: Sequence[Tensor] 
         onnx_file: an ONNX file of `export_model`.
         about: its metadata, with ``precision``. "bfloat16" files hold float32 weights: it is OpenVINO that computes in
             bfloat16 where the processor does.
-        calibration: (C, H, W) images for "int8".
+        calibration: (C, H, W) images for NNCF to quantise with; none of a file that is in int8, or is not to be.
 
     Returns:
         The contents by suffix: .bin, and .xml, which is to be written last.
@@ -32,7 +32,7 @@ def openvino_files(onnx_file: bytes, about: dict, calibration: Sequence[Tensor] 
         source = Path(folder, "model.onnx")
         source.write_bytes(onnx_file)
         model = openvino.convert_model(str(source))
-        if about["precision"] == "int8":
+        if len(calibration):
             model = _quantized(model, about, calibration)
         model.set_rt_info(json.dumps(about), [METADATA])
         target = Path(folder, "model.xml")

@@ -38,6 +38,7 @@ class ExportedModel:
         providers: of onnxruntime; None for its CPUExecutionProvider.
         trust: open a ``.pt2`` file although it holds pickled objects, whose code then runs, and any file although it
             does not match its checksums. A TorchScript file is a program of PyTorch's operators in any case.
+        threads: of onnxruntime or OpenVINO; 0 for the runtime's choice.
 
     Attributes:
         path: of the file.
@@ -49,7 +50,14 @@ class ExportedModel:
         ImportError: onnxruntime or OpenVINO is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike, providers: list[str] | None = None, *, trust: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        providers: list[str] | None = None,
+        *,
+        trust: bool = False,
+        threads: int = 0,
+    ):
         path = Path(path)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
@@ -60,7 +68,7 @@ class ExportedModel:
             check(path)
         if path.suffix in STANDALONE:
             require(STANDALONE[path.suffix], f"to run {path.suffix} files")
-            self._run, metadata = _load_standalone(path, providers)
+            self._run, metadata = _load_standalone(path, providers, threads)
         else:
             self._run, metadata = (_load_torchscript if path.suffix == ".ts" else _load_torch_export)(path)
         if not metadata:
@@ -159,9 +167,9 @@ def _load_torch_export(path):
     return program.module(check_guards=False), extra[METADATA]
 
 
-def _load_standalone(path, providers):
+def _load_standalone(path, providers, threads):
     """As the file that stands alone runs it."""
-    detector = Detector(path, providers)
+    detector = Detector(path, providers, threads)
 
     def run(image: Tensor, size: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in detector.run(image.numpy(), size.numpy())]

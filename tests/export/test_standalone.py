@@ -300,13 +300,17 @@ def test_precisions_that_cannot_be(model, tmp_path):
     for options, message in (
         (
             {"precision": "int8"},
-            "precision must be float32, or for .xml files one of float32, bfloat16, int8",
+            "precision int8 needs images or a calibration",
         ),
-        ({"calibration": [torch.zeros(3, 8, 8)]}, "precision int8 needs calibration images"),
+        (
+            {"precision": "bfloat16"},
+            "for .onnx files float32 or int8, for .xml files one of float32, bfloat16, int8; got 'bfloat16'",
+        ),
+        ({"calibration": [torch.zeros(3, 8, 8)]}, "precision int8 needs images or a calibration"),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(model, tmp_path / "model.onnx", **options)
-    with pytest.raises(ValueError, match="precision int8 needs calibration images"):
+    with pytest.raises(ValueError, match="precision int8 needs images or a calibration"):
         export_model(model, tmp_path / "model.xml", precision="int8")
 
 
