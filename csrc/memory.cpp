@@ -40,9 +40,9 @@ class Pool : public c10::Allocator {
     return *pool;
   }
 
-  bool serves(size_t bytes) const {
+  static bool serves(size_t bytes) {
 #if defined(__linux__)
-    return bytes >= kHugePage && bytes <= most_;
+    return bytes >= kHugePage;
 #else
     return false;
 #endif
@@ -134,10 +134,9 @@ class Pool : public c10::Allocator {
 at::Tensor empty_result(at::IntArrayRef size, const at::TensorOptions& options) {
   const auto dtype = c10::typeMetaToScalarType(options.dtype());
   const size_t bytes = size_t(c10::multiply_integers(size)) * c10::elementSize(dtype);
-  Pool& pool = Pool::get();
-  if (!options.device().is_cpu() || !pool.serves(bytes)) return at::empty(size, options);
-  return at::Tensor(at::detail::empty_generic(size, &pool, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype,
-                                              options.memory_format_opt()));
+  if (!options.device().is_cpu() || !Pool::serves(bytes)) return at::empty(size, options);
+  return at::Tensor(at::detail::empty_generic(size, &Pool::get(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                              dtype, options.memory_format_opt()));
 }
 
 }  // namespace mrcnn_ext

@@ -151,7 +151,7 @@ def check_int8(int8, model: nn.Module, device: torch.device, training: bool, con
     elif device.type != "cpu":
         why_not = f"there is none for {device.type}"
     elif not int8_kernels_are_available():
-        why_not = "it needs the compiled operators and a processor with AVX512-VNNI"
+        why_not = "it needs the compiled operators and a processor with AVX2"
     if why_not is not None:
         raise ValueError(f"int8 cannot be had: {why_not}")
     calibration = Int8Calibration.load(int8) if isinstance(int8, (str, os.PathLike)) else int8

@@ -1,0 +1,86 @@
+"""Rows of a detector beside its peers, each in a process of its own. No time is asserted."""
+
+import csv
+import re
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+from click.testing import CliRunner
+
+from mrcnn_ext.accel.cpu_features import int8_kernels_are_available
+from mrcnn_ext.benchmark import peers
+from mrcnn_ext.cli.benchmark import command
+
+pytestmark = pytest.mark.detectron2
+
+NAMES = ["stock", "ours"]
+
+
+@pytest.fixture
+def run(tiny_cfg, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_cfg("MODEL.KEYPOINT_ON", "False").dump())
+
+    def run(*arguments):
+        sizes = ("--sizes", "64x96", "--instances", "5", "--rounds", "1", "--threads", "1")
+        output = ("--output", str(tmp_path / "out"))
+        return CliRunner().invoke(
+            command, ["model", "--peers", "--config", str(config), *sizes, *output, *arguments]
+        )
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_rows_compare_in_processes_of_their_own(run, tmp_path):
+    ran = run("--only", ",".join(NAMES))
+    assert ran.exit_code == 0, ran.output
+    assert "stock float32: ready" in ran.output and "ours float32: ready" in ran.output
+    with open(tmp_path / "out" / "peers.csv") as file:
+        rows = {row["peer"]: row for row in csv.DictReader(file)}
+    assert list(rows) == NAMES
+    assert rows["stock"]["stock_ratio"] == "1.0" and float(rows["ours"]["peer_ratio"]) > 0
+    assert float(rows["ours"]["matched"]) == 1 and float(rows["ours"]["box_px"]) < 0.05
+    assert rows["ours"]["detections"] == rows["stock"]["detections"] != "0"
+    assert rows["ours"]["version"].startswith("mrcnn_ext") and (tmp_path / "out" / "peers.png").is_file()
+    assert re.search(r"ours float32 .* x? ?\d", ran.output) and "100% the same" in ran.output
+    folder = tmp_path / "out" / "peers_tiny"
+    assert (folder / "model.pth").is_file() and not (folder / "float32.onnx").exists()
+    # A process that dies is named, with its log, and the others have their rows.
+    (folder / "model.pth").write_bytes(b"")
+    ran = run("--only", "ours")
+    assert (
+        ran.exit_code == 1 and "the process of ours float32 ended" in ran.output and "ours.log" in ran.output
+    )
+
+
+def test_what_is_not_there_is_named(run, monkeypatch):
+    ran = run("--only", "tensorrt")
+    assert ran.exit_code == 2 and "'tensorrt' is not one of stock, compile, onnxruntime" in ran.output
+
+    def absent(name):
+        raise peers.PackageNotFoundError(name)
+
+    monkeypatch.setattr(peers, "version", absent)
+    why = {name: peers.missing(peer) for name, peer in peers.PEERS.items()}
+    assert why["stock"] is None and why["ours"] is None
+    assert why["openvino"] == why["onnxruntime"] == "onnx is not installed (pip install onnx)"
+    monkeypatch.setattr(peers, "int8_kernels_are_available", lambda: False)
+    assert "no int8 kernels" in peers.missing(peers.PEERS["ours_int8"])
+    ran = run("--only", "openvino")
+    assert ran.exit_code == 2 and "left out: OpenVINO float32: onnx is not installed" in ran.output
+
+
+@pytest.mark.skipif(not int8_kernels_are_available(), reason="the compiled operators are not built")
+def test_exported_peers_and_int8(run, tmp_path):
+    pytest.importorskip("openvino")
+    ran = run("--only", "stock,openvino,ours_int8")
+    assert ran.exit_code == 0, ran.output
+    with open(tmp_path / "out" / "peers.csv") as file:
+        rows = {row["peer"]: row for row in csv.DictReader(file)}
+    assert float(rows["openvino"]["matched"]) == 1 and rows["openvino"]["version"].startswith("openvino 20")
+    assert rows["ours_int8"]["precision"] == "int8"
