@@ -21,7 +21,9 @@ def cpu_has_bf16() -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    # Held to AVX2 (ATEN_CPU_CAPABILITY), none of our kernels serves bf16.
+    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return bool(widest and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")))
 
 
 def cpu_has_amx() -> bool:
