@@ -11,6 +11,10 @@
 // roi_align_backward returns the gradients of the features and of the RoIs: (R, 5), zero except for mode
 // "exact"; (0, 5) where rois_need_grad is false.
 //
+// roi_max_pool is roi_align in a max mode, "max", "warp_max" or "pool", which also returns where the maxima
+// are, as roi_max_pool_backward takes it: int16 codes of the output's shape (roi_align/cpu/kernels.h). A code
+// that would need more bits is -1, and found again from the features. On the CPU alone.
+//
 // masks_to_rle pastes masks (R, h, w) into their boxes (R, 4) of an image and returns the COCO run-length
 // encodings: the characters of all masks, uint8, and where each mask's begin and end, (R + 1) int64.
 //
@@ -31,8 +35,18 @@
 // 255) and weights of 8 bits, in the order that ops/int8_pointwise.py gives them: sum(q w) * weight_scale +
 // bias, plus `add`, then a ReLU if asked for. add_int8_pointwise_conv_ adds to self.
 //
-// stem_conv_pool is a convolution of 7x7, stride 2 and padding 3 of images (N, 3, H, W) in bf16, plus a bias,
-// ReLU, and max pooling of 3x3, stride 2 and padding 1. weight is in the order that layers/stem.py gives it.
+// stem_conv_pool is a convolution of 7x7, stride 2 and padding 3 of images (N, 3, H, W) in the dtype of the
+// weight, bf16 or float32, plus a bias, ReLU, and max pooling of 3x3, stride 2 and padding 1. weight is in
+// the order that ops/stem.py gives it.
+//
+// rpn_proposals turns the best pre_topk anchors of every level, (n, 4), with their logits (N, n) and deltas
+// (N, n, 4) into boxes, clips them to the images, drops those with a side not above min_size, suppresses
+// level by level and returns the best post_topk of each image: boxes (N, P, 4), logits (N, P) and how many
+// there are (N,).
+//
+// select_detections selects from boxes (R, 1 or K, 4) with scores (R, K) the best topk above score_thresh
+// after suppression class by class, clipped to the image: boxes (D, 4), scores, classes and rows (D,), and
+// how many there are, (); -1 where a box is not finite.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -43,6 +57,17 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "pooled_height, "
       "SymInt pooled_width, int sampling_ratio, bool aligned, str mode, float canonical_box_size, "
       "int canonical_level, bool rois_need_grad) -> (Tensor[], Tensor)");
+  m.def(
+      "roi_max_pool(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
+      "pooled_width, "
+      "int sampling_ratio, bool aligned, str mode, float canonical_box_size, int canonical_level) -> "
+      "(Tensor, "
+      "Tensor)");
+  m.def(
+      "roi_max_pool_backward(Tensor grad, Tensor codes, Tensor[] features, Tensor rois, float[] "
+      "spatial_scales, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned, str mode, float canonical_box_size, "
+      "int canonical_level) -> Tensor[]");
   m.def(
       "masks_to_rle(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
   m.def(
@@ -63,6 +88,15 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "add_int8_pointwise_conv_(Tensor(a!) sum, Tensor input, float scale, int zero_point, Tensor weight, "
       "Tensor weight_scale, Tensor bias, int stride, bool relu) -> ()");
   m.def("stem_conv_pool(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "rpn_proposals(Tensor[] logits, Tensor[] deltas, Tensor[] anchors, int[] heights, int[] widths, "
+      "float[] "
+      "weights, float scale_clamp, float nms_thresh, int pre_topk, int post_topk, float min_size) -> "
+      "(Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "select_detections(Tensor boxes, Tensor scores, int height, int width, float score_thresh, float "
+      "nms_thresh, int topk, float? min_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

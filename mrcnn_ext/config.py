@@ -72,8 +72,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     mask_iou.setdefault("NUM_FC", 2)
     mask_iou.setdefault("FC_DIM", 1024)
 
-    # Keypoint heads, MODEL.ROI_KEYPOINT_HEAD.NAME: "HeatmapKeypointHead" and "SimCCKeypointHead". Both also read
-    # detectron2's CONV_DIMS, NUM_KEYPOINTS, LOSS_WEIGHT and NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS.
+    # Keypoint heads, MODEL.ROI_KEYPOINT_HEAD.NAME: "HeatmapKeypointHead" and "SimCCKeypointHead", and for videos
+    # "ConvLSTMKeypointHead" and "UniPoseLSTMKeypointHead". All also read detectron2's CONV_DIMS, NUM_KEYPOINTS,
+    # LOSS_WEIGHT and NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS.
     keypoint = cfg.MODEL.ROI_KEYPOINT_HEAD
     # Normalisation of the convolutions, a name of detectron2's get_norm; "" for none.
     keypoint.setdefault("NORM", "")
@@ -86,12 +87,18 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # the place of the highest expected object keypoint similarity (OKS), by the sigmas of TEST.KEYPOINT_OKS_SIGMAS,
     # of the dataset's metadata keypoint_oks_sigmas or, for 17 keypoints, of COCO; it ranks keypoints by that OKS.
     keypoint.setdefault("DECODING", "stock")
-    # HeatmapKeypointHead: bilinear upsampling of the heatmaps after the transposed convolution.
+    # All but SimCCKeypointHead: bilinear upsampling of the heatmaps after the transposed convolution.
     keypoint.setdefault("UP_SCALE", 2.0)
-    # HeatmapKeypointHead: dilations of a waterfall of atrous convolutions, [1, 2, 4, 6] say; empty for none.
+    # All but SimCCKeypointHead: dilations of a waterfall of atrous convolutions, [1, 2, 4, 6] say; empty for none,
+    # which UniPoseLSTMKeypointHead does not take.
     keypoint.setdefault("WASP_RATES", [])
     # SimCCKeypointHead: bins per cell of the pooled features.
     keypoint.setdefault("SPLIT_RATIO", 4)
+    # ConvLSTMKeypointHead and UniPoseLSTMKeypointHead: channels of the LSTM's states; whether these, which lie over the
+    # RoI of the frame before, are moved to where the RoI is; and of the latter head the convolutions after the LSTM.
+    keypoint.setdefault("LSTM_DIM", 128)
+    keypoint.setdefault("ALIGN_STATE", True)
+    keypoint.setdefault("LSTM_CONVS", 2)
     # Our ROI heads: train the keypoint head on so many RoIs of an image at most, sampled among all proposals that
     # fit an object with keypoints; 0 is detectron2's way, those of the box head's positives that have keypoints.
     keypoint.setdefault("SAMPLES_PER_IMAGE", 0)
@@ -99,7 +106,38 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     keypoint.setdefault("BOX_SCALE", 1.0)
 
     # Our ROI heads: factor of loss_cls, beside detectron2's BBOX_REG_LOSS_WEIGHT.
-    cfg.MODEL.ROI_BOX_HEAD.setdefault("CLS_LOSS_WEIGHT", 1.0)
+    box = cfg.MODEL.ROI_BOX_HEAD
+    box.setdefault("CLS_LOSS_WEIGHT", 1.0)
+    # Of them too: "softmax" over classes and background, or "hinge", linear classifiers of one class against the rest.
+    box.setdefault("CLASSIFIER", "softmax")
+    # RCNNROIHeads: pixels of surroundings on each side of a crop, whose side is POOLER_RESOLUTION.
+    box.setdefault("CONTEXT", 16)
+    # CNNBoxHead, which R-CNN puts every crop through: the backbone, by its name as of MODEL.BACKBONE.NAME, and the map
+    # of it that the head's layers take; at inference, crops that it takes together.
+    cnn = box.setdefault("CNN", CfgNode())
+    cnn.setdefault("NAME", "build_resnet_backbone")
+    cnn.setdefault("FEATURE", "res4")
+    cnn.setdefault("CROPS_AT_ONCE", 64)
+
+    # MODEL.META_ARCHITECTURE "UniPose": names of the backbone's fine and coarse map (with a timm model and
+    # MODEL.TIMM.ARGS {output_stride: 8}, res2 is of stride 4 and res3 the last one, of stride 8); the dilations of the
+    # waterfall, its channels, those of the fine map in the decoder, and the normalisation. What it learns and how it is
+    # decoded is in MODEL.ROI_KEYPOINT_HEAD.
+    unipose = cfg.MODEL.setdefault("UNIPOSE", CfgNode())
+    unipose.setdefault("LOW_FEATURE", "res2")
+    unipose.setdefault("HIGH_FEATURE", "res3")
+    unipose.setdefault("RATES", [6, 12, 18, 24])
+    unipose.setdefault("DIM", 256)
+    unipose.setdefault("LOW_DIM", 48)
+    unipose.setdefault("NORM", "BN")
+
+    # Images are people cut out by their boxes, one each, in training and in testing, as UniPose wants them: height and
+    # width, sides over those of the box, and in training how far both scale and place vary.
+    crops = cfg.INPUT.setdefault("PERSON_CROPS", CfgNode())
+    crops.setdefault("ENABLED", False)
+    crops.setdefault("SIZE", [256, 192])
+    crops.setdefault("SCALE", 1.25)
+    crops.setdefault("JITTER", 0.25)
 
     # Training losses on the data of DATASETS.TEST, stored as val/loss_* and val/total_loss every
     # TEST.EVAL_PERIOD iterations and after training.
@@ -136,6 +174,12 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     lsj.setdefault("SIZE", 1024)
     # Brightness, contrast and saturation of training images are each multiplied by up to this much more or less than 1.
     cfg.INPUT.setdefault("COLOR_JITTER", 0.0)
+
+    # Frames of a clip in training, for keypoint heads with a state: batches are SOLVER.IMS_PER_BATCH images in clips of
+    # NUM_FRAMES frames of a video, STRIDE frames apart; 1: single images.
+    clip = cfg.INPUT.setdefault("CLIP", CfgNode())
+    clip.setdefault("NUM_FRAMES", 1)
+    clip.setdefault("STRIDE", 1)
 
     # Copy-paste (Ghiasi et al., CVPR 2021) in training: objects of another image, augmented like the first, are pasted
     # into an image with this probability; 0 to all of them, at random, or to MAX_OBJECTS (0: no limit). Needs masks in

@@ -17,6 +17,10 @@ train.accelerate_int8 = (
     ""  # of that, 1x1 and linear layers in int8: a calibration's file, or a dataset's name
 )
 train.accelerate_training = False  # train the model accelerated, on the CPU above all
+train.timm_input = "auto"  # "config" takes timm's weights with other images than those of their training
+train.reference_world_size = (
+    0  # processes that batch and learning rate are for, which follow their number; 0: any
+)
 train.accumulate = 1  # parts that a batch is cut into, whose gradients are added up
 train.skip_nonfinite = 0  # iterations with losses or gradients that are not finite which are skipped, in all
 train.ema_decay = 0.0  # of a moving average of the weights; 0: none

@@ -20,7 +20,8 @@ constexpr std::array<uint16_t, 64> interleaved_places() {
   return places;
 }
 
-void interleave(const float* from, int64_t plane, int64_t width, BFloat16* to) {
+void interleave(const float* from, int64_t plane, int64_t width, int64_t, BFloat16* to) {
+  to += kPadding * kChannels;
   static constexpr std::array<uint16_t, 64> places = interleaved_places();
   const __m512i first_places = _mm512_loadu_si512(places.data());
   const __m512i last_places = _mm512_loadu_si512(places.data() + 32);
@@ -38,8 +39,8 @@ void interleave(const float* from, int64_t plane, int64_t width, BFloat16* to) {
   }
 }
 
-void convolve(const BFloat16* const* lines, int64_t groups, const BFloat16* weights, const float* bias,
-              BFloat16* to) {
+void convolve(const BFloat16* const* lines, int64_t, int64_t groups, const BFloat16* weights,
+              const float* bias, BFloat16* to) {
   constexpr int64_t kStep = kStride * kChannels;
   for (int64_t group = 0; group < groups; ++group, to += kCells * kOutputs) {
     __m512 totals[kCells][kVectors];
@@ -86,9 +87,9 @@ void pool(const BFloat16* const* rows, int64_t width, int64_t stride, BFloat16* 
 
 namespace mrcnn_ext {
 namespace stem {
-const Kernels& avx512_bf16_kernels() {
+const Kernels<c10::BFloat16>& avx512_bf16_kernels() {
   namespace kernels = avx512::stem_kernels;
-  static const Kernels all = {kernels::interleave, kernels::convolve, kernels::pool};
+  static const Kernels<c10::BFloat16> all = {kernels::interleave, kernels::convolve, kernels::pool};
   return all;
 }
 }  // namespace stem

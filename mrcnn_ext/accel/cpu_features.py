@@ -37,7 +37,7 @@ def cpu_has_avx512_bf16() -> bool:
 
 
 def float32_kernels_are_available() -> bool:
-    """Whether `pointwise_conv` is compiled for float32 on this processor: AVX-512, or AVX2."""
+    """Whether `pointwise_conv` and `stem_conv_pool` are compiled for float32 on this processor: AVX-512, or AVX2."""
     compiled = _extension.is_available() and _extension.backend() == "compiled"
     return compiled and torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
 

@@ -1,7 +1,7 @@
 """Convolutions and linear layers with what surrounds them made part of them, at inference only.
 
 Batch normalisation is folded into a copy of the weight, ReLU and the addition of a second input happen as the
-result is written. The parameters themselves are left alone: the copy is made anew when they have changed.
+result is written. A NaN stays one through a ReLU, as PyTorch's does; int8 has none. The parameters themselves are left alone: the copy is made anew when they have changed.
 """
 
 from functools import partial
@@ -134,7 +134,7 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
     def run_stem(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """As `run` with a ReLU, followed by max pooling of 3x3, stride 2 and padding 1."""
         norm = self.own_norm if norm is None else norm
-        make = partial(self._make_reordered, norm, stem_weight)
+        make = partial(self._make_reordered, norm, partial(stem_weight, dtype=self.policy.dtype))
         weight, bias = self.prepared.get(self._sources(norm), "stem", make)
         return stem_conv_pool(x, weight, bias)
 
@@ -179,14 +179,15 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
             return _finish(x, relu, add)
         x = x.contiguous(memory_format=torch.channels_last)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
+        # Not with its ReLU, which makes zeros of NaN.
         if add is None:
-            unary = "relu" if relu else "none"
-            return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, unary, [], "")
+            x = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
+            return _finish(x, relu)
         add = add.contiguous(memory_format=torch.channels_last)
-        unary = "relu" if relu else None
-        return torch.ops.mkldnn._convolution_pointwise_.binary(
-            add, x, weight, bias, *geometry, "add", 1.0, unary, [], ""
+        x = torch.ops.mkldnn._convolution_pointwise_.binary(
+            add, x, weight, bias, *geometry, "add", 1.0, None, [], ""
         )
+        return _finish(x, relu)
 
     def _sources(self, norm):
         sources = (self.weight, self.bias)

@@ -40,7 +40,8 @@ class KernelPolicy:
         bf16_kernels: whether in bf16 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the stem
             of a ResNet `stem_conv_pool`.
         float16: whether ``dtype`` is float16 for the sake of speed, the parameters being float32.
-        float32_kernels: whether in float32 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`.
+        float32_kernels: whether in float32 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the
+            stem of a ResNet `stem_conv_pool`.
     """
 
     dtype: torch.dtype = torch.float32
@@ -58,6 +59,10 @@ class KernelPolicy:
     @property
     def uses_bf16_kernels(self) -> bool:
         return self.bf16_kernels and self.dtype == torch.bfloat16
+
+    @property
+    def _uses_float32_kernels(self) -> bool:
+        return self.float32_kernels and self.dtype == torch.float32
 
     def conv_kernel(self, conv: nn.Conv2d, foldable: bool, device: torch.device) -> ConvKernel:
         """The kernel of a convolution.
@@ -82,12 +87,16 @@ class KernelPolicy:
 
     def runs_stem(self, conv: nn.Conv2d, device: torch.device) -> bool:
         """Whether a convolution with the max pooling after it is `stem_conv_pool`."""
-        return device.type == "cpu" and self.uses_bf16_kernels and supports_stem(conv)
+        return (
+            device.type == "cpu"
+            and (self.uses_bf16_kernels or self._uses_float32_kernels)
+            and supports_stem(conv)
+        )
 
     def runs_pointwise(self, channels: int, device: torch.device) -> bool:
         """Whether a linear layer of so many input channels is `pointwise_conv`."""
-        in_float32 = self.float32_kernels and self.dtype == torch.float32
-        return device.type == "cpu" and (in_float32 or (self.uses_bf16_kernels and channels % 2 == 0))
+        in_bf16 = self.uses_bf16_kernels and channels % 2 == 0
+        return device.type == "cpu" and (self._uses_float32_kernels or in_bf16)
 
     @classmethod
     def choose(

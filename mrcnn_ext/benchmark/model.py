@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config_files import get_config_file
+from ..config_files import get_config_file, list_configs
 from ..engine.setup import load_config
 from ..evaluation.coco_evaluation import instances_to_coco_json
 from ..model_zoo import detectron2_zoo
@@ -144,13 +144,14 @@ class Subject:
 def _stock_config(config: str, opts):
     if os.path.isfile(config):
         file = config
-    elif config in ZOO or config.endswith(("_1x.yaml", "_3x.yaml")):
+    elif config not in list_configs() and config.endswith(("_1x.yaml", "_3x.yaml")):
         file = detectron2_zoo.get_config_file(config)
     else:
         file = get_config_file(config)
     cfg = load_config(file, opts)
     heads = cfg.MODEL.ROI_HEADS
-    if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE in _STOCK_POOLERS:  # the others have none but ours
+    enlarges = cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE != 1
+    if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE in _STOCK_POOLERS and not enlarges:  # the others have none but ours
         heads.NAME = _STOCK_ROI_HEADS.get(heads.NAME, heads.NAME)
     return cfg
 
@@ -199,7 +200,9 @@ def calibrate(model: nn.Module, inputs: list[dict]) -> None:
         layer.running_mean.copy_(x.mean(dim=(0, 2, 3)))
         layer.running_var.copy_(x.var(dim=(0, 2, 3)))
 
-    norms = [m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, nn.BatchNorm2d))]
+    norms = [
+        m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm))
+    ]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     model.backbone(model.preprocess_image(inputs).tensor)
     for hook in hooks:

@@ -18,7 +18,7 @@ from detectron2.evaluation import inference_on_dataset
 from ..engine.errors import UserError
 from ..engine.trainer import thin_out
 from ..evaluation import COCOEvaluator
-from ..inference import Predictor, predict
+from ..inference import LoadedModel, predict
 from .model import Subject, limit_detections
 from .timing import race_times
 
@@ -68,7 +68,7 @@ def measure_dataset(subject: Subject, num_images: int, threads: int, budget: flo
                 scores[which] = inference_on_dataset(models[which], loader, evaluator)
 
         def write():
-            predictor = Predictor(models["ours"], mapper, metadata)
+            predictor = LoadedModel(models["ours"], mapper, metadata)
             predict(predictor, name, Path(folder, "results.json"), overwrite=True, progress=False)
 
         functions = {which: partial(evaluate, which) for which in makers}

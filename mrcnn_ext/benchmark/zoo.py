@@ -2,8 +2,11 @@
 
 import csv
 import gc
+import math
 import os
 import platform
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +44,7 @@ PAPER = {
     "Cityscapes/mask_rcnn_R_50_FPN": "mask 31.5",
     "Cityscapes/mask_rcnn_R_50_FPN_from_COCO": "mask 36.4",
 }
+_MEASURED = ("stock_ms", "ours_ms", "ratio", "stock_mb", "ours_mb", "bf16")
 _SIZE = (800, 1216)
 _DETECTIONS = 100
 
@@ -66,88 +70,154 @@ def cost(name: str) -> dict:
     return {"config": name, "parameters": parameters, "gmacs": counter.get_total_flops() / 2e9}
 
 
-def measure_zoo(names: list[str], file: Path, budget: float, threads: int, times: bool = True) -> list[dict]:
-    """A row for each config, written to a CSV file as they come; rows that the file has are kept.
+def measure_zoo(
+    names: Sequence[str],
+    file: Path,
+    budget: float,
+    threads: int,
+    times: bool = True,
+    seconds: float = math.inf,
+    say: Callable[[str], None] = print,
+) -> tuple[list[dict], list[str]]:
+    """A row for each config, written to a CSV file as they come; what the file has is kept. So a machine that is quiet
+    now and then measures the zoo in slices.
 
     Args:
         names: of configs.
-        file: CSV, made if it is not there.
+        file: CSV, made if it is not there. Times of another processor or number of threads are taken anew.
         budget: seconds for each config's times, about.
         threads: of the CPU.
-        times: measure stock and accelerated, too.
+        times: measure stock and accelerated, too; otherwise the file's are kept as they are.
+        seconds: after which no further config is begun.
+        say: takes a line about each config that was measured.
+
+    Returns:
+        The rows of the file, of ``names`` or not, in the order of their names; and the names of those that still lack
+        something.
     """
     rows = {row["config"]: row for row in _read(file)}
+    here = {"threads": str(threads), "processor": _processor()}
+    end, left = time.monotonic() + seconds, []
     for name in names:
         row = rows.get(name, {})
+        is_timed = row.get("ratio") and all(row.get(key) == value for key, value in here.items())
+        if "gmacs" in row and (is_timed or not times):
+            continue
+        if time.monotonic() >= end:
+            left.append(name)
+            continue
         if "gmacs" not in row:
             row = cost(name)
-        if times and not row.get("ratio"):
+        if times and not is_timed:
             case = Case(height=_SIZE[0], width=_SIZE[1], instances=_DETECTIONS)
-            measured = measure(_subject(name), case, budget, threads)
-            row |= {
-                key: measured[key] for key in ("stock_ms", "ours_ms", "ratio", "stock_mb", "ours_mb", "bf16")
-            }
-            row |= {"threads": threads, "processor": _processor()}
+            try:
+                measured = measure(_subject(name), case, budget, threads)
+            except (AssertionError, RuntimeError) as error:  # the others are to be measured all the same
+                say(f"{name}: not measured: {error}")
+                left.append(name)
+                measured = None
+            if measured is not None:
+                row |= {key: measured[key] for key in _MEASURED} | here
         rows[name] = row
         write_csv(list(rows.values()), file)  # now: a later one may fail
+        say(f"{name}: {float(row['parameters']):.1f} M, {float(row['gmacs']):.0f} GFLOPs{_in_words(row)}")
         gc.collect()
-    return [rows[name] for name in names]
+    return [rows[name] for name in sorted(rows)], left
+
+
+def _in_words(row):
+    if not row.get("ratio"):
+        return ""
+    return f", {float(row['stock_ms']):.0f} ms -> {float(row['ours_ms']):.0f} ms, {float(row['ratio']):.1f}x"
 
 
 def markdown(rows: list[dict], command: str) -> str:
     """MODEL_ZOO.md.
 
     Args:
-        rows: of `measure_zoo`.
+        rows: of `measure_zoo`; configs of the zoo without one have empty cells.
         command: that wrote it.
     """
-    timed = next((row for row in rows if row.get("ratio")), None)
+    by_name = {row["config"]: row for row in rows}
+    names = zoo_configs()
+    timed = [by_name[name] for name in names if by_name.get(name, {}).get("ratio")]
     lines = [
         "# Model zoo",
         "",
-        f"Written by `{command}`.",
+        f"Written by `{command}`. It goes on where it was ended; `--help` lists how to measure in slices.",
         "",
-        "Every config comes as yaml and as LazyConfig (`.py`); `mrcnn-ext zoo show NAME` prints it. Training is",
-        "`mrcnn-ext train model=NAME data=coco` (or `data=cityscapes`). Nobody has trained these models with this",
-        "package yet: the last column is what the paper reports for its own, on COCO minival or Cityscapes val.",
-        "detectron2's trained models load into those of the same architecture (`mrcnn-ext zoo list --detectron2`),",
-        "torchvision's into `*_torchvision`.",
+        "Every config comes as yaml and as LazyConfig (`.py`); `mrcnn-ext zoo show NAME` prints it. detectron2's",
+        "trained models load into those of the same architecture (`mrcnn-ext zoo list --detectron2`), torchvision's",
+        "into `*_torchvision`. The schedules are for 8 GPUs; on N of them `SOLVER.REFERENCE_WORLD_SIZE 8` (LazyConfig:",
+        "`train.reference_world_size=8`) scales batch, learning rate and iterations, and says so.",
         "",
-        "Parameters are in millions, multiply-adds in billions for an image of 800x1216 pixels, with as many",
-        f"detections, up to {_DETECTIONS}, as random weights give.",
+        "- parameters: millions; GFLOPs: billions of multiply-adds for an image of 800x1216 pixels, with as many",
+        f"  detections, up to {_DETECTIONS}, as random weights give.",
+        f"- ms an image and MB at most, as detectron2 runs it and by `mrcnn_ext.accelerate`: {_measured_how(timed)}",
+        "- AP of the paper: what it reports for its own model, on COCO minival or Cityscapes val.",
+        "- AP: of a model trained with this package. Nobody has trained these yet, so it is empty.",
     ]
-    if timed:
-        precision = "bf16" if str(timed.get("bf16")) == "True" else "float32"
-        lines += [
-            f"Milliseconds an image and peak MB: batch 1, up to {_DETECTIONS} detections, random weights, "
-            f"{timed['threads']} threads of an {timed['processor']}; detectron2 in float32 and "
-            f"`mrcnn_ext.accelerate` in {precision}, in turns in one process.",
-        ]
-    names = ["config", "parameters", "multiply-adds"]
-    if timed:
-        names += ["detectron2 ms", "accelerated ms", "ratio", "MB, detectron2 / accelerated"]
-    names += ["AP of the paper"]
-    lines += ["", _row(names), _row(["---"] * len(names))]
-    for row in rows:
-        cells = [row["config"], f"{float(row['parameters']):.1f}", f"{float(row['gmacs']):.0f}"]
-        if timed:
-            cells += _times(row) if row.get("ratio") else [""] * 4
-        lines.append(_row([*cells, PAPER.get(row["config"], "")]))
+    columns = [
+        "config",
+        "parameters",
+        "GFLOPs",
+        "ms",
+        "accelerated",
+        "MB",
+        "AP of the paper",
+        "AP",
+        "command",
+    ]
+    folder = None
+    for name in names:
+        if name.partition("/")[0] != folder:
+            folder = name.partition("/")[0]
+            lines += ["", f"## {folder}", "", _row(columns), _row(["---"] * len(columns))]
+        row = by_name.get(name, {})
+        cells = [name.partition("/")[2], *_costs(row), *_times(row), PAPER.get(name, ""), "", _command(name)]
+        lines.append(_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def _measured_how(timed: list[dict]) -> str:
+    if not timed:
+        return "not measured yet."
+    machines = {(row["threads"], row["processor"], row.get("bf16")) for row in timed}
+    how = [
+        f"{threads} threads of an {processor}, float32 and {'bf16' if str(bf16) == 'True' else 'float32'}"
+        for threads, processor, bf16 in sorted(machines, key=str)
+    ]
+    return (
+        f"batch 1, up to {_DETECTIONS} detections, random weights, in turns in one process; {'; '.join(how)}. "
+        "Empty: not measured yet."
+    )
 
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _costs(row: dict) -> list[str]:
+    if "gmacs" not in row:
+        return ["", ""]
+    return [f"{float(row['parameters']):.1f}", f"{float(row['gmacs']):.0f}"]
+
+
 def _times(row: dict) -> list[str]:
-    memory = f"{float(row['stock_mb']):.0f} / {float(row['ours_mb']):.0f}"
+    if not row.get("ratio"):
+        return [""] * 3
     return [
         f"{float(row['stock_ms']):.0f}",
-        f"{float(row['ours_ms']):.0f}",
-        f"{float(row['ratio']):.1f}x",
-        memory,
+        f"{float(row['ours_ms']):.0f} ({float(row['ratio']):.1f}x)",
+        f"{float(row['stock_mb']):.0f} / {float(row['ours_mb']):.0f}",
     ]
+
+
+def _command(name: str) -> str:
+    folder, _, stem = name.partition("/")
+    if folder == "Cityscapes":
+        return f"`mrcnn-ext train model={name} data=cityscapes`"
+    return f"`mrcnn-ext train model={stem} data=coco`"
 
 
 def _subject(name: str) -> Subject:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-RESULTS = "coco_instances_results.json"
+from .run_folders import dataset_of, results_of
 
 
 @click.command()
@@ -44,7 +44,7 @@ def command(runs, truth, samples, seed, csv_file):
     from ..evaluation.result_files import read_results
 
     truth, name = _truth(truth, Path(runs[0]))
-    files = [_results(Path(run), name) for run in runs]
+    files = [results_of(Path(run), name) for run in runs]
     if csv_file and Path(csv_file).resolve() in {file.resolve() for file in files}:
         raise ValueError(f"--csv {csv_file} is one of the runs: give another file")
     rows = []
@@ -78,22 +78,10 @@ def _truth(truth: str | None, run: Path):
         return TruthCOCO(content), Path(truth).stem
     from ..data.loading import coco_content
 
-    name = truth or _dataset_of(run)
-    _check_registered(name)
+    if truth:
+        _check_registered(truth)
+    name = truth or dataset_of(run, "--truth")
     return TruthCOCO(coco_content(name)), name
-
-
-def _dataset_of(run: Path) -> str:
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise ValueError(f"{run}: there is no config.yaml that names its data: give --truth, the annotations")
-    from ..engine.setup import load_config, register_datasets
-
-    datasets = load_config(str(config)).DATASETS
-    register_datasets(datasets.COCO_FORMAT)
-    if not datasets.TEST:
-        raise ValueError(f"{config}: DATASETS.TEST is empty: give --truth, the annotations")
-    return datasets.TEST[0]
 
 
 def _check_registered(name):
@@ -104,20 +92,6 @@ def _check_registered(name):
     if name not in DatasetCatalog.list():
         hint = did_you_mean(name, DatasetCatalog.list())
         raise ValueError(f"--truth {name}: neither a file nor a registered dataset{hint}")
-
-
-def _results(run: Path, dataset: str) -> Path:
-    if run.is_file():
-        return run
-    found = sorted(run.rglob(RESULTS))
-    of_dataset = [file for file in found if file.parent.name == dataset] or found
-    if len(of_dataset) == 1:
-        return of_dataset[0]
-    if not found:
-        raise ValueError(f"{run}: neither a file of COCO results nor a folder with a {RESULTS}")
-    raise ValueError(
-        f"{run}: several evaluations ({', '.join(str(f) for f in found)}), none of {dataset}: give one of these files"
-    )
 
 
 _KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}

@@ -1,7 +1,10 @@
 """``mrcnn-ext datasets``: what is imported is what a subcommand needs, as most run without detectron2."""
 
 import contextlib
+import os
 import sys
+from functools import partial
+from pathlib import Path
 
 import click
 
@@ -10,7 +13,7 @@ _SETTINGS = {"show_default": True}
 
 @click.group(context_settings=_SETTINGS)
 def command():
-    """Check, mend and convert datasets; draw synthetic scenes."""
+    """Check, mend and convert datasets; get a sample; make object proposals; draw synthetic scenes."""
 
 
 @contextlib.contextmanager
@@ -77,7 +80,8 @@ def convert_command(format, source, output, split, name):
     """Convert SOURCE, a folder or file of FORMAT, to a COCO annotation file OUTPUT; images stay where they are.
 
     FORMAT is yolo (boxes, polygons, poses), voc, labelme, cvat ("CVAT for images 1.1"), cityscapes (its layout, any
-    classes) or masks (an image file for each object, or numbers in one).
+    classes) or masks (an image file for each object, or numbers in one); of people in video penn_action, bbc_pose,
+    jhmdb or posetrack18 (their layouts), with videos and tracks.
 
     \b
     Examples:
@@ -87,6 +91,7 @@ def convert_command(format, source, output, split, name):
       mrcnn-ext datasets convert cvat export/annotations.xml export/coco.json
       mrcnn-ext datasets convert cityscapes streets streets/val.json --split val    # streets/leftImg8bit, gtFine
       mrcnn-ext datasets convert masks cells cells/annotations.json                 # cells/images, cells/masks
+      mrcnn-ext datasets convert penn_action Penn_Action penn_train.json --split train
     """
     from ..data.convert import convert_dataset
 
@@ -97,6 +102,155 @@ def convert_command(format, source, output, split, name):
     )
     click.echo(f"Look at it:\n  mrcnn-ext datasets check {done.annotations} --images {done.image_root}")
     click.echo(f"In a config, under DATASETS:\n  {done.config_line(name)}")
+
+
+@command.command("proposals", context_settings=_SETTINGS)
+@click.argument("dataset")
+@click.argument("output", required=False)
+@click.option(
+    "--images", metavar="DIR", help="With an annotation file: folder that its file names start from."
+)
+@click.option(
+    "--mode",
+    default="fast",
+    help="Of selective search: fast, or quality, which gives three times the proposals and takes four times as long.",
+)
+@click.option("--limit", type=int, default=2000, metavar="N", help="Proposals of an image at most.")
+@click.option(
+    "--size", type=int, default=500, metavar="PIXELS", help="Longer side at which larger images are searched."
+)
+@click.option("--workers", type=int, default=1, metavar="N", help="Processes.")
+@click.option("--force", is_flag=True, help="Replace a file of other images or options.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def proposals_command(dataset, output, images, mode, limit, size, workers, force, quiet):
+    """Make object proposals of selective search for the images of DATASET, and write them to OUTPUT in detectron2's
+    format.
+
+    DATASET is the name of a registered dataset, or a COCO annotation file. OUTPUT ends with .pkl; by default it is
+    proposals/DATASET.pkl under $DETECTRON2_DATASETS (datasets). R-CNN and Fast R-CNN (configs/Lineage) read it as
+    DATASETS.PROPOSAL_FILES_TRAIN and DATASETS.PROPOSAL_FILES_TEST.
+
+    \b
+    Examples:
+      mrcnn-ext datasets proposals scenes_easy_train --workers 2
+      mrcnn-ext datasets proposals coco_2017_val --workers 16
+      mrcnn-ext datasets proposals skiers/annotations.json skiers/proposals.pkl --images skiers/images
+
+    Needs OpenCV's contrib modules, the extra mrcnn_ext[proposals]. An interrupted command goes on where it was when it
+    is called again. The same images and options give the same file, for any number of processes.
+    """
+    from tqdm import tqdm
+
+    from ..data import load_dataset, register_coco_format
+    from ..data.proposals import proposal_file, proposal_recall, read_proposals
+    from ..data.selective_search import make_proposals
+
+    with _missing_input():
+        if dataset.endswith(".json"):
+            if not images or not output:
+                raise click.UsageError("an annotation file needs --images and an OUTPUT beside it")
+            register_coco_format("proposals_input", dataset, images)
+            dicts = load_dataset("proposals_input")
+        else:
+            if images:
+                raise click.UsageError(
+                    "--images is for an annotation file: a registered dataset knows its own"
+                )
+            dicts = load_dataset(dataset)
+        output = output or proposal_file(dataset)
+        made = make_proposals(
+            dicts,
+            output,
+            mode=mode,
+            limit=limit,
+            size=size,
+            workers=workers,
+            force=force,
+            progress=None
+            if quiet
+            else lambda items, total: tqdm(items, total=total, desc="proposals", unit="image"),
+        )
+    content = read_proposals(output)
+    mean = sum(map(len, content["boxes"])) / len(content["boxes"])
+    state = "written" if made else "already complete, nothing to do"
+    click.echo(f"{output}: {len(content['ids'])} images, {mean:.0f} proposals on average; {state}")
+    counts = [count for count in (100, 300, 1000) if count < mean] + [None]
+    parts = proposal_recall(dicts, content, counts)
+    if parts[-1] == parts[-1]:
+        shown = ", ".join(
+            f"{100 * part:.1f} % by {f'the first {count}' if count else 'all'}"
+            for count, part in zip(counts, parts, strict=True)
+        )
+        click.echo(f"objects with a proposal of IoU 0.5 or more: {shown}")
+    click.echo(
+        f"In a config:\n  MODEL.LOAD_PROPOSALS True, and {output} in DATASETS.PROPOSAL_FILES_TRAIN or _TEST"
+    )
+
+
+@command.command("prepare", context_settings=_SETTINGS)
+@click.argument("dataset", type=click.Choice(["coco", "cityscapes", "lvis"]))
+@click.option(
+    "--root",
+    metavar="DIR",
+    help="Where it is to be; default its folder in $DETECTRON2_DATASETS.",
+    show_default=False,
+)
+@click.option(
+    "--archives",
+    metavar="DIR",
+    help="Folder of the publisher's zip files; default the root.",
+    show_default=False,
+)
+@click.option("--download", is_flag=True, help="Get what is missing from the publisher (not cityscapes).")
+@click.option(
+    "--minival", metavar="LIST", help="coco: that of 2014, divided into trainval35k and minival by this list."
+)
+@click.option("--coarse", is_flag=True, help="cityscapes: the coarse annotations too.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def prepare_command(dataset, root, archives, download, minival, coarse, quiet):
+    """Unpack a published DATASET, compare it with the published sizes and counts, and check it.
+
+    DATASET is coco (2017: instances and person keypoints), cityscapes (fine) or lvis (v1, on COCO's images). What is
+    missing is told, with where to get it. Nothing is downloaded without --download. Archives are verified by size and
+    checksums; the same command goes on where it was stopped. At the end is the check of `datasets check`.
+
+    \b
+    Examples:
+      mrcnn-ext datasets prepare coco                              # tells what is missing
+      mrcnn-ext datasets prepare coco --download                   # 19.5 GiB
+      mrcnn-ext datasets prepare coco --minival instances_minival2014.json
+      mrcnn-ext datasets prepare cityscapes --archives ~/Downloads
+
+    Exit codes: 0 all is there and right; 1 it is not as published, or has errors; 2 parts are missing or damaged.
+    """
+    import os
+
+    from ..data.prepare import prepare_cityscapes, prepare_coco, prepare_lvis
+
+    chosen = {
+        "--download": (download, ("coco", "lvis")),
+        "--minival": (minival, ("coco",)),
+        "--coarse": (coarse, ("cityscapes",)),
+    }
+    for option, (value, datasets) in chosen.items():
+        if value and dataset not in datasets:
+            account = ": its publisher asks for an account" if option == "--download" else ""
+            raise click.UsageError(f"{option} is for {' and '.join(datasets)}, not {dataset}{account}")
+    base = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = root or os.path.join(base, "cityscapes" if dataset == "cityscapes" else "coco")
+    options = {"archives": archives, "progress": not quiet, "say": click.echo}
+    try:
+        if dataset == "coco":
+            fine = prepare_coco(root, download=download, minival=minival, **options)
+        elif dataset == "lvis":
+            fine = prepare_lvis(root, download=download, **options)
+        else:
+            fine = prepare_cityscapes(root, coarse=coarse, **options)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    click.echo(f"\n{root}: {'ready' if fine else 'not as it should be, see above'}")
+    if not fine:
+        sys.exit(1)
 
 
 def _two_numbers(separator, form):
@@ -122,9 +276,54 @@ def _formats(ctx, param, values):
     return chosen
 
 
+def _bar(items, total, split, unit="image"):
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=f"{split} {unit}s", unit=unit, disable=None)  # on a terminal
+
+
+@command.command("sample", context_settings=_SETTINGS)
+@click.argument("output", default="sample")
+@click.option("--train", type=int, default=80, metavar="N", help="Training images.")
+@click.option("--val", type=int, default=20, metavar="N", help="Validation images.")
+def sample_command(output, train, val):
+    """Get a small dataset to try things with: drawn street scenes of 256 x 160 pixels in COCO's format, with boxes,
+    masks and keypoints, and a data file beside them. Nothing is downloaded.
+
+    \b
+    Examples:
+      mrcnn-ext datasets sample
+      mrcnn-ext train data=sample/sample.yaml model=quickstart epochs=5
+    """
+    from ..scenes import write_dataset
+
+    written = write_dataset(
+        output,
+        "easy",
+        train,
+        val,
+        workers=os.cpu_count() or 1,
+        formats=["coco"],
+        progress=_bar,
+    )
+    folder = Path(output)
+    file = folder / f"{folder.resolve().name}.yaml"
+    parts = [part for part, count in (("train", train), ("val", val)) if count]
+    if written or not file.exists():
+        file.write_text("".join(f"{part}: [annotations/instances_{part}.json, .]\n" for part in parts))
+    click.echo(f"{file}: {train} training and {val} validation images. Look at them, and train on them:")
+    click.echo(f"  mrcnn-ext datasets check {file} --pictures drawn")
+    if train:
+        click.echo(f"  mrcnn-ext train data={file} model=quickstart epochs=5")
+
+
 @command.command("scenes", context_settings=_SETTINGS)
 @click.argument("output")
-@click.option("--preset", default="street", help="Difficulty: street or easy.")
+@click.option(
+    "--preset",
+    help="Difficulty: street (default) or easy; of clips: clips (default), clean or hard.",
+    show_default=False,
+)
 @click.option("--train", type=int, default=400, metavar="N", help="Training images.")
 @click.option("--val", type=int, default=100, metavar="N", help="Validation images.")
 @click.option(
@@ -148,10 +347,29 @@ def _formats(ctx, param, values):
     help="coco, cityscapes, or both, with a comma (default).",
 )
 @click.option("--force", is_flag=True, help="Replace a dataset of other arguments.")
+@click.option(
+    "--clips", is_flag=True, help="Short clips of people with tracks; --train and --val count clips."
+)
+@click.option(
+    "--frames", type=click.IntRange(min=1), metavar="N", help="Frames of a clip; default the preset's, 8."
+)
 @click.option("--contact-sheet", metavar="FILE", help="Also draw the first images with their annotations.")
 @click.option("--sheet-images", type=int, default=16, metavar="N", help="Images on that sheet.")
 def scenes_command(
-    output, preset, train, val, size, actors, seed, workers, formats, force, contact_sheet, sheet_images
+    output,
+    preset,
+    train,
+    val,
+    size,
+    actors,
+    seed,
+    workers,
+    formats,
+    force,
+    clips,
+    frames,
+    contact_sheet,
+    sheet_images,
 ):
     """Write synthetic street scenes with boxes, masks and keypoints in COCO's and Cityscapes' layouts to OUTPUT.
 
@@ -163,34 +381,35 @@ def scenes_command(
         mrcnn-ext datasets scenes datasets/scenes_easy --preset easy --train 600 --val 100 --workers 2
       a few images and a picture of their annotations
         mrcnn-ext datasets scenes look --preset easy --train 24 --val 0 --contact-sheet look.png
+      200 training and 50 validation clips of 8 frames of people who walk, ride and wave, with tracks
+        mrcnn-ext datasets scenes datasets/clips --clips --train 200 --val 50 --workers 2
 
     The datasets are registered with detectron2 as scenes_{train,val}, scenes_person_{train,val} and
     scenes_cityscapes_{train,val} if they lie in $DETECTRON2_DATASETS/scenes (by default datasets/scenes); for another
-    folder call mrcnn_ext.data.register_scenes(folder, prefix). The same arguments give the same files, for any number
-    of workers; a folder that already holds them is left as it is.
+    folder call mrcnn_ext.data.register_scenes(folder, prefix). Clips are registered as clips_{train,val} and
+    clips_person_{train,val} if they lie in $DETECTRON2_DATASETS/clips; else call mrcnn_ext.data.register_clips. The
+    same arguments give the same files, for any number of workers; a folder that already holds them is left as it is.
     """
     import cv2
-    from tqdm import tqdm
 
-    from ..scenes import get_preset, write_dataset
+    from ..scenes import get_clip_preset, get_preset, write_clips, write_dataset
     from ..scenes.preview import dataset_sheet
 
     if contact_sheet and "coco" not in formats:
         raise click.UsageError("--contact-sheet draws the COCO annotations: --formats must have coco")
     other = dict(zip(("height", "width"), size, strict=True)) if size else {}
     if actors:
-        other["actors"] = actors
-    written = write_dataset(
-        output,
-        get_preset(preset, **other),
-        train,
-        val,
-        seed,
-        workers,
-        formats,
-        force,
-        lambda items, total, split: tqdm(items, total=total, desc=f"{split} images", unit="image"),
-    )
+        other["people" if clips else "actors"] = actors
+    if frames and not clips:
+        raise click.UsageError("--frames is for --clips: a scene is one image")
+    if frames:
+        other["frames"] = frames
+    if clips:
+        chosen = get_clip_preset(preset or "clips", **other)
+        written = write_clips(output, chosen, train, val, seed, workers, force, partial(_bar, unit="clip"))
+    else:
+        chosen = get_preset(preset or "street", **other)
+        written = write_dataset(output, chosen, train, val, seed, workers, formats, force, _bar)
     click.echo(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     if contact_sheet:
         sheet = dataset_sheet(output, sheet_images)

@@ -24,20 +24,24 @@ def command(ctx, weights, words, config_file, output, **_):
     of a model of detectron2's zoo with trained weights.
     WORDS are, in any order:
       data=FILE       data to evaluate on: the val, or test, of a data file; or a registered
-                      dataset; coco; cityscapes. Default: what the config names
+                      dataset; coco; cityscapes. Default: what the checkpoint was evaluated on
+                      in its training, or the config names
       model=NAME      a config of the zoo, for checkpoints that do not hold theirs
       KEY VALUE ...   keys of a yaml config; key=value those of a LazyConfig
 
     \b
     Examples:
-      mrcnn-ext eval output/model_final.pth data=skiers.yaml
-      mrcnn-ext eval output/model_final.pth data=skiers.yaml MODEL.ACCELERATE True
+      mrcnn-ext eval output/skiers/model_final.pth
+      mrcnn-ext eval output/skiers/model_final.pth data=others.yaml MODEL.ACCELERATE True
       mrcnn-ext eval mask_rcnn_R_50_FPN_3x data=coco --num-gpus 1
       mrcnn-ext eval model_final.pkl model=mask_rcnn_R_50_FPN data=coco_2017_val_100
     """
     from ..engine.launch import run
 
-    own, others = split_words(ctx, words, ("data", "model"))
+    own, others = split_words(ctx, words, ("data", "model", "output"))
+    if output and "output" in own:
+        raise click.UsageError("output=DIR or --output DIR: give one of them", ctx)
+    output = output or own.get("output")
     if config_file and "model" in own:
         raise click.UsageError("model=NAME or --config-file FILE: give one of them", ctx)
     config = config_file or own.get("model", "")

@@ -21,7 +21,9 @@ RUNTIME = "mrcnn_runtime.py"  # name of the copy
     help="yaml or LazyConfig (.py), or the name of one of ours [default: the one in --weights].",
 )
 @click.option(
-    "--output", required=True, help="File: .onnx, .xml (OpenVINO), .ts (TorchScript) or .pt2 (torch.export)."
+    "--output",
+    required=True,
+    help="File: .onnx, .xml (OpenVINO), .ts (TorchScript) or .pt2 (torch.export); .safetensors for the weights alone.",
 )
 @click.option("--image", help="One in which the model finds something, to check the file with.")
 @click.option(
@@ -61,7 +63,8 @@ def command(
 ):
     """Write a model to one file, after checking that it gives the model's answers.
 
-    KEY VALUE (LazyConfig: key=value) changes the config.
+    KEY VALUE (LazyConfig: key=value) changes the config. A .safetensors file holds the weights of a checkpoint, with
+    its config and the names of its classes, and stands for it wherever weights are asked for.
 
     \b
     Examples:
@@ -69,7 +72,12 @@ def command(
       mrcnn-ext export --weights model_final.pth --output model.ts --image photo.jpg
       mrcnn-ext export --weights model_final.pth --output model.xml --precision int8 --calibrate photos
       mrcnn-ext export --config-file CONFIG --output model.onnx MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5
+      mrcnn-ext export --weights model_final.pth --output model_final.safetensors
     """
+    if output.endswith(".safetensors"):
+        given = {"KEY VALUE": opts, "--config-file": config_file, "--image": image, "--calibrate": calibrate}
+        _export_weights(weights, output, trust_files, [name for name, value in given.items() if value])
+        return
     # detectron2's anchors cause it; who exports can do nothing about it.
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     from ..export import WrongAnswersError, export_model, standalone
@@ -94,6 +102,22 @@ def command(
         shutil.copyfile(standalone.__file__, copy)
         needs = "onnxruntime" if output.endswith(".onnx") else "openvino"
         click.echo(f"{copy}: runs it with numpy and {needs} alone")
+
+
+def _export_weights(weights, output, trust, given):
+    from detectron2.utils.file_io import PathManager
+
+    from ..engine.weight_files import export_weights
+    from .jobs import weights_of
+
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: a .safetensors file holds the weights as they are, and the config of the checkpoint"
+        )
+    if not weights:
+        raise UserError(f"{output}: give the checkpoint whose weights it is to hold with --weights")
+    count = export_weights(PathManager.get_local_path(weights_of(weights)), output, trust)
+    click.echo(f"{output}: the {count} tensors of {weights}")
 
 
 def _calibration(predictor, source):

@@ -30,7 +30,8 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*")
     help="yaml or LazyConfig (.py), or the name of one of ours [default: the one in --weights].",
 )
 @click.option(
-    "--output", help="Results: .json (COCO), .jsonl or .csv [default: named after the first output below]."
+    "--output",
+    help="Results: .json (COCO), .jsonl, .csv or .parquet [default: named after the first output below].",
 )
 @click.option("--pictures", help="Folder for a picture of each image with its predictions.")
 @click.option("--video", help="Annotated video: .mp4, .avi, .mkv, .webm.")
@@ -82,13 +83,28 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*")
     is_flag=True,
     help="Run the code that a checkpoint or yaml config may hold, and read damaged archives [default: refuse them].",
 )
+@click.option("--ray", is_flag=True, help="Predict by actors of Ray, on this machine or a cluster.")
+@click.option(
+    "--ray-address", default="", help="Of the cluster [default: RAY_ADDRESS, or this machine alone]."
+)
+@click.option(
+    "--actors",
+    type=int,
+    default=0,
+    help="Copies of the model on Ray [default: one a GPU, or for each 4 CPUs without].",
+)
+@click.option(
+    "--gpus-per-actor", type=float, help="May be a fraction [default: 1 where Ray has GPUs, else 0]."
+)
+@click.option("--cpus-per-actor", type=float, default=0, help="[default: 1 with a GPU, else all, shared out]")
 @click.option("--overwrite", is_flag=True, help="Begin anew, whatever --output holds.")
 def command(arguments, weights, config_file, output, overwrite, trust_files, **options):
     """Predict for images, videos and datasets; write results, pictures, videos, masks.
 
     SOURCE is a folder, image, pattern ('photos/**/*.jpg'), list of files (.txt), - (an image or a list on standard
-    input), http(s) address, video, webcam:0, registered dataset or data=FILE.yaml (its val). Several images, folders,
-    patterns and lists may be given. KEY VALUE (LazyConfig: key=value) changes the config.
+    input), http(s) address, video, webcam:0, registered dataset or data=FILE.yaml (its val); s3://, gs://, abfs:// or
+    hdfs:// with images; Parquet with images. Several images, folders, patterns and lists may be
+    given. KEY VALUE (LazyConfig: key=value) changes the config.
 
     The same command continues an interrupted run. A webcam is recorded until Ctrl-C.
 
@@ -97,6 +113,7 @@ def command(arguments, weights, config_file, output, overwrite, trust_files, **o
       mrcnn-ext predict photos --weights model_final.pth --output photos.json --pictures drawn
       mrcnn-ext predict street.mp4 --weights model.onnx --video street_drawn.mp4 --only person,car
       mrcnn-ext predict coco_2017_val --weights model_final.pth --output val.json
+      mrcnn-ext predict s3://bucket/photos --weights model_final.pth --output photos.parquet --ray --actors 8
       mrcnn-ext predict photos --config-file CONFIG --output photos.json INPUT.MIN_SIZE_TEST 640
     """
     # detectron2's anchors cause it; who predicts can do nothing about it.
@@ -113,15 +130,38 @@ def command(arguments, weights, config_file, output, overwrite, trust_files, **o
         boxes=not options.pop("no_boxes"),
         labels=not options.pop("no_labels"),
     )
-    predictor = load_predictor(config_file, weights, only["device"], opts, trust=trust_files)
+    ray = _ray_options(options, only["device"])
+    # Only Ray's actors run the model.
+    device = "cpu" if ray is not None and only["device"].startswith("cuda") else only["device"]
+    predictor = load_predictor(config_file, weights, device, opts, trust=trust_files)
     options.update(style=style, metadata=only["classes"], accelerate=not only["no_accelerate"])
     try:
         source = sources[0] if len(sources) == 1 else sources
-        done = predict(predictor, source, output, overwrite=overwrite, **options)
+        done = predict(predictor, source, output, overwrite=overwrite, ray=ray, **options)
     except KeyboardInterrupt:
         click.echo("the same command goes on with what is missing", err=True)
         raise
     _report(output, done, options)
+
+
+def _ray_options(options, device: str):
+    """Takes Ray's options out of the others; None without --ray."""
+    wanted = options.pop("ray")
+    own = {name: options.pop(name) for name in ("ray_address", "actors", "gpus_per_actor", "cpus_per_actor")}
+    if not wanted:
+        if given := [
+            f"--{name.replace('_', '-')}" for name, value in own.items() if value not in ("", 0, None)
+        ]:
+            raise UserError(f"{' and '.join(given)}: only with --ray")
+        return None
+    from ..inference import RayOptions
+
+    gpus = own["gpus_per_actor"]
+    if device and not device.startswith("cuda"):
+        if gpus:
+            raise UserError(f"--gpus-per-actor {gpus:g}: --device {device} uses none")
+        gpus = 0
+    return RayOptions(own["actors"], gpus, own["cpus_per_actor"], own["ray_address"])
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

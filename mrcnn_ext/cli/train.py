@@ -4,17 +4,22 @@ import os
 
 import click
 
+from ..data.data_file import default_name
 from ..engine.errors import UserError
 from ..model_zoo import find_config, zoo_name
 from .arguments import CONTEXT, launch_options, namespace, split_words, words_argument
 from .jobs import engine_job, weights_of
+from .run_folders import new_folder
 
 
 @click.command(context_settings=CONTEXT)
 @words_argument
 @click.option("--config-file", metavar="FILE", help="A yaml or LazyConfig (.py) instead of model=.")
 @click.option(
-    "--output", metavar="DIR", help="Folder of the results. Default: the config's, ./output as a rule."
+    "--output",
+    metavar="DIR",
+    help="Folder of the results. Default: output/NAME, after the data or the model; output/NAME-2 and so on where "
+    "there are trainings already.",
 )
 @click.option(
     "--recipe",
@@ -22,8 +27,16 @@ from .jobs import engine_job, weights_of
     help="auto: schedule, learning rate, image sizes and anchors by the training data, where you do not set them; "
     "they are told with reasons, and written to the output folder.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a finished training in the output folder.")
-@click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a finished training in the output folder; without --output in output/NAME.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the training in the output folder; without --output with the last output/NAME.",
+)
 @click.option(
     "--view/--no-view",
     default=None,
@@ -42,20 +55,34 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
       model=NAME        a config of the zoo (mrcnn-ext zoo list), a config file, or a
                         checkpoint to go on from
       weights=FILE      weights to start from, or the name of a model of detectron2's zoo
+      epochs=N          passes over the training images, instead of SOLVER.MAX_ITER; the
+                        schedule keeps its shape
+      output=DIR        as --output DIR
       KEY VALUE ...     keys of a yaml config; KEY=VALUE is the same
       key=value ...     keys of a LazyConfig
 
     \b
     Examples:
       mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --recipe auto
+      mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN epochs=30
       mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN SOLVER.MAX_ITER 5000 --num-gpus 4
       mrcnn-ext train data=skiers.yaml model=keypoint_rcnn_R_50_FPN weights=keypoint_rcnn_R_50_FPN_3x
       mrcnn-ext train model=quickstart.py train.max_iter=500
       mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --output output/skiers --resume
+      torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m mrcnn_ext train model=NAME data=coco
     """
+    from ..engine.elastic import is_restart
+    from ..engine.epochs import checked_epochs
     from ..engine.launch import run
 
-    own, others = split_words(ctx, words, ("data", "model", "weights"))
+    own, others = split_words(ctx, words, ("data", "model", "weights", "epochs", "output"))
+    if output and "output" in own:
+        raise click.UsageError("output=DIR or --output DIR: give one of them", ctx)
+    epochs = checked_epochs(own["epochs"]) if "epochs" in own else None
+    if resume and overwrite:
+        raise click.UsageError(
+            "--resume goes on with a training, --overwrite replaces it: give one of them", ctx
+        )
     if bool(config_file) == ("model" in own):
         message = "give one of them" if config_file else "there is no model"
         raise click.UsageError(
@@ -70,15 +97,39 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
         checkpoint,
         data=own.get("data", ""),
         weights=weights,
-        output=output,
+        output=output
+        or own.get("output")
+        or _own_folder(ctx, own.get("data", ""), config, checkpoint, others),
         words=[*_view(view, config), *others],
         trust=ctx.params["trust_files"],
     )
-    if not resume:
+    if not resume and not is_restart():
         _check_not_overwritten(folder, weights, overwrite)
-    click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
-    run(main, namespace(ctx, resume=resume, recipe=recipe, brief=True, **values))
-    click.echo(f"trained: {folder}/model_final.pth")
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun runs the command in each process
+    if is_main:
+        click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
+    run(main, namespace(ctx, resume=resume, recipe=recipe, epochs=epochs, brief=True, **values))
+    if is_main:
+        click.echo(f"trained: {folder}/model_final.pth")
+
+
+def _own_folder(ctx, data, config, checkpoint, words) -> str | None:
+    """Of a training for which the command line names no folder; None where it or the user's own config does."""
+    from ..engine.recipe_config import is_shipped
+
+    if any(word.partition("=")[0] in ("OUTPUT_DIR", "train.output_dir") for word in words):
+        return None
+    if config and not is_shipped(config):
+        _, _, folder = engine_job(config, trust=ctx.params["trust_files"])
+        if os.path.normpath(folder) != "output":  # detectron2's default
+            return None
+    is_file = data.endswith((".yaml", ".yml"))
+    name = (
+        default_name(data) if is_file else data or os.path.splitext(os.path.basename(config or checkpoint))[0]
+    )
+    if ctx.params["num_machines"] > 1 or "RANK" in os.environ:  # the processes would disagree
+        return os.path.join("output", name)
+    return new_folder(name, ctx.params["resume"], ctx.params["overwrite"])
 
 
 def _check_not_overwritten(folder, weights, overwrite):

@@ -6,6 +6,7 @@ import re
 import click
 
 from ..config_files import list_configs
+from .zoo_cost import cost_command
 
 
 @click.group()
@@ -14,6 +15,9 @@ def command():
 
     The configs of this package have no trained weights yet; those of detectron2 have, and they load into ours.
     """
+
+
+command.add_command(cost_command)
 
 
 @command.command("list")

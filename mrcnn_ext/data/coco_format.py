@@ -11,6 +11,7 @@ from .coco_file import CocoFile
 from .description import read_description
 from .keypoint_names import mirrored_pairs, one_sided, skeleton_lines
 from .loading import CocoLoader
+from .places import absolute
 from .problems import Problems
 
 __all__ = ["register_coco_format"]
@@ -40,7 +41,8 @@ def register_coco_format(
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     if name in DatasetCatalog.list():
-        if MetadataCatalog.get(name).get("json_file") != json_file:
+        known = MetadataCatalog.get(name).get("json_file")
+        if known is None or os.path.abspath(known) != os.path.abspath(json_file):
             raise ValueError(f"dataset {name!r} is already registered for other data: choose another name")
         return
     try:
@@ -65,9 +67,14 @@ def register_coco_format(
     keypoints = described.get("keypoints") or file.keypoint_names
     if keypoints:
         metadata |= _keypoint_metadata(name, keypoints, file, described)
+    _, *entry = absolute([name, json_file, image_root, *([description] if description else [])])
     DatasetCatalog.register(name, CocoLoader(name, json_file, image_root))
     MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+        coco_format=entry,  # for checkpoints, which say what they were trained on
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        **metadata,
     )
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from .description import DESCRIPTION_KEYS
 
-__all__ = ["DataFile", "read_data_file"]
+__all__ = ["DataFile", "default_name", "read_data_file"]
 
 _PARTS = ("train", "val", "test")
 _EXAMPLE = "train: [annotations/train.json, images/train]"
@@ -96,13 +96,19 @@ def _names(entries: list[list] | None) -> tuple[str, ...]:
 def _name(content: dict, path: str) -> str:
     name = content.get("name")
     if name is None:
-        folder, base = os.path.split(os.path.abspath(path))
-        name = os.path.splitext(base)[0]
-        if name in ("data", "dataset"):  # of YOLO's, whose folders bear the name
-            name = os.path.basename(folder) or name
+        name = default_name(path)
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"data file {path}: name must be what to call the data, got {name!r}")
     return name.strip().replace(" ", "_")
+
+
+def default_name(path: str | os.PathLike) -> str:
+    """What the data of a file are called that has no "name"."""
+    folder, base = os.path.split(os.path.abspath(path))
+    name = os.path.splitext(base)[0]
+    if name in ("data", "dataset"):  # of YOLO's, whose folders bear the name
+        name = os.path.basename(folder) or name
+    return name
 
 
 def _is_yolo(content: dict) -> bool:

@@ -13,7 +13,15 @@ from tqdm import tqdm
 
 from .problems import Problems, kind_of
 
-__all__ = ["ImageProblem", "ImageSize", "check_image_file", "check_images", "read_rgb", "turned_size"]
+__all__ = [
+    "ImageProblem",
+    "ImageSize",
+    "check_image_file",
+    "check_images",
+    "image_size",
+    "read_rgb",
+    "turned_size",
+]
 
 _JPEG_END = b"\xff\xd9"
 _TAIL = 4096  # bytes at the end of a file among which its end marker must be
@@ -170,6 +178,20 @@ def _check_pixels(image: Image.Image):
     if image.mode.startswith("I") or image.mode == "F":
         kind = "floating-point pixels" if image.mode == "F" else "more than 8 bits a pixel"
         raise ImageProblem(f"it has {kind}, which detectron2 cuts off at 255: convert it to 8 bits")
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Height and width of an image file as it is read, turned as its EXIF data say.
+
+    Raises:
+        ValueError: it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            size = turned_size(image, path)
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read as an image: {error}") from error
+    return size.height, size.width
 
 
 def turned_size(image: Image.Image, path: str) -> ImageSize:

@@ -20,6 +20,7 @@ from detectron2.structures import BoxMode
 from .annotations import clean_annotation, plain_number
 from .coco_file import MOST_STRAYING, CocoFile, check_box
 from .problems import Problems, Unusable, kind_of
+from .proposals import add_proposals
 from .reading_once import file_key, kept
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "load_dataset",
 ]
 
+# What TAO and COCO-VID add to the records of images that are frames of a video.
+_OF_VIDEO = ("video_id", "frame_index", "frame_id")
 _STOCK_LOADER = ("detectron2.data.datasets.coco", "register_coco_instances.<locals>.<lambda>")
 
 
@@ -64,6 +67,7 @@ class CocoLoader:
                 "height": record["height"],
                 "width": record["width"],
                 "image_id": key,
+                **{name: record[name] for name in _OF_VIDEO if name in record},
                 "annotations": [],
             }
             for key, record in sorted(file.images.items(), key=lambda item: (str(type(item[0])), item[0]))
@@ -73,7 +77,7 @@ class CocoLoader:
                 continue
             kept = {
                 key: annotation[key]
-                for key in ("id", "iscrowd", "bbox", "area", "segmentation", "keypoints")
+                for key in ("id", "iscrowd", "bbox", "area", "segmentation", "keypoints", "track_id")
                 if key in annotation
             }
             kept["category_id"] = contiguous[annotation["category_id"]]
@@ -375,7 +379,8 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
     }
     for number, record in enumerate(dicts):
         image_id = record.get("image_id", number)
-        image = {"id": image_id, **{key: record[key] for key in ("file_name", "height", "width")}}
+        keys = ("file_name", "height", "width", *(key for key in _OF_VIDEO if key in record))
+        image = {"id": image_id, **{key: record[key] for key in keys}}
         images.append(image)
         for annotation in record.get("annotations", ()):
             mode = BoxMode(annotation["bbox_mode"])
@@ -384,7 +389,7 @@ def _content_of_dicts(dicts: list[dict], name: str) -> dict:
                 box = BoxMode.convert([float(v) for v in corners], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
             else:
                 box = BoxMode.convert(annotation["bbox"], mode, BoxMode.XYWH_ABS)
-            keys = ("iscrowd", "area", "segmentation", "num_keypoints")
+            keys = ("iscrowd", "area", "segmentation", "num_keypoints", "track_id")
             kept = {key: annotation[key] for key in keys if key in annotation}
             if annotation["category_id"] not in ids:
                 raise ValueError(
@@ -418,7 +423,8 @@ def get_detection_dataset_dicts(
         names: registered datasets.
         filter_empty: leave out images without annotations but crowds.
         min_keypoints: leave out images with fewer visible keypoints.
-        proposal_files: of precomputed proposals; must be None: detectron2's function reads them.
+        proposal_files: of precomputed proposals, one for each of the datasets; None for none. They are read without
+            running what a pickle may hold.
         check_consistency: the datasets must have the same classes.
 
     Returns:
@@ -427,12 +433,16 @@ def get_detection_dataset_dicts(
     Raises:
         ValueError: a dataset is wrong, or nothing is left of them.
     """
-    if proposal_files:
-        raise ValueError(
-            "precomputed proposals are read by detectron2.data.get_detection_dataset_dicts alone"
-        )
     names = [names] if isinstance(names, str) else list(names)
+    files = [] if proposal_files is None else list(proposal_files)
+    if files and len(files) != len(names):
+        raise ValueError(
+            f"there must be a file of proposals for each dataset (DATASETS.PROPOSAL_FILES_TRAIN and _TEST, "
+            f"proposal_files), got {len(files)} for {len(names)}: {', '.join(names)}"
+        )
     loaded = {name: load_dataset(name) for name in names}
+    for name, file in zip(names, files, strict=False):
+        loaded[name] = add_proposals(loaded[name], file, name)
     for name, dicts in loaded.items():
         if not dicts:
             raise ValueError(f"dataset {name!r} is empty: it has no images")

@@ -1,4 +1,4 @@
-"""Registers the datasets that `datasets/make_scenes.py` writes."""
+"""Registers the datasets that `mrcnn-ext datasets scenes` writes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _CLASSES = {
     "thing_classes": [name for name, _, _ in CATEGORIES],
     "thing_colors": [color for _, _, color in CATEGORIES],
 }
+_SCENES_COMMAND = "mrcnn-ext datasets scenes"
 _PERSON = {"thing_classes": ["person"], "thing_colors": [CATEGORIES[0][2]]}
 
 
@@ -51,37 +52,66 @@ def register_scenes(root: str, prefix: str = "scenes") -> None:
         _cityscapes(f"{prefix}_cityscapes_{split}", root, split)
 
 
+def register_clips(root: str, prefix: str = "clips") -> None:
+    """
+    Registers the clips under `root`, whether or not they are there yet; files are read on first use.
+
+    For each split of train and val: `{prefix}_{split}` (eight categories, keypoints on person and rider) and
+    `{prefix}_person_{split}` (persons and riders as "person"). The records of the images have "video_id" and
+    "frame_index", the annotations "track_id".
+
+    Args:
+        root: what `mrcnn_ext.scenes.write_clips` wrote.
+        prefix: start of the datasets' names.
+
+    Raises:
+        ValueError: the names are already registered for another root.
+    """
+    root = os.path.abspath(root)
+    for split in ("train", "val"):
+        for name, kind, metadata in (
+            (prefix, "instances", _CLASSES),
+            (f"{prefix}_person", "person_keypoints", _PERSON),
+        ):
+            json_file = os.path.join(root, "annotations", f"{kind}_{split}.json")
+            _coco(f"{name}_{split}", root, json_file, metadata, "mrcnn-ext datasets scenes --clips")
+            MetadataCatalog.get(f"{name}_{split}").set(pck_thresholds=(0.1, 0.2))
+
+
 def _is_new(name: str, root: str) -> bool:
     if name not in DatasetCatalog.list():
         return True
     there = getattr(MetadataCatalog.get(name), "scenes_root", None)
     if there != root:
         raise ValueError(
-            f"dataset {name!r} is already registered for {there}, not {root}: give register_scenes another "
-            "prefix, or set DETECTRON2_DATASETS to the folder that holds `scenes` before importing mrcnn_ext"
+            f"dataset {name!r} is already registered for {there}, not {root}: give another prefix, "
+            "or set DETECTRON2_DATASETS to the folder that holds it before importing mrcnn_ext"
         )
     return False
 
 
-def _need(path: str, name: str, root: str) -> None:
+def _need(path: str, name: str, root: str, command: str = _SCENES_COMMAND) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"dataset {name!r} is not on disk: {path} is missing. Write it with "
-            f"`python datasets/make_scenes.py {root}`"
+            f"dataset {name!r} is not on disk: {path} is missing. Write it with `{command} {root}`"
         )
 
 
 class _SceneLoader(CocoLoader):
+    def __init__(self, name, json_file, image_root, command):
+        super().__init__(name, json_file, image_root)
+        self.command = command
+
     def load(self, problems):
-        _need(self.json_file, self.name, self.image_root)
+        _need(self.json_file, self.name, self.image_root, self.command)
         return super().load(problems)
 
 
-def _coco(name: str, root: str, json_file: str, metadata: dict) -> None:
+def _coco(name: str, root: str, json_file: str, metadata: dict, command: str = _SCENES_COMMAND) -> None:
     if not _is_new(name, root):
         return
 
-    DatasetCatalog.register(name, _SceneLoader(name, json_file, root))
+    DatasetCatalog.register(name, _SceneLoader(name, json_file, root, command))
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=root,

@@ -129,6 +129,7 @@ def survey_coco_file(
     max_size: int = 1333,
     workers: int = 8,
     progress: bool = False,
+    file_class: type[CocoFile] = CocoFile,
 ) -> Survey:
     """Reads a whole annotation file, and looks at its image files.
 
@@ -140,13 +141,14 @@ def survey_coco_file(
         max_size: to which the longer side of an image is shrunk at most, INPUT.MAX_SIZE_TRAIN.
         workers: threads that look at image files.
         progress: show progress bars.
+        file_class: reads the file; a subclass for a format that is COCO's but for details.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no annotation file.
     """
     problems = Problems(name or os.path.basename(path), os.fspath(path))
-    file = CocoFile(path, problems)
+    file = file_class(path, problems)
     survey = Survey(file, problems)
     annotations = file.annotations()
     for annotation in tqdm(annotations, "annotations", file.num_annotations, disable=not progress, unit=""):

@@ -7,22 +7,26 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor
 
 from ..files import DamagedFileError, replacing, verify_archive
-from ..integrations.torchvision.parameter_names import is_torchvision_detector
+from ..integrations.torchvision.parameter_names import (
+    is_torchvision_detector,
+    is_torchvision_resnet,
+    resnet_names,
+)
 from ..integrations.torchvision.weights import detectron2_weights
 from .averaging import WeightAverage
 from .class_mapping import ClassMapping
-from .description import ABOUT
 from .errors import NonFiniteError, UserError
 from .evaluated_names import check_evaluated_names
-from .weight_files import read_weights
+from .load_report import load_report
+from .weight_files import ABOUT, AVERAGED, read_weights
 
 __all__ = ["Checkpointer", "not_finite"]
 
-_TORCHVISION_STD = torch.tensor([58.395, 57.120, 57.375])
-_AVERAGED = "averaged_model"  # key of the moving average of the weights
+_TORCHVISION_INPUT = {"pixel_mean": [123.675, 116.280, 103.530], "pixel_std": [58.395, 57.120, 57.375]}
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -100,7 +104,7 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": weights}
         data.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
         if self.averaged is not None and (averaged := self.averaged.state_dict()) is not None:
-            data[_AVERAGED] = averaged
+            data[AVERAGED] = averaged
         if self.about is not None:
             data[ABOUT] = self.about()
         data.update(kwargs)
@@ -198,20 +202,44 @@ class Checkpointer(DetectionCheckpointer):
             )
             self._check_torchvision_settings()
             loaded = {**loaded, "model": detectron2_weights(weights)}
+        elif is_torchvision_resnet(weights):
+            loaded = {**loaded, "model": self._resnet_weights(weights)}
         return loaded
+
+    def _resnet_weights(self, weights):
+        """Of a ResNet for classification, by detectron2's names."""
+        own = self.model.state_dict()
+        if not {"backbone.bottom_up.stem.conv1.weight", "backbone.stem.conv1.weight"} & own.keys():
+            backbone = type(getattr(self.model, "backbone", self.model)).__name__
+            raise UserError(
+                f"{self._file}: a ResNet of torchvision or timm for classification, and the model's backbone, "
+                f"{backbone}, is no ResNet of detectron2. timm's backbones take their weights by MODEL.TIMM.WEIGHTS "
+                "(LazyConfig: model.backbone.bottom_up.weights)"
+            )
+        self.logger.info("%s is a ResNet for classification: its weights get detectron2's names", self._file)
+        self._check_torchvision_settings()
+        return {new: weights[old] for old, new in resnet_names(weights, own).items()}
 
     def _check_torchvision_settings(self):
         """torchvision's weights want its images and its ResNet; nothing else would tell."""
         wrong = []
-        std = getattr(self.model, "pixel_std", None)
-        if std is not None and not torch.allclose(std.flatten().cpu(), _TORCHVISION_STD, rtol=0.01):
-            wrong.append("MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]")
+        for key, wanted in _TORCHVISION_INPUT.items():
+            value = getattr(self.model, key, None)
+            if value is not None and not torch.allclose(
+                value.flatten().cpu().float(), torch.tensor(wanted), rtol=0.01
+            ):
+                wrong.append(f"MODEL.{key.upper()} {wanted}")
         if getattr(self.model, "input_format", None) not in ("RGB", None):
             wrong.append('INPUT.FORMAT "RGB"')
+        bottlenecks = (m for m in self.model.modules() if isinstance(m, BottleneckBlock))
+        if any(block.conv1.stride not in (1, (1, 1)) for block in bottlenecks):
+            wrong.append("MODEL.RESNETS.STRIDE_IN_1X1 False")
         if wrong and not self._allow_partial:
             raise UserError(
-                f"{self._file}: weights of torchvision need {' and '.join(wrong)}; the whole config is "
-                "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_torchvision.yaml (or COCO-Keypoints/keypoint_..., or .py)"
+                f"{self._file}: weights of torchvision need {', '.join(wrong)} (in a LazyConfig model.pixel_mean, "
+                ".pixel_std, .input_format with the mappers' image_format, and stages.stride_in_1x1 of the ResNet); "
+                "the whole config is COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_torchvision.yaml (or "
+                "COCO-Keypoints/keypoint_..., or .py)"
             )
 
     def _torch_load(self, f):
@@ -226,7 +254,7 @@ class Checkpointer(DetectionCheckpointer):
         if self._evaluated_on:
             has_keypoints = any(".keypoint_head." in name for name, _ in self.model.named_parameters())
             check_evaluated_names(checkpoint.get(ABOUT), self._file, self._evaluated_on, has_keypoints)
-        averaged = checkpoint.pop(_AVERAGED, None)
+        averaged = checkpoint.pop(AVERAGED, None)
         if averaged is not None and self._resuming and self.averaged is not None:
             self.averaged.load_state_dict(averaged)
         elif averaged is not None and not self._resuming:
@@ -241,9 +269,36 @@ class Checkpointer(DetectionCheckpointer):
             checkpoint["model"], report = self._classes.apply(checkpoint, self.model.state_dict(), self._file)
             self.logger.info(report)
         incompatible = super()._load_model(checkpoint)
+        if not self._resuming:
+            misshapen = {name for name, _, _ in incompatible.incorrect_shapes}
+            self.logger.info(
+                load_report(
+                    os.path.basename(self._file or ""),
+                    self.model.state_dict(),
+                    misshapen | set(incompatible.missing_keys),
+                    [*incompatible.unexpected_keys, *misshapen],
+                )
+            )
         if not self._allow_partial:
             self._check(incompatible)
+            if self._resuming:
+                self._check_same(incompatible)
         return incompatible
+
+    def _check_same(self, incompatible):
+        """A training goes on with its own model: new parts would begin at random in the midst of its schedule."""
+        wrong = [
+            f"{key} is {tuple(theirs)} in the file, {tuple(ours)} in the model"
+            for key, theirs, ours in incompatible.incorrect_shapes
+        ]
+        misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
+        wrong += [f"{key} is not in the model" for key in incompatible.unexpected_keys]
+        wrong += [f"{key} is not in the file" for key in incompatible.missing_keys if key not in misshapen]
+        if wrong:
+            raise UserError(
+                f"--resume: {self._file} is of another model, {len(wrong)} tensors differ ({'; '.join(wrong[:3])}): "
+                "give the config it was trained with; or begin a new training from it with weights= (MODEL.WEIGHTS)"
+            )
 
     def _check(self, incompatible):
         unused = [key for key in incompatible.unexpected_keys if not key.endswith("num_batches_tracked")]

@@ -85,7 +85,9 @@ def learnt_from(cfg):
 def learnt_from_lazily(cfg):
     """The same of a LazyConfig."""
     mapper = OmegaConf.select(cfg, "dataloader.train.mapper", default={})
-    keypoint_head = OmegaConf.select(cfg, "model.roi_heads.keypoint_head")
+    keypoint_head = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") or OmegaConf.select(
+        cfg, "model.head"
+    )
     return {
         "num_keypoints": keypoint_head.get("num_keypoints") if mapper.get("use_keypoint") else None,
         "needs_masks": mapper.get("use_instance_mask", False),

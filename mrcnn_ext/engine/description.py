@@ -2,25 +2,28 @@
 
 import contextlib
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import yaml
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .. import __version__
 from ..config import add_mrcnn_ext_config
+from ..data.places import find_again
 from .errors import UserError
-from .weight_files import HOW_TO_TRUST, read_weights
+from .weight_files import ABOUT, HOW_TO_TRUST, read_weights
 
 __all__ = [
     "ABOUT",
     "check_targets",
     "config_of",
+    "data_of",
     "describe",
     "describe_lazily",
     "instantiate_described",
@@ -28,7 +31,6 @@ __all__ = [
     "read_description",
 ]
 
-ABOUT = "about"  # key in a checkpoint
 _FORMAT = 1
 _NAMES = (
     *("thing_classes", "thing_dataset_id_to_contiguous_id", "keypoint_names", "keypoint_flip_map"),
@@ -85,9 +87,11 @@ def _evaluator(cfg):
 
 
 def _base(kind, datasets):
-    metadata = {}
+    metadata, data = {}, {}
     for name in datasets:
         known = MetadataCatalog.get(name) if name in MetadataCatalog.list() else {}
+        if entry := known.get("coco_format"):
+            data[name] = [name, *_plain_value(entry)]
         for key in _NAMES:
             if key not in metadata and (value := known.get(key)) is not None and len(value):
                 metadata[key] = _plain_value(value)
@@ -97,7 +101,13 @@ def _base(kind, datasets):
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"format": _FORMAT, "kind": kind, "metadata": metadata, "versions": packages}
+    return {
+        "format": _FORMAT,
+        "kind": kind,
+        "metadata": metadata,
+        "data": list(data.values()),
+        "versions": packages,
+    }
 
 
 def _plain_value(value):
@@ -168,6 +178,36 @@ def config_of(about: Mapping, path: str) -> CfgNode:
         about["metadata"].get("keypoint_oks_sigmas", ())
     )
     return cfg
+
+
+def data_of(about: Mapping, path: str, names: Iterable[str]) -> list[list]:
+    """Entries of ``DATASETS.COCO_FORMAT`` for data that a checkpoint was trained with, and that is not registered.
+
+    Args:
+        about: what the checkpoint says of itself.
+        path: of the checkpoint, near which the data are looked for too, if both were moved.
+        names: of the data wanted; those that the checkpoint does not know are left out.
+
+    Raises:
+        UserError: data are not there any more.
+    """
+    data = about.get("data")
+    if data is None and about["kind"] == "yaml":  # of a version that had not the key
+        data = yaml.safe_load(about["config"])["DATASETS"].get("COCO_FORMAT")
+    known = {entry[0]: list(entry) for entry in data or ()}
+    found = []
+    for name in dict.fromkeys(names):
+        if name not in known or name in DatasetCatalog.list():
+            continue
+        entry = find_again(known[name], os.path.dirname(os.path.abspath(path)))
+        for place, is_there in ((entry[1], os.path.isfile), (entry[2], os.path.isdir)):
+            if not is_there(place):
+                raise UserError(
+                    f"{path} was trained with the dataset {name!r}, of which {place} is missing, there and beside the "
+                    "checkpoint: give data=FILE, a data file of where it is now"
+                )
+        found.append(entry)
+    return found
 
 
 def metadata_of(about: Mapping) -> Metadata:

@@ -71,8 +71,8 @@ examples:
   2 machines with 8 GPUs each
     machine 0: {program} --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST0:PORT
     machine 1: {program} --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://HOST0:PORT
-  torchrun starts the processes
-    torchrun --nproc-per-node 8 {program} --config-file CONFIG
+  torchrun starts the processes, and starts them again, from the last checkpoint, when one is lost
+    torchrun --standalone --nproc-per-node 8 --max-restarts 3 {program} --config-file CONFIG
   schedule, learning rate, image sizes and anchors by the data
     {program} --config-file CONFIG --recipe auto
   evaluate; resume; change the config
@@ -163,8 +163,11 @@ def _run_process(local_rank, main, args, rank, world_size, num_local, url):
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
+    where = {"init_method": url}
+    if url == "env://" and "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        where = {"store": _store_of_attempt(rank, world_size)}
     dist.init_process_group(
-        "nccl" if use_cuda else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=_TIMEOUT
+        "nccl" if use_cuda else "gloo", **where, world_size=world_size, rank=rank, timeout=_TIMEOUT
     )
     try:
         comm.create_local_process_group(num_local)
@@ -172,6 +175,13 @@ def _run_process(local_rank, main, args, rank, world_size, num_local, url):
         return main(args)
     finally:
         dist.destroy_process_group()
+
+
+def _store_of_attempt(rank, world_size):
+    """torchrun's store with keys of this attempt's own: those of processes that are gone stay in it, and gloo would
+    take their addresses for the new ones'."""
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=_TIMEOUT))
+    return dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}_of_{world_size}", store)
 
 
 def run_tool(main, parser):

@@ -23,13 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
+from ..modeling import streaming
+from ..modeling.backbone import check_timm_input
 from .averaging import AveragingHook, WeightAverage
+from .batch_scaling import scale_lazily
 from .checkpoint import Checkpointer
 from .checks import check_lazy_config, learnt_from_lazily, names_for_losses, names_of
 from .class_mapping import lazily_mapped_classes
 from .data_order import resumable
 from .described import described_lazy_config
-from .description import describe_lazily, read_description
+from .description import data_of, describe_lazily, read_description
+from .elastic import goes_on
+from .epochs import apply_lazy_epochs
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .events import build_writers
@@ -94,18 +99,23 @@ def _set_up(args):
     recipe = None
     if args.eval_only and not args.config_file:
         cfg = override(described_lazy_config(args.opts, args.trust_files), args.opts, follow=False)
+        weights, tested = cfg.train.init_checkpoint, names_of(cfg.dataloader.get("test"))
+        about = read_description(weights, args.trust_files)
+        register_datasets(data_of(about, weights, tested))
         if not args.resume:
-            weights, tested = cfg.train.init_checkpoint, names_of(cfg.dataloader.get("test"))
             has_keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
-            check_evaluated_names(read_description(weights, args.trust_files), weights, tested, has_keypoints)
+            check_evaluated_names(about, weights, tested, has_keypoints)
     else:
         cfg = load_lazy_config(args.config_file, args.opts)
         if getattr(args, "follow_data", False):
             follow_data_lazily(cfg, args.opts, any_number=True)
         if getattr(args, "without_evaluation", False):
             cfg.dataloader.pop("evaluator", None)
+        opts = list(args.opts)
+        if getattr(args, "epochs", None):
+            opts += [f"{key}=" for key in apply_lazy_epochs(cfg, args.epochs, opts)]
         if getattr(args, "recipe", None):
-            recipe = apply_lazy_recipe(cfg, args.config_file, args.opts)
+            recipe = apply_lazy_recipe(cfg, args.config_file, opts)
     device = cfg.train.device
     if args.num_gpus == 0:
         cfg.train.device = "cpu"
@@ -232,25 +242,40 @@ def _build_checkpointer(cfg, model, **checkpointables):
 def do_test(cfg, model):
     """Evaluate ``model`` on ``dataloader.test`` with ``dataloader.evaluator``, where there is one.
 
-    With ``train.accelerate`` an accelerated copy of it is evaluated, with ``train.accelerate_int8`` in int8 where that
-    serves: the path of a calibration, or a dataset's name to calibrate with. With ``train.report`` a report is written
-    of data in COCO's format.
+    Our COCOEvaluator writes its predictions to ``train.output_dir``, ``inference/<dataset>``, unless it has an
+    ``output_dir`` of its own. With ``train.accelerate`` an accelerated copy of the model is evaluated, with
+    ``train.accelerate_int8`` in int8 where that serves: the path of a calibration, or a dataset's name to calibrate
+    with. With ``train.report`` a report is written of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
     """
     if "evaluator" not in cfg.dataloader:
         return {}
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator = instantiate(_writing(cfg))
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    with streaming(model):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     if cfg.train.get("report", False):
         write_reports([evaluator], cfg.train.output_dir, results)
     return results
+
+
+def _writing(cfg):
+    """``dataloader.evaluator``; ours writes its predictions as it does with a yaml config."""
+    evaluator = cfg.dataloader.evaluator
+    names = names_of(cfg.dataloader.get("test"))
+    target = evaluator.get("_target_", "")
+    is_ours = (target if isinstance(target, str) else target.__module__).startswith("mrcnn_ext.")
+    if not is_ours or evaluator.get("output_dir") is not None or len(names) != 1:
+        return evaluator
+    evaluator = copy.deepcopy(evaluator)
+    evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
+    return evaluator
 
 
 def loader_of(cfg, dataset_name):
@@ -275,13 +300,17 @@ def do_train(
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
-            ``train.terminal_view``; they are what the yaml keys of those names are.
+            ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
+            of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
         when_read: called when the training loader has its data.
 
     Returns:
         dict: metrics of the evaluation after training, in the main process.
     """
+    with building("the model"):
+        check_timm_input(cfg)
+    scale_lazily(cfg, comm.get_world_size())
     train, written = cfg.train, copy.deepcopy(cfg)  # what is built is put into cfg
     model = _instantiate(cfg.model, "model")
     logging.getLogger("detectron2").info(f"Model:\n{model}")
@@ -358,10 +387,11 @@ def do_train(
     )
     if args.resume:
         checkpointer.require_checkpoint()
-    checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
+    resume = args.resume or goes_on(train.output_dir)
+    checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     save_config(written, train.output_dir)
     # The checkpoint holds the iteration that was finished last.
-    start_iter = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     check_iterations(start_iter, train.max_iter, "train.max_iter")
     tell_of_warmup(
         cfg.lr_multiplier.get("warmup_length", 0), "lr_multiplier.warmup_length and train.max_iter"
@@ -399,6 +429,9 @@ def build_validation_loader(cfg: DictConfig):
     dataset.names = names_for_losses(names_of(loaders.test), **learnt_from_lazily(cfg))
     if not dataset.names:
         return None
+    files = dict(zip(names_of(loaders.test), loaders.test.dataset.get("proposal_files") or (), strict=False))
+    if dataset.get("proposal_files"):
+        dataset.proposal_files = [files[name] for name in dataset.names if name in files]
     mapper.augmentations = loaders.test.mapper.augmentations
     dicts = thin_out(instantiate(dataset), cfg.train.get("val_loss", {}).get("max_images", 0))
     return build_detection_test_loader(

@@ -1,6 +1,5 @@
 """The predictor for one image and a yaml config."""
 
-import logging
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ from .checkpoint import Checkpointer
 from .description import ABOUT, metadata_of
 from .errors import UserError
 from .int8 import int8_from_config
-from .settings import building, check_device
+from .settings import building
 from .setup import complete, naming_unknown_objects
 from .trainer import Trainer, accelerated
 
@@ -46,12 +45,6 @@ class Predictor(DefaultPredictor):
         # Not DefaultPredictor's own: it builds the model with whatever weights fit.
         self.cfg = cfg = complete(cfg)
         cfg.defrost()
-        check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            logging.getLogger(__name__).warning(
-                "Running on the CPU: there is no GPU, although MODEL.DEVICE is %s", cfg.MODEL.DEVICE
-            )
-            cfg.MODEL.DEVICE = "cpu"
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise UserError(f"INPUT.FORMAT must be 'RGB' or 'BGR' for a Predictor, got {cfg.INPUT.FORMAT!r}")
         with naming_unknown_objects(cfg), building("the model"):

@@ -1,6 +1,7 @@
 """Values of a config that would stop a training, or make it another one, found before anything is built."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -14,7 +15,14 @@ from omegaconf import OmegaConf
 from .errors import UserError, did_you_mean
 from .loggers import check_loggers
 
-__all__ = ["building", "check_output_dir", "check_settings", "check_lazy_settings", "tell_of_warmup"]
+__all__ = [
+    "building",
+    "check_output_dir",
+    "check_settings",
+    "check_lazy_settings",
+    "device_here",
+    "tell_of_warmup",
+]
 
 # Names that detectron2's get_norm knows
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
@@ -97,7 +105,13 @@ def check_settings(cfg: CfgNode, eval_only: bool = False, resume: bool = False):
         )
     for key, lowest in _AT_LEAST.items():
         _check_at_least(key, _value(cfg, key), lowest)
-    _check_batch("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, "SOLVER.ACCUMULATE", cfg.SOLVER.ACCUMULATE)
+    batch = _scaled_batch(
+        "SOLVER.IMS_PER_BATCH",
+        cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        cfg.SOLVER.REFERENCE_WORLD_SIZE,
+    )
+    _check_batch("SOLVER.IMS_PER_BATCH", batch, "SOLVER.ACCUMULATE", cfg.SOLVER.ACCUMULATE)
     _check_decay("SOLVER.EMA_DECAY", cfg.SOLVER.EMA_DECAY)
     check_loggers(cfg.LOGGERS)
     if cfg.SOLVER.PATIENCE and not (cfg.CHECKPOINT.BEST and cfg.TEST.EVAL_PERIOD):
@@ -119,9 +133,9 @@ def check_lazy_settings(cfg, eval_only=False, resume=False):
     train = cfg.train
     batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
     if batch is not None:
-        _check_batch(
-            "dataloader.train.total_batch_size", batch, "train.accumulate", train.get("accumulate", 1)
-        )
+        key, reference = "dataloader.train.total_batch_size", train.get("reference_world_size", 0)
+        batch = _scaled_batch(key, batch, "train.reference_world_size", reference)
+        _check_batch(key, batch, "train.accumulate", train.get("accumulate", 1))
     _check_decay("train.ema_decay", train.get("ema_decay", 0.0))
     loggers = train.get("loggers", [])
     check_loggers(OmegaConf.to_container(loggers) if OmegaConf.is_config(loggers) else loggers)
@@ -139,6 +153,32 @@ def check_device(key, device):
         raise UserError(
             f"{key} must be a device of PyTorch's, cpu, cuda or cuda:1 say; got {device!r}"
         ) from error
+
+
+def device_here(key: str, device: str) -> str:
+    """The device that a config names; the CPU, with one warning, where that is a GPU and there is none.
+
+    Args:
+        key: of the config, for the messages.
+        device: its value; detectron2's default is "cuda".
+
+    Raises:
+        UserError: it is no device of PyTorch's.
+    """
+    check_device(key, device)
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return device
+    _warn_of_cpu(key, device)
+    return "cpu"
+
+
+@functools.cache
+def _warn_of_cpu(key, device):
+    logging.getLogger(__name__).warning(
+        "Running on the CPU: PyTorch finds no GPU, although %s is %r ('cpu' silences this)",
+        key,
+        device,
+    )
 
 
 def check_output_dir(key, folder):
@@ -181,6 +221,17 @@ def _check_at_least(key, value, lowest):
         raise UserError(f"{key} must be an integer, got {value!r}")
     if value < lowest:
         raise UserError(f"{key} must be at least {lowest}, got {value}")
+
+
+def _scaled_batch(key, batch, reference_key, reference):
+    """The batch for as many processes as there are, where it is meant for another number, ``reference``."""
+    if not reference:
+        return batch
+    if reference < 0 or batch % reference:
+        raise UserError(
+            f"{reference_key} is {reference}, and {key} {batch}: so many processes cannot share it equally"
+        )
+    return batch // reference * comm.get_world_size()
 
 
 def _check_batch(key, batch, parts_key, parts):

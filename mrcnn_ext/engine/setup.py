@@ -19,14 +19,16 @@ from fvcore.common.registry import Registry
 
 from ..config import add_mrcnn_ext_config, with_defaults
 from ..data import register_coco_format
+from ..data.places import absolute, find_again
 from ..files import replacing
 from ..modeling.backbone import follow_timm
-from .description import config_of, read_description
+from .description import config_of, data_of, read_description
+from .epochs import apply_epochs
 from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .from_data import UNSAID, follow_data, mark_unsaid
 from .recipe_config import apply_recipe
-from .settings import building, check_output_dir, check_settings
+from .settings import building, check_output_dir, check_settings, device_here
 from .yaml_files import merge_from_file
 
 __all__ = [
@@ -69,8 +71,8 @@ def setup(args: argparse.Namespace):
     Args:
         args: of :func:`mrcnn_ext.engine.argument_parser`. ``described_by``, if it has that, is a checkpoint whose
             config is taken, to train with too; with ``follow_data`` the numbers of classes and keypoints in a config
-            file give way to those of the data; ``brief`` keeps what fills screens, config and model, out of the
-            terminal: it is in the log file.
+            file give way to those of the data; ``epochs`` is the length of the training (`apply_epochs`);
+            ``brief`` keeps what fills screens, config and model, out of the terminal: it is in the log file.
 
     Returns:
         CfgNode: frozen.
@@ -90,14 +92,22 @@ def setup(args: argparse.Namespace):
         # Of the data that it was trained on; to train on others it gets their numbers.
         described = {} if args.eval_only else mark_unsaid(cfg)
         merge_options(cfg, args.opts)
+        wanted = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        given = {entry[0] for entry in cfg.DATASETS.COCO_FORMAT}
+        wanted = [name for name in wanted if name not in given]
+        cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *data_of(about, weights, wanted)]
         register_datasets(cfg.DATASETS.COCO_FORMAT)
         follow_data(cfg, described)
         if args.eval_only and not getattr(args, "resume", False):
             check_evaluated_names(about, weights, cfg.DATASETS.TEST, cfg.MODEL.KEYPOINT_ON)
     else:
         cfg = load_config(args.config_file, args.opts, trust, getattr(args, "follow_data", False))
-        if getattr(args, "recipe", None):
-            recipe = apply_recipe(cfg, args.config_file, args.opts)
+    opts = list(args.opts)
+    if getattr(args, "epochs", None):
+        for key in apply_epochs(cfg, args.epochs, opts):
+            opts += [key, ""]  # said, for the recipe
+    if getattr(args, "recipe", None):
+        recipe = apply_recipe(cfg, args.config_file, opts)
     device = cfg.MODEL.DEVICE
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -121,8 +131,7 @@ def register_datasets(datasets):
         UserError: an entry is not as it must be, or its annotations cannot be read.
     """
     for entry in datasets:
-        is_right = isinstance(entry, (list, tuple)) and 3 <= len(entry) <= 4
-        if not is_right or not all(isinstance(part, str) for part in entry[:3]):
+        if not _is_entry(entry):
             message = f"each must be [name, annotation file, image folder], got {entry!r}"
             raise UserError(
                 f"DATASETS.COCO_FORMAT: {message}. A fourth element may describe it, a file or {{names, keypoints, "
@@ -132,6 +141,11 @@ def register_datasets(datasets):
             register_coco_format(*entry)
         except (OSError, ValueError) as error:
             raise UserError(f"DATASETS.COCO_FORMAT: {error}") from error
+
+
+def _is_entry(entry):
+    is_right = isinstance(entry, (list, tuple)) and 3 <= len(entry) <= 4
+    return is_right and all(isinstance(part, str) for part in entry[:3])
 
 
 def start(cfg, args, output_dir):
@@ -171,13 +185,17 @@ def save_config(cfg, output_dir: str):
     """Writes config.yaml in the main process.
 
     Args:
-        cfg: a yaml config or a LazyConfig.
+        cfg: a yaml config or a LazyConfig. The paths of ``DATASETS.COCO_FORMAT`` become absolute, for other working
+            directories.
         output_dir: folder of the results.
     """
     if not comm.is_main_process():
         return
     path = os.path.join(output_dir, _CONFIG)
     if isinstance(cfg, CfgNode):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.COCO_FORMAT = [absolute(entry) for entry in cfg.DATASETS.COCO_FORMAT]
         with replacing(path) as file:
             file.write(cfg.dump().encode())
     else:
@@ -222,6 +240,7 @@ def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False,
     if follow:
         said = {key: value for key, value in mark_unsaid(cfg).items() if value != UNSAID}
         defaults = {**defaults, **said}
+    _find_data(cfg, config_file)
     merge_options(cfg, opts)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     follow_data(cfg, defaults)
@@ -229,11 +248,27 @@ def load_config(config_file: str, opts: Sequence[str] = (), trust: bool = False,
     return cfg
 
 
+def _find_data(cfg, config_file):
+    """Data that a config names, and that are not where it says, but where they would be if moved with it."""
+    found = []
+    for entry in cfg.DATASETS.COCO_FORMAT:
+        if _is_entry(entry):
+            again = find_again(entry, os.path.dirname(os.path.abspath(config_file)))
+            if again != list(entry):
+                message = "%s: the dataset %r is not at %s: taken from %s"
+                logging.getLogger(__name__).warning(message, config_file, entry[0], entry[1], again[1])
+            entry = again
+        found.append(entry)
+    cfg.DATASETS.COCO_FORMAT = found
+
+
 def complete(cfg: CfgNode) -> CfgNode:
     """A config of anybody's script as our classes use it: a copy with every key of ours, its ``DATASETS.COCO_FORMAT``
-    registered, and with what follows from a timm backbone (`follow_timm`). Frozen; complete already, it stays."""
+    registered, and with what follows from a timm backbone (`follow_timm`); on the CPU where ``MODEL.DEVICE`` is a GPU
+    and there is none (`device_here`). Frozen; complete already, it stays."""
     cfg = with_defaults(cfg)
     cfg.defrost()
+    cfg.MODEL.DEVICE = device_here("MODEL.DEVICE", cfg.MODEL.DEVICE)
     _tell_of_timm(cfg)
     register_datasets(cfg.DATASETS.COCO_FORMAT)
     cfg.freeze()

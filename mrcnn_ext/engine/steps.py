@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from ..layers.loss_normalizers import shared_normalizers
-from .errors import NonFiniteError
+from .errors import NonFiniteError, UserError
 from .interruption import Interruption
 from .stopping import Stoppable
 
@@ -160,10 +161,44 @@ class _Steps(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict):
+        """As detectron2's.
+
+        Raises:
+            UserError: it is of another optimizer.
+        """
+        self._check_optimizer(state_dict.get("optimizer"))
         super().load_state_dict(state_dict)
         self._skipped = state_dict.get("skipped", 0)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def _check_optimizer(self, state):
+        """PyTorch finds out later, at a key that its groups of parameters do not have."""
+        if not isinstance(state, Mapping) or not state.get("param_groups"):
+            return
+        ours, theirs = self.optimizer.param_groups, state["param_groups"]
+        lacking = sorted(self.optimizer.defaults.keys() - theirs[0].keys() - _ADDED)
+        sizes = [[len(group["params"]) for group in groups] for groups in (theirs, ours)]
+        if not lacking and sizes[0] == sizes[1]:
+            return
+        reason = f"its groups lack {', '.join(lacking)}" if lacking else "its groups have other sizes"
+        raise UserError(
+            f"--resume: the checkpoint was trained by another optimizer than {type(self.optimizer).__name__} "
+            f"({reason}), or with other parameters trained: give SOLVER.OPTIMIZER and the model's config as they were, "
+            "or begin a new training from it with weights= (MODEL.WEIGHTS)"
+        )
+
+
+# Options that versions of PyTorch have added to its optimizers, and which have defaults.
+_ADDED = {
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "decoupled_weight_decay",
+    "nesterov",
+}
 
 
 class StepTrainer(Stoppable, _Steps):

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from ..data.reading_once import reading_once
 from .checkpoint import Checkpointer
 from .checks import check_config
+from .elastic import goes_on
 from .interruption import Interruption
 from .setup import is_of_training, save_config, setup
 from .trainer import Trainer
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace):
             reading.close()
             if args.resume:
                 trainer.checkpointer.require_checkpoint()
-            trainer.resume_or_load(resume=args.resume)
+            trainer.resume_or_load(resume=args.resume or goes_on(cfg.OUTPUT_DIR))
             save_config(cfg, cfg.OUTPUT_DIR)
             trainer.train()
         return getattr(trainer, "_last_eval_results", {})

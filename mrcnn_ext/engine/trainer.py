@@ -18,9 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..accel import accelerate
 from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
-from ..data import DatasetMapper, build_test_loader, build_train_loader, get_detection_dataset_dicts
+from ..data import (
+    PersonCropMapper,
+    build_test_loader,
+    build_train_loader,
+    get_detection_dataset_dicts,
+    person_crops,
+)
+from ..data.build import build_mapper, crops_people, proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
-from ..modeling import GeneralizedRCNNWithTTA
+from ..modeling import GeneralizedRCNNWithTTA, streaming
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_config, learnt_from, names_for_losses
@@ -103,6 +110,10 @@ class Trainer(Stoppable, DefaultTrainer):
         cfg.defrost()
         if cls.build_train_loader.__func__ is not Trainer.build_train_loader.__func__:
             cfg.DATASETS.TRAIN = ()
+        elif not cfg.DATASETS.TRAIN:
+            raise UserError(
+                "DATASETS.TRAIN is empty: name the datasets to train on, or override build_train_loader"
+            )
         own = (cls.build_test_loader.__func__, cls.build_evaluator.__func__)
         if own != (Trainer.build_test_loader.__func__, Trainer.build_evaluator.__func__):
             cfg.DATASETS.TEST = ()
@@ -209,7 +220,8 @@ class Trainer(Stoppable, DefaultTrainer):
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
         become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
-        data set in COCO's format."""
+        data set in COCO's format. Images with a ``video_id`` are frames of a video for a keypoint head that carries a
+        state (`mrcnn_ext.modeling.streaming`)."""
         cfg = complete(cfg)
         augmented = isinstance(model, GeneralizedRCNNWithTTA)
         if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
@@ -219,7 +231,9 @@ class Trainer(Stoppable, DefaultTrainer):
         some = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators or ()
         if cfg.MODEL.ACCELERATE and not augmented:
             model = accelerated(model, some, cls._int8(cfg))
-        results = super().test(cfg, model, evaluators)
+        # Augmented copies of a frame are no frames that follow each other.
+        with contextlib.nullcontext() if augmented else streaming(model):
+            results = super().test(cfg, model, evaluators)
         if cfg.TEST.REPORT:
             write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
         return results
@@ -320,15 +334,21 @@ def build_validation_loader(cfg: CfgNode):
     names = names_for_losses(cfg.DATASETS.TEST, **learnt_from(cfg))
     if not names:
         return None
+    files = dict(zip(cfg.DATASETS.TEST, proposal_files(cfg, "TEST") or (), strict=False))
     dicts = get_detection_dataset_dicts(
         names,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=[files[name] for name in names if name in files] or None,
     )
-    mapper = DatasetMapper(
+    augmentations = build_augmentation(cfg, is_train=False)
+    if crops_people(cfg):
+        dicts = person_crops(dicts)
+        augmentations = PersonCropMapper.from_config(cfg, is_train=False)["augmentations"]
+    mapper = build_mapper(
         cfg,
         is_train=True,
-        augmentations=build_augmentation(cfg, is_train=False),
+        augmentations=augmentations,
         use_instance_mask=cfg.MODEL.MASK_ON,  # which copy-paste needs beyond
     )
     return build_detection_test_loader(

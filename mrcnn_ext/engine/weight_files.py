@@ -4,20 +4,25 @@ A pickle is a program. What the model zoos' pickles need is allowed by name, and
 ``weights_only``; safetensors hold no code.
 """
 
-import codecs
-import collections
-import io
 import os
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from torch import Tensor
 
-from ..files import DamagedFileError, verify_archive
+from ..data.plain_pickle import HoldsCodeError, load_plain
+from ..files import DamagedFileError, replacing, verify_archive
 from .errors import UserError
 
-__all__ = ["read_weights"]
+__all__ = ["ABOUT", "AVERAGED", "export_weights", "read_weights"]
+
+ABOUT = "about"  # key in a checkpoint: what it says of itself
+AVERAGED = "averaged_model"  # the same: the moving average of the weights
+_METADATA = "mrcnn_ext"  # key in the metadata of safetensors: the same as under ABOUT, as yaml
 
 HOW_TO_TRUST = (
     "if you know where it comes from and trust it, read it with --trust-files (Checkpointer(trust=True))"
@@ -35,7 +40,7 @@ def read_weights(path: str | os.PathLike, trust: bool = False) -> Any:
             nothing of the file is run.
 
     Returns:
-        As it was saved; of safetensors a dict of tensors.
+        As it was saved; of safetensors a dict of tensors, of those of `export_weights` ``model`` and ``about``.
 
     Raises:
         UserError: the file holds code, is damaged, or no checkpoint.
@@ -45,9 +50,7 @@ def read_weights(path: str | os.PathLike, trust: bool = False) -> Any:
         if path.endswith(".pkl"):
             return _read_pickle(path, trust)
         if path.endswith(".safetensors"):
-            from safetensors.torch import load_file  # which timm installs
-
-            return load_file(path)
+            return _read_safetensors(path)
         if not trust:
             verify_archive(path)
         with open(path, "rb") as file:
@@ -68,68 +71,52 @@ def read_weights(path: str | os.PathLike, trust: bool = False) -> Any:
         raise UserError(f"{path}: not a checkpoint, or damaged ({type(error).__name__})") from error
 
 
-# What numpy calls for an array, a scalar, and the array of a pickle of protocol 5
-_RECONSTRUCT, _SCALAR = np.ndarray((0,)).__reduce__()[0], np.float64(0).__reduce__()[0]
-_FROM_BUFFER = np.ndarray((0,)).__reduce_ex__(5)[0]
+def export_weights(source: str | os.PathLike, output: str | os.PathLike, trust: bool = False) -> int:
+    """Writes the weights of a checkpoint as safetensors, without the state of its training. What the checkpoint says of
+    itself, its config and the names of its classes and keypoints, goes into the file's metadata, so that it needs no
+    more than the checkpoint does: for ``MODEL.WEIGHTS``, evaluation, prediction, export.
+
+    Args:
+        source: a checkpoint, as of `read_weights`. Of one with a moving average of the weights that is taken.
+        output: to write; it ends with ".safetensors".
+        trust: as of `read_weights`.
+
+    Returns:
+        the number of tensors.
+
+    Raises:
+        UserError: ``source`` cannot be read, or holds something else than tensors by name.
+        OSError: ``output`` cannot be written.
+    """
+    from safetensors.torch import save  # which timm installs
+
+    content = read_weights(source, trust)
+    content = content if isinstance(content, Mapping) else {}
+    weights = content.get(AVERAGED) or content.get("model", content)
+    if not isinstance(weights, Mapping) or not weights or not all(map(_is_array, weights.values())):
+        raise UserError(f"{os.fspath(source)}: not a checkpoint: it holds no tensors by their names")
+    # Each in memory of its own, which the format wants.
+    tensors = {str(name): torch.as_tensor(value).detach().clone() for name, value in weights.items()}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    metadata = {"format": "pt"}
+    if isinstance(about := content.get(ABOUT), Mapping):
+        metadata[_METADATA] = yaml.safe_dump(dict(about))
+    with replacing(output) as file:
+        file.write(save(tensors, metadata))
+    return len(tensors)
 
 
-class _HoldsCodeError(Exception):
-    """A pickle names something that is not data."""
+def _is_array(value):
+    return isinstance(value, (Tensor, np.ndarray))
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Numpy arrays, numbers, strings and plain containers; of Python 2 too."""
+def _read_safetensors(path):
+    from safetensors import safe_open
 
-    # Python 2's names, and those of numpy before 2, are mapped to today's first.
-    _ALLOWED = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("collections", "defaultdict"): collections.defaultdict,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("numpy.multiarray", "scalar"): _SCALAR,
-        ("numpy.numeric", "_frombuffer"): _FROM_BUFFER,
-        **{
-            ("builtins", kind.__name__): kind
-            for kind in (
-                bool,
-                bytearray,
-                bytes,
-                complex,
-                dict,
-                float,
-                frozenset,
-                int,
-                list,
-                range,
-                set,
-                slice,
-            )
-            + (str, tuple)
-        },
-    }
-
-    def find_class(self, module, name):
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if module == "__builtin__":
-            module = "builtins"
-            name = {"unicode": "str", "long": "int", "xrange": "range"}.get(name, name)
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            module = "numpy.multiarray"
-        if module in ("numpy.core.numeric", "numpy._core.numeric"):
-            module = "numpy.numeric"
-        allowed = self._ALLOWED.get((module, name))
-        if allowed is None:
-            raise _HoldsCodeError(f"{module}.{name}")
-        return allowed
-
-
-def _encode(text, encoding="latin1"):
-    """``_codecs.encode``, by which Python 3 pickles bytes for Python 2, without what else it can do."""
-    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise _HoldsCodeError(f"_codecs.encode to {encoding!r}")
-    return codecs.encode(text, encoding)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        about = (file.metadata() or {}).get(_METADATA)
+    return tensors if about is None else {"model": tensors, ABOUT: yaml.safe_load(about)}
 
 
 def _read_pickle(path, trust):
@@ -137,8 +124,8 @@ def _read_pickle(path, trust):
         if trust:
             return pickle.load(file, encoding="latin1")
         try:
-            return _DataUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
-        except _HoldsCodeError as error:
+            return load_plain(file)
+        except HoldsCodeError as error:
             raise UserError(_holds_code(path, error)) from None
 
 

@@ -12,6 +12,7 @@ from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json as _instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
 from ..data.keypoint_sigmas import named_sigmas
@@ -19,6 +20,7 @@ from ..data.loading import coco_content
 from .bitmap_rle import encode_masks
 from .boundary import BoundaryCOCOeval
 from .coco_metrics import TruthCOCO, evaluate_task, oks_sigmas
+from .pose_tracks import pose_metrics
 
 try:
     from detectron2.evaluation.fast_eval_api import COCOeval_opt as _FastCOCOeval
@@ -46,6 +48,8 @@ class COCOEvaluator(_COCOEvaluator):
     * The task "boundary" is mask AP by the outline too: see :class:`BoundaryCOCOeval`.
     * Masks are ranked by ``mask_scores`` where predictions have them, as :class:`~mrcnn_ext.modeling.MaskScoringHead`'s
       do; boxes and keypoints by ``scores``. Both are in the results file, as "mask_score" and "score".
+    * Where the metadata name ``pck_thresholds``, keypoints are also measured by PCK, those of people with tracks by
+      jitter: see :func:`.pose_tracks.pose_metrics`. It is the result "pck".
     * Where nothing at all was predicted, each of ``tasks`` scores 0, instead of vanishing or NaN.
 
     Args:
@@ -161,6 +165,14 @@ class COCOEvaluator(_COCOEvaluator):
             coco_eval = self._evaluate(records, task, img_ids)
             kind = "segm" if task == "boundary" else task
             self._results[task] = self._derive_coco_results(coco_eval, kind, names)
+        thresholds = self._metadata.get("pck_thresholds", ())
+        if "keypoints" in tasks and thresholds:
+            joints = self._metadata.get("keypoint_names", ())
+            self._results["pck"] = pose_metrics(self._coco_api, records, thresholds, joints)
+            shown = {
+                key: value for key, value in self._results["pck"].items() if key.split("-")[-1] not in joints
+            }
+            self._logger.info("PCK and jitter:\n%s", create_small_table(shown))
 
     def _to_dataset_ids(self, records):
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")

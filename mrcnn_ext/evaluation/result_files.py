@@ -54,6 +54,7 @@ def read_results(path: str | os.PathLike, truth: TruthCOCO) -> list[dict]:
                     f"{where} has {key} {record[key]!r}, which is none of the annotation file's {what}: are the "
                     "results of other data?"
                 )
+        _check_mask(record, truth.imgs[record["image_id"]], where)
     for key in ("segmentation", "keypoints"):
         having = [key in record for record in records]
         if any(having) and not all(having):
@@ -66,6 +67,9 @@ def _check(record, where):
     missing = [key for key in needed if not isinstance(record, Mapping) or key not in record]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; needed: {_WANTED}")
+    for key in ("image_id", "category_id"):
+        if not isinstance(record[key], (int, float, str)):
+            raise ValueError(f"{where}: {key} must be an id of the annotation file, got {record[key]!r}")
     if not _is_number(record["score"]):
         raise ValueError(f"{where}: score must be a finite number, got {record['score']!r}")
     box = record["bbox"]
@@ -76,6 +80,31 @@ def _check(record, where):
         not isinstance(points, list) or len(points) % 3 or not all(map(_is_number, points))
     ):
         raise ValueError(f"{where}: keypoints must be x, y, score of each in one list of finite numbers")
+
+
+def _check_mask(record, image, where):
+    """A run-length encoding of the image's size, or polygons."""
+    mask = record.get("segmentation")
+    if "segmentation" not in record or (isinstance(mask, list) and mask and all(map(_is_polygon, mask))):
+        return
+    size, counts = (mask.get("size"), mask.get("counts")) if isinstance(mask, Mapping) else (None, None)
+    if not isinstance(counts, (str, list)) or not isinstance(size, list) or len(size) != 2:
+        raise ValueError(
+            f"{where}: segmentation must be an encoding {{'size': [height, width], 'counts': ...}} or a list of "
+            f"polygons, got {mask!r:.60}"
+        )
+    wanted = [image.get("height", size[0]), image.get("width", size[1])]
+    if size != wanted:
+        raise ValueError(f"{where}: its mask is of the size {size} (height, width), its image of {wanted}")
+
+
+def _is_polygon(points):
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(map(_is_number, points))
+    )
 
 
 def _is_number(value):
@@ -91,21 +120,26 @@ def _ids_by_name(path: Path, truth: TruthCOCO) -> dict | None:
     beside = path.with_suffix(".images.json")
     if not beside.is_file():
         return None
-    images = json.loads(beside.read_text(encoding="utf-8")).get("images", [])
+    try:
+        images = json.loads(beside.read_text(encoding="utf-8"))["images"]
+        names = [(image["id"], image["file_name"]) for image in images if "frame" not in image]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{beside} must hold the images of {path.name} as mrcnn-ext predict writes them: {error!r}"
+        ) from error
+    if len(names) < len(images):  # of a video: there are no names to tell its frames by
+        return None
     by_name = {image.get("file_name"): id for id, image in truth.imgs.items()}
     by_base: dict[str, list] = {}
-    for name, id in by_name.items():
-        by_base.setdefault(Path(str(name)).name, []).append(id)
+    for name, known in by_name.items():
+        by_base.setdefault(Path(str(name)).name, []).append(known)
     found, unknown = {}, []
-    for image in images:
-        if "frame" in image:  # of a video: there are no names to tell its frames by
-            return None
-        name = image["file_name"]
+    for id, name in names:
         same = by_base.get(Path(name).name, [])
         if name in by_name:
-            found[image["id"]] = by_name[name]
+            found[id] = by_name[name]
         elif len(same) == 1:
-            found[image["id"]] = same[0]
+            found[id] = same[0]
         else:
             unknown.append(name)
     if unknown:

@@ -11,5 +11,6 @@ __all__ = ["ExportedModel"]
 
 if find_spec("detectron2") is not None:
     from .files import WrongAnswersError, export_model  # noqa: F401
+    from .temporal import export_temporal_head  # noqa: F401
 
-    __all__ += ["WrongAnswersError", "export_model"]
+    __all__ += ["WrongAnswersError", "export_model", "export_temporal_head"]

@@ -1,4 +1,4 @@
-"""Results as files: COCO's JSON, JSON lines, CSV."""
+"""Results as files: COCO's JSON, JSON lines, CSV, Parquet."""
 
 import csv
 import json
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import IO
 
 from ..engine.errors import UserError
+from .parquet_results import read_parquet, write_parquet
 
-__all__ = ["FORMATS", "read_results", "write_results"]
+__all__ = ["BINARY", "FORMATS", "read_results", "write_results"]
+
+BINARY = (".parquet",)  # suffixes of files that are not text
 
 
 def write_results(
-    file: IO[str],
+    file: IO,
     suffix: str,
     lines: Iterable[tuple[dict, list[dict]]],
     names: Mapping[int, str],
@@ -24,9 +27,10 @@ def write_results(
     * ``.jsonl``: an object for each image, with ``file_name``, ``image_id``, ``height``, ``width``, ``frame`` of a
       video, and ``detections``: COCO's results with the class's name as ``category``.
     * ``.csv``: a row for each detection: image, class, score, box and keypoints, without the mask.
+    * ``.parquet``: a row for each detection, with the mask as COCO's compressed RLE; ``image_id`` is JSON.
 
     Args:
-        file: opened as text.
+        file: opened as text; as binary for the suffixes of `BINARY`.
         suffix: one of `FORMATS`.
         lines: image (``id``, ``file_name``, ...) and results of each, in the order of the file.
         names: of the classes by category id.
@@ -101,7 +105,12 @@ def _point_names(count: int, names: Sequence[str]) -> list[str]:
     return [names[i] if i < len(names) else f"keypoint_{i}" for i in range(count)]
 
 
-FORMATS = {".json": _write_coco, ".jsonl": _write_json_lines, ".csv": _write_csv}
+FORMATS = {
+    ".json": _write_coco,
+    ".jsonl": _write_json_lines,
+    ".csv": _write_csv,
+    ".parquet": write_parquet,
+}
 
 
 def read_results(path: Path, images: Sequence[dict]) -> Iterator[list[dict]]:
@@ -112,9 +121,12 @@ def read_results(path: Path, images: Sequence[dict]) -> Iterator[list[dict]]:
     """
     if path.suffix == ".csv":
         raise UserError(
-            f"{path}: a CSV file does not hold masks, so nothing can be drawn from it: write .json or .jsonl, or "
-            "overwrite it (overwrite=True, --overwrite)"
+            f"{path}: a CSV file does not hold masks, so nothing can be drawn from it: write .json, .jsonl or "
+            ".parquet, or overwrite it (overwrite=True, --overwrite)"
         )
+    if path.suffix == ".parquet":
+        yield from read_parquet(path, images)
+        return
     if path.suffix == ".jsonl":
         with open(path, encoding="utf-8") as file:
             for line in file:

@@ -19,20 +19,20 @@ from torch import Tensor, nn
 
 from ..config_files import get_config_file
 from ..engine import Checkpointer, UserError, load_config
-from ..engine.description import config_of, instantiate_described, metadata_of, read_description
+from ..engine.description import config_of, data_of, instantiate_described, metadata_of, read_description
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config, loader_of
-from ..engine.settings import building, check_device
+from ..engine.settings import building, check_device, device_here
 from ..engine.setup import complete, merge_options, naming_unknown_objects
 from ..engine.trainer import Trainer
 from ..export import ExportedModel
 from ..export.runtime import SUFFIXES
 
-__all__ = ["ExportedDetector", "Predictor", "categories", "dataset_metadata", "load_predictor", "resized"]
+__all__ = ["ExportedDetector", "LoadedModel", "categories", "dataset_metadata", "load_predictor", "resized"]
 
 
 @dataclass
-class Predictor:
+class LoadedModel:
     """A model and what it needs around it.
 
     Attributes:
@@ -41,6 +41,7 @@ class Predictor:
         metadata: names of the classes, for the results and the pictures.
         int8: what an accelerated copy is calibrated for int8 with: a file or dataset, as ``MODEL.ACCELERATE_INT8``.
         int8_loader: gives the test loader of such a dataset.
+        data: gives, for names of datasets, entries of ``DATASETS.COCO_FORMAT`` of those that the checkpoint knows.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Predictor:
     metadata: Metadata
     int8: str = ""
     int8_loader: Callable[[str], Iterable] | None = None
+    data: Callable[[Iterable[str]], list[list]] = lambda names: []
 
     def read(self, file: str | os.PathLike) -> Tensor:
         """An image file as the model takes it: (3, H, W) uint8, resized.
@@ -102,7 +104,7 @@ def load_predictor(
     opts: Sequence[str] = (),
     *,
     trust: bool = False,
-) -> Predictor:
+) -> LoadedModel:
     """
     Args:
         config: a yaml or LazyConfig file, the name of one of ours (``COCO-Keypoints/....yaml``), or its content. None
@@ -176,7 +178,7 @@ def _from_exported(path, device, opts, trust):
         )
     resize = transforms.ResizeShortestEdge(size["min"], size["max"])
     mapper = DatasetMapper(False, augmentations=[resize], image_format=about["input_format"])
-    return Predictor(ExportedDetector(exported), mapper, exported_metadata(about))
+    return LoadedModel(ExportedDetector(exported), mapper, exported_metadata(about))
 
 
 def exported_metadata(about: dict) -> Metadata:
@@ -202,9 +204,11 @@ def _read(name, opts, trust):
 
 
 def _from_yaml(cfg, weights, device, trust):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = _device(device, "MODEL.DEVICE", cfg.MODEL.DEVICE)
     cfg = complete(cfg)
     cfg.defrost()
-    cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE)
     with naming_unknown_objects(cfg), building("the model"):
         model = build_model(cfg)
     allow_partial = cfg.MODEL.get("ALLOW_PARTIAL_WEIGHTS", False)
@@ -213,19 +217,19 @@ def _from_yaml(cfg, weights, device, trust):
     augmentations = utils.build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(False, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
     int8_loader = partial(Trainer.build_test_loader, cfg)
-    return Predictor(model, mapper, _metadata(cfg.DATASETS.TEST), cfg.MODEL.ACCELERATE_INT8, int8_loader)
+    return LoadedModel(model, mapper, _metadata(cfg.DATASETS.TEST), cfg.MODEL.ACCELERATE_INT8, int8_loader)
 
 
 def _from_lazy(cfg, weights, device, trust):
     with building("model"):
         model = instantiate(cfg.model)
-    model.to(_device(device, cfg.train.device))
+    model.to(_device(device, "train.device", cfg.train.device))
     allow_partial = cfg.train.get("allow_partial_weights", False)
     _load_weights(model, weights or cfg.train.init_checkpoint, "train.init_checkpoint", allow_partial, trust)
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default=())
     names = [names] if isinstance(names, str) else list(names)
     int8, int8_loader = cfg.train.get("accelerate_int8", ""), partial(loader_of, cfg)
-    return Predictor(model, instantiate(cfg.dataloader.test.mapper), _metadata(names), int8, int8_loader)
+    return LoadedModel(model, instantiate(cfg.dataloader.test.mapper), _metadata(names), int8, int8_loader)
 
 
 def _from_weights(weights, device, opts, trust):
@@ -255,20 +259,19 @@ def _from_weights(weights, device, opts, trust):
         parts = yaml.safe_load(about["config"])
         with building("model"):
             model = instantiate_described(parts["model"], weights, trust)
-        model.to(_device(device, parts["device"]))
+        model.to(_device(device, "train.device", parts["device"]))
         _load_weights(model, weights, "", False, trust)
-        predictor = Predictor(model, instantiate_described(parts["mapper"], weights, trust), Metadata())
-    return replace(predictor, metadata=metadata_of(about))
+        predictor = LoadedModel(model, instantiate_described(parts["mapper"], weights, trust), Metadata())
+    return replace(predictor, metadata=metadata_of(about), data=partial(data_of, about, weights))
 
 
-def _device(asked, configured):
-    check_device("device", asked or configured)
+def _device(asked, key, configured):
+    if not asked:
+        return device_here(key, configured)
+    check_device("device", asked)
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {asked!r}: PyTorch finds no GPU here; the other is cpu")
-    if asked or not configured.startswith("cuda") or torch.cuda.is_available():
-        return asked or configured
-    logging.getLogger(__name__).warning("Running on the CPU: there is no GPU, although the config says so")
-    return "cpu"
+    return asked
 
 
 def _load_weights(model, weights, key, partial, trust):

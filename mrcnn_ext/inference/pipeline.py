@@ -18,6 +18,7 @@ from torch import nn
 
 from ..engine.errors import UserError
 from ..files import DiskFullError
+from ..modeling import streaming
 from .models import resized
 from .sources import ImageFiles, Video, Webcam, describe
 
@@ -59,8 +60,12 @@ def run(
     skip_unreadable: bool,
     keep_images: bool = False,
     limit: int = 0,
+    track_score: float = 0.5,
 ) -> Iterator[object]:
     """What ``finish`` makes of each image, as it becomes ready.
+
+    Frames of a video reach the model in their order, one after the other or in batches: a keypoint head that carries a
+    state has it for each track (`mrcnn_ext.modeling.streaming`).
 
     The model runs in the thread that iterates. ``finish`` runs in one other thread, one image after the other;
     ``workers`` threads read. No more than a few batches are held at a time.
@@ -72,6 +77,7 @@ def run(
             has the answer that it would have alone.
         skip_unreadable: an image that cannot be read reaches ``finish`` with its ``error``.
         limit: images from this place in the source on are left out; 0 for none.
+        track_score: objects of a video with lower scores have no track for such a head.
 
     Raises:
         UserError: an image cannot be read, and is not to be skipped.
@@ -98,6 +104,7 @@ def run(
     try:
         with contextlib.ExitStack() as stack:
             # Closed from the last to the first when something fails: no thread stays behind.
+            stack.enter_context(streaming(model, track_score, one_video=source.sequential))
             readers = source.readers(mapper.image_format, done)
             if limit:
                 readers = itertools.takewhile(lambda reader: reader[0] < limit, readers)

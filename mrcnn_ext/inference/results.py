@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..engine.errors import UserError
 from ..files import naming_full_disk, replacing
-from .formats import FORMATS, read_results, write_results
+from .formats import BINARY, FORMATS, read_results, write_results
+from .parquet_results import check_pyarrow
 
 try:
     import fcntl
@@ -28,7 +29,7 @@ class ResultsFile:
       images that were skipped, in COCO's annotation format, so that ``COCO(images).loadRes(results)`` works.
 
     Args:
-        path: of the results, ending with .json, .jsonl or .csv.
+        path: of the results, ending with .json, .jsonl, .csv or .parquet.
         identity: what decides the predictions, as plain values by what they are called. A run continues or is
             found complete only where they are equal.
         overwrite: begin anew, whatever there is.
@@ -46,6 +47,8 @@ class ResultsFile:
         self.path = Path(path)
         if self.path.suffix not in FORMATS:
             raise UserError(f"{path}: the name of the results must end with {', '.join(FORMATS)}")
+        if self.path.suffix == ".parquet":
+            check_pyarrow()
         self.part = Path(f"{path}.part")
         self.images = self.path.with_suffix(".images.json")
         self._identity = json.loads(json.dumps(identity))
@@ -148,7 +151,7 @@ class ResultsFile:
                 yield line["image"], line["results"]
 
         names = {category["id"]: category["name"] for category in categories}
-        with replacing(self.path, "w") as file:
+        with replacing(self.path, "wb" if self.path.suffix in BINARY else "w") as file:
             count = write_results(file, self.path.suffix, lines(), names, keypoint_names)
             # Before the results are there: they are complete only with it.
             content = {"images": images, "annotations": [], "categories": categories}

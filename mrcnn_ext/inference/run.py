@@ -1,6 +1,7 @@
 """Predictions of a model for many images: as results on disk, or one after the other."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -8,35 +9,34 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, Metadata
 from detectron2.data import detection_utils as utils
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
 
-from ..accel import accelerate as accelerate_model
 from ..engine import UserError
 from ..engine.int8 import int8_from_config
-from ..evaluation import instances_to_coco_json
+from ..engine.setup import register_datasets
+from ..modeling import carries_state
 from .annotate import AnnotatedVideo, make_missing, write_video
 from .drawing import Style
 from .filters import Filter, make_filter
 from .identity import digest, model_identity, settings
-from .models import ExportedDetector, Predictor, categories, dataset_metadata, load_predictor
+from .image_files import ImageFiles
+from .models import ExportedDetector, LoadedModel, categories, dataset_metadata, load_predictor
 from .outputs import ImageOutputs, OutputOptions
 from .pipeline import Sample, run
+from .ray_data import RayOptions, map_on_actors
 from .results import ResultsFile
 from .sources import open_source
 from .tracking import Tracker
 from .video_output import check_video
+from .worker import GPU_BATCH, Worker, accelerated, device_of, job_of, ready, results_of, share
 
 __all__ = ["predict", "predictions"]
-
-_GPU_BATCH = 8
 
 
 def predict(
@@ -65,19 +65,21 @@ def predict(
     skip_unreadable: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    ray: RayOptions | None = None,
 ) -> dict:
     """Writes a model's predictions for many images.
 
     Images are read, predicted and written at the same time. Each image's results are on disk when it is done, in
     ``<output>.part``; the same call continues an interrupted run, and returns at once after a complete one. With
     other ``pictures``, ``cutouts``, ``masks``, ``labelme``, ``video``, ``picture_score`` or ``style`` it makes these
-    anew from the results that are there.
+    anew from the results that are there. A keypoint head that carries a state from frame to frame has one for each
+    track of a video; an interrupted video begins anew with it.
 
     Args:
-        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `Predictor`; or a model,
+        model: a config, yaml or Lazy, whose weights are loaded; a file of `export_model`; a `LoadedModel`; or a model,
             then with ``mapper``.
         source: see `open_source`. A camera is recorded until Ctrl-C, and cannot be continued.
-        output: file of results: COCO's (.json), JSON lines (.jsonl) or a table (.csv). Beside it comes
+        output: file of results: COCO's (.json), JSON lines (.jsonl) or a table (.csv, .parquet). Beside it comes
             ``.images.json``: ids, names and sizes of the images, the categories, and what was skipped;
             ``COCO(images).loadRes(results)`` reads both.
         mapper: of a model that is given as such: ``DatasetMapper(cfg, is_train=False)``, say.
@@ -108,6 +110,8 @@ def predict(
         overwrite: begin anew, whatever is there. Without it, masks and LabelMe files that are not as they were
             written (corrected by hand, or of something else) and a video of another run are never replaced.
         progress: show a progress bar.
+        ray: predict by actors of Ray, each with a copy of the model on its GPU or CPUs; this process writes. The images
+            must be where all machines can read them. Results, and what continues, are those of one process.
 
     Returns:
         {"images", "results", "skipped", "continued", "drawn"}: how many images and results there are in the file, a
@@ -125,7 +129,8 @@ def predict(
     if not 0 <= picture_score <= 1:
         raise ValueError(f"picture_score must be from 0 to 1, got {picture_score}")
     predictor = _predictor(model, mapper)
-    source = open_source(source)
+    source = _open(source, predictor)
+    follows = carries_state(predictor.model) and source.sequential
     metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
     keep = make_filter(kinds, min_score, only, top_k)
@@ -146,6 +151,7 @@ def predict(
         **({"int8": _int8_identity(predictor.int8)} if accelerate and predictor.int8 else {}),
         **({"limit": limit} if limit else {}),
         **({"track": picture_score} if track else {}),
+        **({"state": picture_score} if follows else {}),  # which goes by tracks, too
     }
     if video is not None:
         check_video(video, fps)
@@ -155,6 +161,8 @@ def predict(
             _check_replaced(video, (), overwrite)
     results = ResultsFile(output, identity, overwrite)
     with contextlib.closing(results):
+        if follows and not results.complete:
+            results.done.clear()  # the state is that after all frames before
         continued = len(results.done)
         _check_images(source, results)
         if video is not None and results.made("video") != video_identity:
@@ -172,14 +180,15 @@ def predict(
                 _finish, predictor=predictor, source=source, keep=keep, kinds=kinds, results=results
             )
             finish = partial(finish, outputs=outputs, video=drawn_live)
-            _predict_all(
-                *(predictor, source, finish, accelerate, batch_size, workers, progress, continued),
-                done=set(results.done),
-                skip_unreadable=skip_unreadable,
-                keep_images=bool(options.folders) or drawn_live is not None,
-                limit=limit,
-                video=drawn_live,
-            )
+            how = {"accelerate": accelerate, "batch_size": batch_size, "workers": workers, "limit": limit}
+            how["skip_unreadable"] = skip_unreadable
+            if ray is not None:
+                steps = _on_ray(predictor, source, results, ray, keep=keep, kinds=kinds, **how)
+            else:
+                drawing = bool(options.folders) or drawn_live is not None
+                how |= {"keep_images": drawing, "done": set(results.done), "track_score": picture_score}
+                steps = _run(predictor, source, finish, **how)
+            _predict_all(steps, source, progress, continued, limit=limit, video=drawn_live)
         drawn = make_missing(source, results, outputs, progress)
         made = dict(options.identity)
         if drawn_live is None and video is not None:
@@ -194,30 +203,20 @@ def predict(
             return {**results.summary(), "continued": continued, "drawn": drawn}
 
         def add_tracks(records, image):
-            tracker.update(records, (image["height"], image["width"]))
+            if tracker is None:
+                for record in records:
+                    record.pop("track_id", None)
+            elif not follows:
+                tracker.update(records, (image["height"], image["width"]))
 
-        change = add_tracks if tracker is not None else None
+        change = add_tracks if track or follows else None
         points = metadata.get("keypoint_names", None) or ()
         summary = results.finish(list(kinds.values()), made, points, change)
         return {**summary, "continued": continued, "drawn": drawn}
 
 
-def _predict_all(
-    predictor,
-    source,
-    finish,
-    accelerate,
-    batch_size,
-    workers,
-    progress,
-    continued,
-    *,
-    limit,
-    video,
-    **options,
-):
-    """Runs the model over what is not done. A recording ends with Ctrl-C."""
-    steps = _run(predictor, source, finish, accelerate, batch_size, workers, limit=limit, **options)
+def _predict_all(steps, source, progress, continued, *, limit, video):
+    """Takes the steps, one an image that is not done. A recording ends with Ctrl-C."""
     total = min(len(source), limit) if limit and len(source) else len(source) or limit
     try:
         # Closed before the file: a thread may be writing.
@@ -242,16 +241,10 @@ def _predict_all(
 
 def _finish(sample: Sample, *, predictor, source, keep: Filter, kinds, results, outputs, video) -> None:
     """Writes what there is to an image."""
-    image = {
-        "id": sample.record["image_id"],
-        "file_name": source.short_name(sample.record),
-        **{key: sample.record[key] for key in ("height", "width", "frame") if key in sample.record},
-    }
+    image = _about(sample.record, source)
     if sample.error:
         return results.write(sample.index, image, [], error=sample.error)
-    records = instances_to_coco_json(_ready(sample, keep), image["id"])
-    for record in records:
-        record["category_id"] = _category_id(record["category_id"], kinds)
+    records = results_of(sample, keep, kinds)
     if sample.image is not None:
         pixels = _rgb(sample.image, predictor.mapper.image_format)
         outputs.write(pixels, image, os.fspath(sample.record["file_name"]), records)
@@ -259,6 +252,36 @@ def _finish(sample: Sample, *, predictor, source, keep: Filter, kinds, results, 
             video.write(pixels, [dict(record) for record in records])
     made = outputs.options.identity
     results.write(sample.index, image, records, stamp=source.stamp(sample.index), made=made)
+
+
+def _about(record, source) -> dict:
+    """An image as the results name it."""
+    known = {key: record[key] for key in ("height", "width", "frame") if key in record}
+    return {"id": record["image_id"], "file_name": source.short_name(record), **known}
+
+
+def _on_ray(predictor, source, results, ray, *, keep, kinds, accelerate, limit, **options) -> Iterator[None]:
+    """Results of what is not done, written as they come from Ray's actors."""
+    if not isinstance(source, ImageFiles):
+        raise UserError("Ray predicts for images: a video or camera is one stream, for one process")
+    places = [i for i in range(min(len(source), limit or len(source))) if i not in results.done]
+    if not places:
+        return
+    job = job_of(predictor, source, keep=keep, kinds=kinds, accelerate=accelerate, **options)
+    together = 4 * (options["batch_size"] or GPU_BATCH)  # some are of other sizes
+    lines = map_on_actors(partial(Worker, job), places, ray, batch=together)
+    with contextlib.closing(lines):
+        for line in map(json.loads, lines):
+            if "failed" in line:
+                raise (UserError if line["user_error"] else RuntimeError)(line["failed"])
+            index = line["index"]
+            size = {key: line[key] for key in ("height", "width") if key in line}
+            image = _about({**source.record(index), **size}, source)
+            if line["error"]:
+                results.write(index, image, [], error=line["error"])
+            else:
+                results.write(index, image, line["results"], stamp=source.stamp(index))
+            yield
 
 
 def _rgb(image, image_format):
@@ -279,12 +302,14 @@ def predictions(
     workers: int = 0,
     limit: int = 0,
     skip_unreadable: bool = False,
+    track_score: float = 0.5,
 ) -> Iterator[tuple[dict, Instances]]:
     """A model's predictions for many images, one after the other.
 
     Args:
         model, source, mapper, min_score, only, top_k, accelerate, batch_size, workers, limit, skip_unreadable: as
             `predict`; ``only`` takes the names that the model, or the dataset it is used for, has.
+        track_score: objects of a video with lower scores have no track for a keypoint head that carries a state.
 
     Yields:
         record: ``file_name``, ``image_id``, ``height``, ``width``, and ``frame`` (from 0) of a video. The order is
@@ -296,14 +321,14 @@ def predictions(
     """
     _check_counts(batch_size=batch_size, workers=workers, limit=limit)
     predictor = _predictor(model, mapper)
-    source = open_source(source)
+    source = _open(source, predictor)
     kinds = categories(_metadata(None, source, predictor)) if only else {}
     keep = make_filter(kinds, min_score, only, top_k)
 
     def finish(sample: Sample):
-        return sample.record, None if sample.error else _ready(sample, keep)
+        return sample.record, None if sample.error else ready(sample, keep)
 
-    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit}
+    options = {"done": set(), "skip_unreadable": skip_unreadable, "limit": limit, "track_score": track_score}
     found = _run(predictor, source, finish, accelerate, batch_size, workers, **options)
     with contextlib.closing(found):
         for record, instances in found:
@@ -315,27 +340,25 @@ def _model_identity(model) -> dict[str, str]:
     return model.identity if isinstance(model, ExportedDetector) else model_identity(model)
 
 
-def _category_id(label: int, kinds: dict[int, dict]) -> int:
-    if kinds and label not in kinds:
-        raise UserError(
-            f"the model found something of class {label}, but the metadata name {len(kinds)} classes, from 0: "
-            "give the metadata of its training data"
-        )
-    return kinds[label]["id"] if kinds else label
-
-
-def _predictor(model, mapper) -> Predictor:
+def _predictor(model, mapper) -> LoadedModel:
     if isinstance(model, nn.Module):
         if mapper is None:
             raise ValueError("a model needs mapper=, a DatasetMapper that says how its images are resized")
-        return Predictor(model, mapper, Metadata())
+        return LoadedModel(model, mapper, Metadata())
     if isinstance(model, (str, os.PathLike, CfgNode, DictConfig)):
         model = load_predictor(model)
-    if not isinstance(model, Predictor):
+    if not isinstance(model, LoadedModel):
         raise TypeError(
-            f"model must be a config, a Predictor or a torch.nn.Module, got {type(model).__name__}"
+            f"model must be a config, a LoadedModel or a torch.nn.Module, got {type(model).__name__}"
         )
     return model if mapper is None else replace(model, mapper=mapper)
+
+
+def _open(source, predictor: LoadedModel):
+    """The source, which may be a dataset that the model's checkpoint knows."""
+    if isinstance(source, str) and not os.path.exists(source):
+        register_datasets(predictor.data([source]))
+    return open_source(source)
 
 
 def _check_counts(**counts):
@@ -409,42 +432,11 @@ def _check_replaced(video, owned, overwrite):
 
 
 def _run(predictor, source, finish, accelerate, batch_size, workers, **options):
-    model = predictor.model
-    if accelerate and not hasattr(model, "acceleration") and not isinstance(model, ExportedDetector):
-        model = _accelerated(model, predictor)
-    on_cpu = _device(model).type == "cpu"
-    return run(
-        model,
-        source,
-        predictor.mapper,
-        finish,
-        batch_size=batch_size or (1 if on_cpu else _GPU_BATCH),
-        workers=workers or (1 if on_cpu else min(4, os.cpu_count() or 1)),
-        **options,
-    )
-
-
-def _device(model) -> torch.device:
-    return model.device if isinstance(model, ExportedDetector) else next(model.parameters()).device
+    model = accelerated(predictor.model, predictor) if accelerate else predictor.model
+    batch_size, workers = share(device_of(model), batch_size, workers)
+    return run(model, source, predictor.mapper, finish, batch_size=batch_size, workers=workers, **options)
 
 
 def _int8_identity(value: str) -> str:
     int8_from_config(value, lambda name: ())  # refuses what is neither a file nor a dataset
     return digest(Path(value).read_bytes().hex() if os.path.isfile(value) else value)
-
-
-def _accelerated(model, predictor):
-    if not isinstance(model, GeneralizedRCNN):
-        logging.getLogger(__name__).warning(
-            "%s is not accelerated: mrcnn_ext.accelerate takes GeneralizedRCNN", type(model).__name__
-        )
-        return model
-    int8 = int8_from_config(predictor.int8, predictor.int8_loader)
-    model = accelerate_model(model, training=False, masks="auto", int8=int8)
-    if model.acceleration.int8 is not None:
-        logging.getLogger(__name__).info("%s", model.acceleration.int8)
-    return model
-
-
-def _ready(sample: Sample, keep: Filter) -> Instances:
-    return keep(sample.instances.to(torch.device("cpu")))

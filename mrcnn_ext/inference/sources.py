@@ -1,4 +1,5 @@
-"""Where images come from: files, folders, patterns, lists, standard input, the web, videos, cameras, datasets."""
+"""Where images come from: files, folders, patterns, lists, standard input, the web, object storage, Parquet, videos,
+cameras, datasets."""
 
 import glob
 import io
@@ -7,13 +8,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data import detection_utils as utils
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ..data.data_file import read_data_file
@@ -21,7 +19,10 @@ from ..data.loading import coco_loader
 from ..data.problems import Problems
 from ..engine.errors import UserError, did_you_mean
 from ..engine.setup import register_datasets
-from .downloads import MAX_VIDEO, download, is_url, read_url
+from .downloads import MAX_VIDEO, download, is_url
+from .image_files import ImageFiles, describe
+from .object_storage import is_stored, list_stored
+from .parquet_source import ParquetImages
 from .videos import Video, Webcam
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Video", "Webcam", "describe", "open_source"]
@@ -30,101 +31,9 @@ _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informat
 _LOOK = 4096  # bytes
 _WEBCAM = re.compile(r"webcam:(\d+)|(\d{1,2})")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PARQUET = ".parquet"
 _VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 _log = logging.getLogger(__name__)
-
-
-class ImageFiles:
-    """Images that each have a file.
-
-    Args:
-        records: of detectron2's standard format; ``file_name`` and ``image_id`` are read, and ``height`` and
-            ``width`` are checked where they are there. A ``file_name`` may be an address of the web.
-        root: folder from which the results name the files.
-        metadata: of the dataset that they are.
-        names: by which the results call files that have other names of their own.
-
-    Raises:
-        UserError: a record lacks one of the two, or two have the same ``image_id``.
-    """
-
-    sequential = False
-    live = False
-    fps = None
-
-    def __init__(
-        self,
-        records: Sequence[dict],
-        root: str = "",
-        metadata: Metadata | None = None,
-        names: Mapping[str, str] | None = None,
-    ):
-        self.metadata = metadata
-        self.root = root
-        self._names = dict(names or {})
-        self._folder = None  # of files that are removed with this object
-        _check_records(records)
-        self._records = [
-            {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
-            for record in records
-        ]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @property
-    def short_names(self) -> list[tuple]:
-        """Id and name in the results of each image."""
-        return [(record["image_id"], self.short_name(record)) for record in self._records]
-
-    @property
-    def identity(self) -> list:
-        """What another source of other images differs in."""
-        return [[record["image_id"], self.short_name(record)] for record in self._records]
-
-    def stamp(self, index: int) -> int | None:
-        """Size of the file in bytes: one of another size is another image. None if it is gone."""
-        try:
-            return os.path.getsize(self._records[index]["file_name"])
-        except OSError:
-            return None
-
-    def name(self, index: int) -> str:
-        file_name = os.fspath(self._records[index]["file_name"])
-        return self._names.get(file_name, file_name)
-
-    def readers(self, image_format: str, done: set[int]) -> Iterator[tuple[int, dict, Callable]]:
-        """Place in the source, record, and what reads the image, of each that is not done."""
-        for index, record in enumerate(self._records):
-            if index not in done:
-                read = read_url if is_url(record["file_name"]) else utils.read_image
-                yield index, record, partial(read, record["file_name"], image_format)
-
-    def short_name(self, record: dict) -> str:
-        file_name = os.fspath(record["file_name"])
-        if file_name in self._names:
-            return self._names[file_name]
-        return Path(os.path.relpath(file_name, self.root)).as_posix() if self.root else file_name
-
-
-def _check_records(records):
-    by_id = {}
-    for number, record in enumerate(records):
-        for key in ("file_name", "image_id"):
-            if key not in record:
-                raise UserError(f"record {number} of the source has no {key}: {str(record)[:200]}")
-        other = by_id.setdefault(record["image_id"], record)
-        if other is not record:
-            raise UserError(
-                f"two records of the source have image_id {record['image_id']}: {other['file_name']} and "
-                f"{record['file_name']}; give each its own, or none any"
-            )
-
-
-def describe(record: dict) -> str:
-    """The file of a record, and the frame of a video's."""
-    frame = f", frame {record['frame']}" if "frame" in record else ""
-    return f"{record['file_name']}{frame}"
 
 
 def open_source(source) -> ImageFiles | Video | Webcam:
@@ -139,6 +48,9 @@ def open_source(source) -> ImageFiles | Video | Webcam:
               directory; lines that begin with # are left out;
             * ``-``: standard input, which is an image, or such a list;
             * ``http://`` or ``https://``: an image (to 100 MB) or a video (to 4 GB);
+            * ``s3://``, ``gs://``, ``abfs://``, ``hdfs://`` or ``file://`` (`mrcnn_ext.inference.object_storage`): an
+              image, or the images under it;
+            * a ``.parquet`` file, a folder of such, or one in object storage: see `ParquetImages`;
             * ``webcam:0``, or 0: a camera of this machine;
             * a sequence of image files, folders, patterns, lists and addresses, or of detectron2's dataset records.
 
@@ -162,8 +74,10 @@ def open_source(source) -> ImageFiles | Video | Webcam:
         return _standard_input()
     if is_url(name):
         return _from_web(name)
+    if is_stored(name):
+        return _stored(name)
     if os.path.isdir(name):
-        return _numbered(_in_folder(name), name)
+        return _folder(name)
     camera = _WEBCAM.fullmatch(name)
     if camera and not os.path.exists(name):
         return Webcam(int(camera[1] or camera[2]))
@@ -179,9 +93,33 @@ def open_source(source) -> ImageFiles | Video | Webcam:
         return _numbered([name], "")
     if name.lower().endswith(".txt"):
         return _numbered(_listed(name), "")
+    if name.lower().endswith(PARQUET):
+        return ParquetImages({name: os.path.basename(name)})
     if _is_text(name):
         raise UserError(f"{name}: it is text, neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video")
     return Video(name)
+
+
+def _folder(name: str) -> ImageFiles:
+    here = Path(name)
+    tables = sorted(p for p in here.rglob("*") if _is_taken(p, here, (PARQUET,)))
+    if tables and not any(_is_taken(p, here, IMAGE_SUFFIXES) for p in here.rglob("*")):
+        return ParquetImages({os.fspath(path): path.relative_to(here).as_posix() for path in tables})
+    return _numbered(_in_folder(name), name)
+
+
+def _stored(uri: str) -> ImageFiles:
+    """Of object storage: an image, a folder of images, or Parquet."""
+    files = [file for file in list_stored(uri) if not _is_hidden(file.name)]
+    images = [file for file in files if file.name.lower().endswith(IMAGE_SUFFIXES)]
+    tables = [file for file in files if file.name.lower().endswith(PARQUET)]
+    if tables and not images:
+        return ParquetImages({file.uri: file.name for file in tables})
+    if not images:
+        raise UserError(f"{uri}: no images there; looked for {' '.join((*IMAGE_SUFFIXES, PARQUET))}")
+    records = [{"file_name": file.uri, "image_id": i} for i, file in enumerate(images, 1)]
+    names = {file.uri: file.name for file in images}
+    return ImageFiles(records, names=names, sizes=[file.size for file in images])
 
 
 def _in_folder(name: str) -> list[Path]:
@@ -232,7 +170,7 @@ def _lines(text: str, where: str, folder: str) -> list[str]:
         name = line.strip()
         if not name or name.startswith("#"):
             continue
-        if not is_url(name):
+        if not is_url(name) and not is_stored(name):
             places = [os.path.join(folder, name), name]
             file = next((place for place in places if os.path.isfile(place)), None)
             if file is None:
@@ -301,10 +239,13 @@ def _image_suffix(file) -> str | None:
 
 def _is_taken(path: Path, root: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether a path in a folder is a file with such a suffix, and no hidden one or one that a system put there."""
-    parts = path.relative_to(root).parts
-    if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
+    if _is_hidden(path.relative_to(root).as_posix()):
         return False
     return path.suffix.lower() in suffixes and path.is_file()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in name.split("/"))
 
 
 def _is_text(name: str) -> bool:
@@ -341,6 +282,8 @@ def _sequence(source):
 
 def _files_of(name: str) -> list:
     """The image files that one of several sources stands for."""
+    if is_stored(name):
+        return [file.uri for file in list_stored(name) if file.name.lower().endswith(IMAGE_SUFFIXES)]
     if is_url(name) or name.lower().endswith(IMAGE_SUFFIXES):
         return _matching(name) if not is_url(name) and _is_pattern(name) else [name]
     if os.path.isdir(name):

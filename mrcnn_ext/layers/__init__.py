@@ -8,10 +8,14 @@ from .keypoint_networks import HeatmapKeypointNetwork, SimCCKeypointNetwork
 from .lazy_masks import LazyMasks
 from .mask_iou_network import MaskIoUNetwork
 from .mask_networks import BoundaryMaskNetwork, FCNMaskNetwork, MLPMaskNetwork
+from .temporal_networks import ConvLSTMCell, ConvLSTMKeypointNetwork, UniPoseLSTMNetwork
 from .timm_features import TimmFeatures
+from .waterfall import UniPoseNetwork, WaterfallASP, WaterfallDecoder
 
 __all__ = [
     "BoundaryMaskNetwork",
+    "ConvLSTMCell",
+    "ConvLSTMKeypointNetwork",
     "FCNMaskNetwork",
     "HeatmapKeypointNetwork",
     "LazyMasks",
@@ -19,6 +23,10 @@ __all__ = [
     "MLPMaskNetwork",
     "MaskIoUNetwork",
     "TimmFeatures",
+    "UniPoseLSTMNetwork",
+    "UniPoseNetwork",
+    "WaterfallASP",
+    "WaterfallDecoder",
     "heatmaps_to_keypoints",
     "masks_to_rle",
     "paste_masks",

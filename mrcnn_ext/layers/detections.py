@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms, remove_small_boxes
 
+from ..ops.detections import can_select, top_detections
+
 __all__ = ["Detections", "select_detections"]
 
 # From so many coordinates on torchvision's batched_nms takes class by class on the CPU. Below it moves the boxes
@@ -51,6 +53,15 @@ def select_detections(
         min_size: boxes of a smaller width or height are left out; None for none.
     """
     boxes = boxes.view(len(boxes), boxes.shape[1:].numel() // 4, 4)
+    if topk >= 0 and can_select([boxes, scores], nms_thresh):
+        found = top_detections(boxes, scores, image_size, score_thresh, nms_thresh, topk, min_size)
+        if found is not None:
+            return Detections(*found)
+    return _select_step_by_step(boxes, scores, image_size, score_thresh, nms_thresh, topk, min_size)
+
+
+def _select_step_by_step(boxes, scores, image_size, score_thresh, nms_thresh, topk, min_size):
+    """Boxes (R, 1 or K, 4), of any dtype, on any device, finite or not, differentiable."""
     passing = scores > score_thresh
     count = int(passing.sum())
     class_by_class = boxes.device.type == "cpu" and 4 * count > _CLASS_BY_CLASS

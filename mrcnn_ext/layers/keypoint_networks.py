@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .conv import ConvNormReLU, msra_fill
+from .waterfall import WaterfallASP
 
-__all__ = ["HeatmapKeypointNetwork", "SimCCKeypointNetwork", "WaterfallASP"]
+__all__ = ["HeatmapKeypointNetwork", "SimCCKeypointNetwork"]
 
 
 class HeatmapKeypointNetwork(nn.Sequential):
@@ -55,42 +56,6 @@ class HeatmapKeypointNetwork(nn.Sequential):
             x = layer(x)
         # Heatmaps are read one by one, whatever layout the convolutions preferred.
         return x.contiguous()
-
-
-class WaterfallASP(nn.Module):
-    """Waterfall atrous spatial pooling (Artacho and Savakis, *UniPose: Unified Human Pose Estimation in Single
-    Images and Videos*, CVPR 2020, section 3.2): each atrous convolution takes the output of the one before it;
-    all outputs and the mean over the map are concatenated and brought back to the input's channels.
-
-    (N, channels, H, W) -> (N, channels, H, W).
-
-    Args:
-        channels: of the input and of the output.
-        rates: dilation of each convolution in cells. UniPose's 6, 12, 18, 24 are for maps of 40 cells and more;
-            of a RoI of 14 cells a rate above 6 would see little but padding.
-        norm: makes the normalisation layer of a convolution from its channel count; None for none.
-
-    Raises:
-        ValueError: ``rates`` is empty or has one below 1.
-    """
-
-    def __init__(self, channels: int, rates: Sequence[int], norm: Callable[[int], nn.Module] | None = None):
-        super().__init__()
-        if len(rates) == 0 or min(rates) < 1:
-            raise ValueError(f"rates must be one or more dilations of at least 1, got {list(rates)}")
-        self.branches = nn.ModuleList([ConvNormReLU(channels, channels, norm, rate) for rate in rates])
-        # Without normalisation: the mean is one value per channel and RoI.
-        self.mean = nn.Conv2d(channels, channels, kernel_size=1)
-        self.fuse = nn.Conv2d((len(rates) + 1) * channels, channels, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = self.mean(x.mean(dim=(2, 3), keepdim=True)).relu()
-        outputs = []
-        for branch in self.branches:
-            x = branch(x)
-            outputs.append(x)
-        outputs.append(mean.to(x.dtype).expand(-1, -1, x.shape[2], x.shape[3]))
-        return self.fuse(torch.cat(outputs, dim=1)).relu()
 
 
 class SimCCKeypointNetwork(nn.Module):

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 __all__ = ["TimmFeatures", "input_statistics"]
 
+# Arguments by which timm's models take images of any size, of which a model has one or none.
+_ANY_SIZE = {"strict_img_size": False, "dynamic_img_size": True}
+
 
 class TimmFeatures(nn.Module):
     """The feature maps of a timm model, named after their strides.
@@ -29,7 +32,8 @@ class TimmFeatures(nn.Module):
         norm: "" for the model's own; "FrozenBN" freezes every batch normalisation.
         in_channels: channels of the input image.
         model_args: further arguments of the timm model, drop_path_rate say. Models that would take images of one size
-            alone, as Swin does, are made with strict_img_size=False.
+            alone are made with strict_img_size=False, as Swin is, or dynamic_img_size=True, as Vision Transformers
+            are, whose position embedding then follows the image.
 
     Attributes:
         channels, strides: of each output feature by its name, finest first.
@@ -61,11 +65,13 @@ class TimmFeatures(nn.Module):
         args = {**(model_args or {}), "in_chans": in_channels}
         random_state = torch.get_rng_state()
         whole = _create(model_name, args)
-        if "strict_img_size" not in args and _wants_one_size(whole):
-            torch.set_rng_state(random_state)
-            with contextlib.suppress(ValueError):  # it has no such argument
-                whole = _create(model_name, {**args, "strict_img_size": False})
-                args["strict_img_size"] = False
+        if not _ANY_SIZE.keys() & args.keys() and _wants_one_size(whole):
+            for argument in _ANY_SIZE.items():
+                torch.set_rng_state(random_state)
+                with contextlib.suppress(ValueError):  # it has no such argument
+                    whole = _create(model_name, {**args, **dict([argument])})
+                    args |= dict([argument])
+                    break
         stages = whole.feature_info
         torch.set_rng_state(random_state)
         args["out_indices"] = _out_indices(model_name, stages, self.strides)

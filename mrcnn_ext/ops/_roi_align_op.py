@@ -139,6 +139,53 @@ for _name in ("roi_align", *(f"roi_align_{backend}" for backend in _PYTHON_KERNE
     torch.library.register_fake(f"mrcnn_ext::{_name}_backward", _fake_backward)
     _register_autograd(_name)
 
+
+def _fake_max(features: list[Tensor], rois: Tensor, *options) -> tuple[Tensor, Tensor]:
+    pooled = _fake(features, rois, *options)
+    return pooled, torch.empty_like(pooled, dtype=torch.int16)
+
+
+def _fake_max_backward(
+    grad: Tensor, codes: Tensor, features: list[Tensor], rois: Tensor, *options
+) -> list[Tensor]:
+    return [roi_align_eager.empty_like_layout(features[0], f.shape, f.dtype) for f in features]
+
+
+def _save_max(ctx, inputs, output) -> None:
+    features, rois, *options = inputs
+    codes = output[1]
+    ctx.mark_non_differentiable(codes)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(rois, codes, *features)
+    ctx.options = RoIOptions(*options)
+
+
+def _backward_of_max(ctx, grad, _):
+    if grad is None:
+        return None, None, *[None] * len(ctx.options)
+    rois, codes, *features = ctx.saved_tensors
+    grads = torch.ops.mrcnn_ext.roi_max_pool_backward(grad, codes, features, rois, *ctx.options)
+    return grads, None, *[None] * len(ctx.options)
+
+
+def _double_backward_of_max(ctx, *grads):
+    raise NotImplementedError(
+        f'roi_align: the double backward of mode "{ctx.mode}" of a max mode is not implemented'
+    )
+
+
+def _save_mode(ctx, inputs, output) -> None:
+    ctx.mode = RoIOptions(*inputs[4:]).mode
+
+
+if _extension.is_available():
+    torch.library.register_fake("mrcnn_ext::roi_max_pool", _fake_max)
+    torch.library.register_fake("mrcnn_ext::roi_max_pool_backward", _fake_max_backward)
+    torch.library.register_autograd("mrcnn_ext::roi_max_pool", _backward_of_max, setup_context=_save_max)
+    torch.library.register_autograd(
+        "mrcnn_ext::roi_max_pool_backward", _double_backward_of_max, setup_context=_save_mode
+    )
+
 _default_op = torch.ops.mrcnn_ext.roi_align
 _forced_ops = {
     "compiled": torch.ops.mrcnn_ext.roi_align,
@@ -150,3 +197,17 @@ _forced_ops = {
 def operator():
     """The operator that pools now."""
     return _forced_ops[_extension.backend()] if _extension.is_forced() else _default_op
+
+
+def pool(features: list[Tensor], rois: Tensor, options: RoIOptions) -> Tensor:
+    """Pools by that operator or, where a gradient of a maximum is going to be asked for, by the one that keeps where
+    the maxima are."""
+    if (
+        options.mode in roi_align_eager.MAX_MODES
+        and _extension.backend() == "compiled"
+        and features[0].device.type == "cpu"
+        and torch.is_grad_enabled()
+        and any(level.requires_grad for level in features)
+    ):
+        return torch.ops.mrcnn_ext.roi_max_pool(features, rois, *options)[0]
+    return operator()(features, rois, *options)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.jit.annotations import BroadcastingList2
 from torch.nn.modules.utils import _pair
 
-from ._roi_align_op import operator
+from ._roi_align_op import pool
 from .roi_align_eager import AVERAGE_MODES, MAX_MODES
 from .roi_align_onnx import roi_align_for_onnx
 from .roi_options import RoIOptions, check_pyramid
@@ -93,7 +93,7 @@ def roi_align_pyramid(
     )
     if torch.onnx.is_in_onnx_export():
         return roi_align_for_onnx(list(features), rois, options)
-    return operator()(list(features), rois, *options)
+    return pool(list(features), rois, options)
 
 
 def roi_align(

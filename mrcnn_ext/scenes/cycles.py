@@ -22,13 +22,15 @@ PAINTS = (
 _F, _L, _U = np.eye(3)
 
 
-def _wheel(sketch, frame, hub, radius, tyre, spokes, part, slot, rim=(165, 165, 170), steer=0.0) -> None:
+def _wheel(
+    sketch, frame, hub, radius, tyre, spokes, part, slot, rim=(165, 165, 170), steer=0.0, roll=0.0
+) -> None:
     ahead = np.array([np.cos(steer), np.sin(steer), 0.0])
     ring = frame.world(circle(hub, radius - tyre / 2, ahead, _U, 36))
     sketch.area(frame.world(circle(hub, radius, ahead, _U, 36)), slot)
     center = frame.world(hub)[0]
     inner = frame.world(circle(hub, radius - tyre * 1.1, ahead, _U, 36))
-    for angle in np.linspace(0, np.pi, spokes, endpoint=False) + 0.2:
+    for angle in np.linspace(0, np.pi, spokes, endpoint=False) + 0.2 - roll:
         arm = (np.cos(angle) * ahead + np.sin(angle) * _U) * (radius - tyre)
         sketch.stroke(frame.world([hub - arm, hub + arm]), 0.008, (150, 150, 155), part)
     sketch.stroke(inner, 0.022, rim, part, closed=True)
@@ -36,8 +38,21 @@ def _wheel(sketch, frame, hub, radius, tyre, spokes, part, slot, rim=(165, 165, 
     sketch.blob([(center, 0.035)], (90, 90, 95), part, shaded=False)
 
 
-def draw_bicycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: int) -> dict:
-    """Draws a bicycle as the instance in `slot`; returns where its rider's hips, hands and feet go."""
+def draw_bicycle(
+    sketch: Sketch,
+    frame: Frame,
+    rng: np.random.Generator,
+    slot: int,
+    pedalled: float = 0.0,
+    rolled: float = 0.0,
+) -> dict:
+    """
+    Draws a bicycle as the instance in `slot`; returns where its rider's hips, hands and feet go.
+
+    Args:
+        rng: what it looks like; with the same state it is the same bicycle.
+        pedalled, rolled: how far its cranks and its wheels have turned, in radians.
+    """
     part = sketch.part(slot)
     paint = np.array(PAINTS[int(rng.integers(len(PAINTS)))], dtype=np.float64)
     dark = (40, 40, 45)
@@ -49,7 +64,7 @@ def draw_bicycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: i
     head, fork = np.array([0.36, 0, 0.88]), np.array([0.42, 0, 0.68])
     saddle = np.array([-0.24, 0, 0.95])
     grip = np.array([0.5, 0, 0.86]) if sport else np.array([0.3, 0, 1.04])
-    spin = float(rng.uniform(0, 2 * np.pi))
+    spin = float(rng.uniform(0, 2 * np.pi)) - pedalled
     pedal = {
         s: crank + 0.17 * np.array([np.cos(spin + p), 0, np.sin(spin + p)]) + [0, y, 0]
         for s, p, y in (("L", 0.0, 0.12), ("R", np.pi, -0.12))
@@ -63,10 +78,10 @@ def draw_bicycle(sketch: Sketch, frame: Frame, rng: np.random.Generator, slot: i
         return float(frame.world(point)[0][1])
 
     sketch.at(depth(rear) + 0.01)
-    _wheel(sketch, frame, rear, 0.345, 0.045, 12, part, slot)
+    _wheel(sketch, frame, rear, 0.345, 0.045, 12, part, slot, roll=rolled)
     sketch.stroke(frame.world(circle(rear, 0.375, _F, _U, 36)[4:17]), 0.03, paint * 0.8, part)
     sketch.at(depth(front) + 0.01)
-    _wheel(sketch, frame, front, 0.345, 0.045, 12, part, slot, steer=steer)
+    _wheel(sketch, frame, front, 0.345, 0.045, 12, part, slot, steer=steer, roll=rolled)
     tube(head, fork, front, width=0.042)
     sketch.at(depth(crank))
     far, near = sorted("LR", key=lambda s: -depth(pedal[s]))

@@ -22,12 +22,12 @@ from .spec import VERSION, ScenePreset, get_preset
 FORMATS = ("coco", "cityscapes")
 META_FILE = "scenes.json"
 # Scene index of a split's first image: splits share no scene, and a longer split begins like a shorter one.
-_FIRST = {"train": 0, "val": 1_000_000_000}
+FIRST_INDEX = {"train": 0, "val": 1_000_000_000}
 
 
 def scene_of(preset: ScenePreset, seed: int, split: str, index: int):
     """The scene written as image `index` (from 0) of a split."""
-    return generate_scene(preset, seed, _FIRST[split] + index)
+    return generate_scene(preset, seed, FIRST_INDEX[split] + index)
 
 
 def write_dataset(
@@ -74,29 +74,48 @@ def write_dataset(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if num_train + num_val < 1:
         raise ValueError("num_train and num_val are both 0: there is nothing to write")
-    root = Path(root)
-    meta = json.loads(
-        json.dumps(
-            {
-                "generator": "mrcnn_ext.scenes",
-                "version": VERSION,
-                "seed": seed,
-                "num_train": num_train,
-                "num_val": num_val,
-                "formats": formats,
-                "preset": dataclasses.asdict(preset),
-            }
-        )
-    )
-    root = root.resolve()  # what a link points to is what is replaced
+    meta = {
+        "generator": "mrcnn_ext.scenes",
+        "version": VERSION,
+        "seed": seed,
+        "num_train": num_train,
+        "num_val": num_val,
+        "formats": formats,
+        "preset": dataclasses.asdict(preset),
+    }
+
+    def write(building):
+        for split, count in (("train", num_train), ("val", num_val)):
+            _write_split(building, preset, seed, split, count, workers, formats, progress)
+
+    return write_folder(root, meta, force, write)
+
+
+def write_folder(root, meta: dict, force: bool, write: Callable[[Path], None]) -> bool:
+    """
+    Writes a folder that appears complete or not at all, with a record of what it was made of.
+
+    Args:
+        root: folder to create.
+        meta: the record, of what JSON can hold.
+        force: replace a folder of another record.
+        write: fills the folder it is called with.
+
+    Returns:
+        bool: False if `root` already holds a folder of this record and nothing was done.
+
+    Raises:
+        FileExistsError: `root` holds something else, and `force` is not set.
+    """
+    meta = json.loads(json.dumps(meta))
+    root = Path(root).resolve()  # what a link points to is what is replaced
     if root.exists() and not _may_write(root, meta, force):
         return False
     root.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))
     try:
-        for split, count in (("train", num_train), ("val", num_val)):
-            _write_split(building, preset, seed, split, count, workers, formats, progress)
-        _write_json(building / META_FILE, meta, indent=2)
+        write(building)
+        write_json(building / META_FILE, meta, indent=2)
         building.chmod(0o755)
         if root.exists():
             shutil.rmtree(root)
@@ -150,19 +169,7 @@ def _write_split(root, preset, seed, split, count, workers, formats, progress) -
                 parents=True, exist_ok=True
             )
     task = functools.partial(_write_image, str(root), preset, seed, split, "cityscapes" in formats)
-    with contextlib.ExitStack() as stack:
-        if workers > 1 and count > 1:
-            # fork where there is one: a fresh interpreter in every worker would import torch for nothing.
-            method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-            # OpenCV's threads do not survive a fork, and a child looking for them waits for ever.
-            stack.callback(cv2.setNumThreads, cv2.getNumThreads())
-            cv2.setNumThreads(1)
-            context = multiprocessing.get_context(method)
-            pool = stack.enter_context(context.Pool(min(workers, count), cv2.setNumThreads, (1,)))
-            results = pool.imap(task, range(count), chunksize=2)
-        else:
-            results = map(task, range(count))
-        results = list(progress(results, count, split) if progress else results)
+    results = map_indices(task, count, workers, split, progress)
     if "coco" in formats:
         info = {
             "description": f"synthetic street scenes, preset {preset.name}, split {split}, seed {seed}",
@@ -176,10 +183,27 @@ def _write_split(root, preset, seed, split, count, workers, formats, progress) -
         ]
         instances = coco_format.dataset(info, images, [annotations for _, annotations in results])
         (root / "annotations").mkdir(exist_ok=True)
-        _write_json(root / "annotations" / f"instances_{split}.json", instances)
-        _write_json(
+        write_json(root / "annotations" / f"instances_{split}.json", instances)
+        write_json(
             root / "annotations" / f"person_keypoints_{split}.json", coco_format.person_dataset(instances)
         )
+
+
+def map_indices(task: Callable, count: int, workers: int, split: str, progress=None) -> list:
+    """What `task` gives for 0 to `count` - 1, in order, from as many processes; `progress` as in `write_dataset`."""
+    with contextlib.ExitStack() as stack:
+        if workers > 1 and count > 1:
+            # fork where there is one: a fresh interpreter in every worker would import torch for nothing.
+            method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+            # OpenCV's threads do not survive a fork, and a child looking for them waits for ever.
+            stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+            cv2.setNumThreads(1)
+            context = multiprocessing.get_context(method)
+            pool = stack.enter_context(context.Pool(min(workers, count), cv2.setNumThreads, (1,)))
+            results = pool.imap(task, range(count), chunksize=2)
+        else:
+            results = map(task, range(count))
+        return list(progress(results, count, split) if progress else results)
 
 
 def _write_image(root: str, preset, seed, split, cityscapes, index) -> tuple[str, list[dict]]:
@@ -192,7 +216,7 @@ def _write_image(root: str, preset, seed, split, cityscapes, index) -> tuple[str
         base = os.path.join(root, "gtFine", split, city, f"{stem}_gtFine_")
         _write_png(base + "instanceIds.png", cityscapes_format.instance_ids(scene))
         _write_png(base + "labelIds.png", cityscapes_format.label_ids(scene))
-        _write_json(Path(base + "polygons.json"), cityscapes_format.polygons(scene))
+        write_json(Path(base + "polygons.json"), cityscapes_format.polygons(scene))
     return name, coco_format.scene_annotations(scene)
 
 
@@ -201,5 +225,6 @@ def _write_png(path: str, image) -> None:
         raise OSError(f"could not write {path}")
 
 
-def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
+def write_json(path: Path, content: dict, indent: int | None = None) -> None:
+    """Writes JSON without blanks, or indented."""
     path.write_text(json.dumps(content, indent=indent, separators=None if indent else (",", ":")))

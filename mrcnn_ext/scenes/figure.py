@@ -283,6 +283,7 @@ class DrawnKeypoints:
         reach: pixels within which a part counts as being at the point.
         parts: per keypoint, the parts through which it counts as seen.
         facing: (17,) bool, False where the figure itself hides the point.
+        head: (2, 2) pixels of the bottom and the top of the head.
     """
 
     points: np.ndarray
@@ -290,6 +291,7 @@ class DrawnKeypoints:
     reach: float
     parts: list[tuple[int, ...]]
     facing: np.ndarray
+    head: np.ndarray
 
 
 def draw_figure(sketch: Sketch, frame: Frame, skeleton: Skeleton, look: Look, slot: int) -> DrawnKeypoints:
@@ -414,7 +416,10 @@ def draw_figure(sketch: Sketch, frame: Frame, skeleton: Skeleton, look: Look, sl
         sketch.blob([(elbow, 0.042 * girth * k), (wrist, 0.032 * girth * k)], fore, ids[f"fore_{s}"])
 
     face = _draw_head(sketch, frame, skeleton, look, joints, ids)
-    return _keypoints(sketch, joints, face, ids, left, to_camera)
+    crown = joints["head"] + (skeleton.head_axes @ frame.axes)[2] * _HEAD[2] * k * skeleton.body.head
+    drawn = _keypoints(sketch, joints, face, ids, left, to_camera)
+    drawn.head = sketch.camera.project([joints["neck"], crown])
+    return drawn
 
 
 def _draw_pattern(sketch, look, joints, forward, left, up, front, k, girth, part) -> None:
@@ -640,4 +645,6 @@ def _keypoints(sketch, joints, face, ids, left, to_camera) -> DrawnKeypoints:
         facing.append(True)
     points = np.array(points)
     reach = 0.02 * sketch.camera.scale_at(float(joints["chest"][1]))
-    return DrawnKeypoints(points, sketch.camera.project(points), reach, parts, np.array(facing))
+    return DrawnKeypoints(
+        points, sketch.camera.project(points), reach, parts, np.array(facing), np.zeros((2, 2))
+    )

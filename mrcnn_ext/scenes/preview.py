@@ -81,7 +81,10 @@ def contact_sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
 
 
 def dataset_sheet(root, count: int) -> np.ndarray:
-    """The first images of a dataset that `write_dataset` wrote, with their annotations, as one picture."""
+    """
+    The first images of a dataset that `write_dataset` or `write_clips` wrote, with their annotations, as one picture;
+    a row for each clip.
+    """
     root, pictures = Path(root), []
     for split in ("train", "val"):
         content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
@@ -89,4 +92,7 @@ def dataset_sheet(root, count: int) -> np.ndarray:
             annotations = [a for a in content["annotations"] if a["image_id"] == image["id"]]
             pixels = cv2.imread(str(root / image["file_name"]))[:, :, ::-1]
             pictures.append(draw_annotations(pixels, annotations, 2 if image["width"] <= 400 else 1))
-    return contact_sheet(pictures, 4 if pictures[0].shape[1] < 800 else 2)
+    columns = (
+        content["videos"][0]["length"] if content.get("videos") else 4 if pictures[0].shape[1] < 800 else 2
+    )
+    return contact_sheet(pictures, columns)

@@ -1,8 +1,6 @@
-"""Placing the actors of a scene, painting them from far to near and reading off what can be seen of each."""
+"""Placing the actors of a scene."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -10,81 +8,13 @@ import numpy as np
 from .cycles import draw_bicycle, draw_motorcycle, draw_rider
 from .figure import Body, DrawnKeypoints, Look, Skeleton, draw_figure, sample_pose
 from .geometry import Camera, Frame, Light
-from .sketch import Sketch, Sprite
-from .spec import ACTORS, KEYPOINT_NAMES, STUFF, ScenePreset
+from .painting import ACTOR_SIZES, Actor, Instance, Scene, compose, measure, visible_lamps
+from .sketch import Sketch
+from .spec import ACTORS, STUFF, ScenePreset
 from .street import FURNITURE, Backdrop, Road, draw_bench
 from .vehicles import DRAWERS, SIZES, draw_track
 
-_ACTOR_SIZES = {
-    **SIZES,
-    "person": (0.5, 0.55, 1.75),
-    "cyclist": (1.8, 0.6, 1.85),
-    "biker": (2.1, 0.8, 1.75),
-    "bicycle": (1.75, 0.55, 1.08),
-    "motorcycle": (2.1, 0.75, 1.25),
-}
 _CATEGORIES_OF = {"cyclist": ("bicycle", "rider"), "biker": ("motorcycle", "rider")}
-
-
-@dataclass
-class Instance:
-    """
-    Attributes:
-        category: one of the eight categories.
-        iscrowd: whether it stands for a group that is not told apart.
-        depth: metres from the camera.
-        area: visible pixels; box: (x0, y0, x1, y1) of them, pixels, x1 and y1 exclusive.
-        visible: fraction of the drawn pixels (within the image) that nothing else hides.
-        keypoints: (17, 3) float64 of x, y (pixels, pixel i covers [i, i + 1)) and visibility: 0 outside the
-            image (x = y = 0), 1 hidden, 2 seen; None for what is no single figure.
-    """
-
-    category: str
-    iscrowd: bool
-    depth: float
-    area: int = 0
-    box: tuple[int, int, int, int] = (0, 0, 0, 0)
-    visible: float = 1.0
-    keypoints: np.ndarray | None = None
-
-
-@dataclass
-class Scene:
-    """
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        instances: from far to near.
-        instance_map: (H, W) uint16, 1 + the index into `instances` of what is seen at a pixel, 0 for none.
-        labels: (H, W) uint8, Cityscapes label ids of what is no instance (0 under instances' pixels
-            is not guaranteed: look at `instance_map` first).
-    """
-
-    image: np.ndarray
-    instances: list[Instance]
-    instance_map: np.ndarray
-    labels: np.ndarray
-
-    def mask(self, index: int) -> np.ndarray:
-        """The visible pixels (H, W) bool of `instances[index]`."""
-        return self.instance_map == index + 1
-
-
-@dataclass
-class _Actor:
-    kind: str
-    frame: Frame
-    box: tuple[float, float, float, float]
-    sketch: Sketch
-    instances: list[Instance] = field(default_factory=list)
-    keypoints: dict[int, DrawnKeypoints] = field(default_factory=dict)  # slot: keypoints
-    shadow: np.ndarray | None = None  # (N, 3) world points on the ground
-    lamps: list = field(default_factory=list)
-
-    @property
-    def far(self) -> float:
-        """Depth of its farthest point, about."""
-        length = _ACTOR_SIZES[self.kind][0] if self.kind in _ACTOR_SIZES else 1.0
-        return float(self.frame.origin[1] + abs(self.frame.axes[0, 1]) * length / 2)
 
 
 def generate_scene(preset: ScenePreset, seed: int, index: int) -> Scene:
@@ -103,7 +33,7 @@ def generate_scene(preset: ScenePreset, seed: int, index: int) -> Scene:
     )
     light = Light.sample(rng, time)
     road = Road.sample(rng)
-    actors: list[_Actor] = []
+    actors: list[Actor] = []
     if rng.random() >= preset.empty:
         count = max(1, int(rng.integers(preset.actors[0], preset.actors[1] + 1)))
         if rng.random() < preset.crowd:
@@ -134,13 +64,13 @@ def _sample_camera(preset: ScenePreset, rng: np.random.Generator) -> Camera:
     )
 
 
-def _place(preset, camera, light, road, rng, actors) -> _Actor | None:
+def _place(preset, camera, light, road, rng, actors) -> Actor | None:
     """An actor of a random kind where it meets the preset's limits; None if no place was found."""
     weights = np.array([preset.weights.get(kind, 0.0) for kind in ACTORS], dtype=np.float64)
     kind = ACTORS[int(rng.choice(len(ACTORS), p=weights / weights.sum()))]
     for attempt in range(16):
         yaw = _sample_yaw(kind, preset.facing, rng)
-        length, width, height = _ACTOR_SIZES[kind]
+        length, width, height = ACTOR_SIZES[kind]
         across = length * abs(np.cos(yaw)) + width * abs(np.sin(yaw))
         along = length * abs(np.sin(yaw)) + width * abs(np.cos(yaw))
         high = preset.size[1] * (preset.width if across > height else preset.height)
@@ -208,14 +138,9 @@ def _fits(preset, box, others) -> bool:
     return True
 
 
-def _ground_shadow(light: Light, points: np.ndarray) -> np.ndarray:
-    sun = light.sun
-    return points - points[:, 2:3] / sun[2] * sun
-
-
-def _build(kind, frame, camera, light, rng) -> _Actor:
+def _build(kind, frame, camera, light, rng) -> Actor:
     sketch = Sketch(camera, light)
-    actor = _Actor(kind, frame, (0, 0, 0, 0), sketch)
+    actor = Actor(kind, frame, (0, 0, 0, 0), sketch)
     depth = float(frame.origin[1])
     for category in _CATEGORIES_OF.get(kind, (kind,)):
         actor.instances.append(Instance(category, False, depth))
@@ -254,7 +179,7 @@ def _build(kind, frame, camera, light, rng) -> _Actor:
                     )
                 )
     if actor.shadow is None:
-        length, width, height = _ACTOR_SIZES[kind]
+        length, width, height = ACTOR_SIZES[kind]
         if kind in ("cyclist", "biker"):
             height = 1.6
         actor.shadow = frame.world(
@@ -286,7 +211,7 @@ def _draw_person(sketch, frame, rng) -> DrawnKeypoints:
     return draw_figure(sketch, frame, Skeleton(body, pose), Look.sample(rng), 1)
 
 
-def _crowd(preset, camera, light, rng) -> _Actor:
+def _crowd(preset, camera, light, rng) -> Actor:
     """Many small overlapping figures, or a row of parked bicycles, annotated as one region."""
     bicycles = rng.random() < 0.2
     size = float(preset.height * rng.uniform(0.05, 0.12)) + 6
@@ -297,7 +222,7 @@ def _crowd(preset, camera, light, rng) -> _Actor:
     count = int(rng.integers(8, 22))
     spread = count * (0.22 if not bicycles else 0.3)
     frame = Frame(x, depth, 0.0)
-    actor = _Actor("crowd", frame, (0, 0, 0, 0), sketch)
+    actor = Actor("crowd", frame, (0, 0, 0, 0), sketch)
     actor.instances.append(Instance("bicycle" if bicycles else "person", True, depth))
     spots = sorted(
         ((rng.uniform(-spread, spread) / 2, rng.uniform(-1.2, 1.2)) for _ in range(count)),
@@ -316,7 +241,7 @@ def _crowd(preset, camera, light, rng) -> _Actor:
     return actor
 
 
-def _furnish(preset, camera, light, road, rng, actors) -> _Actor | None:
+def _furnish(preset, camera, light, road, rng, actors) -> Actor | None:
     draw = FURNITURE[int(rng.choice(len(FURNITURE), p=(0.3, 0.2, 0.2, 0.15, 0.15)))]
     for _ in range(4):
         depth = float(np.exp(rng.uniform(np.log(4), np.log(45))))
@@ -332,132 +257,16 @@ def _furnish(preset, camera, light, road, rng, actors) -> _Actor | None:
             if a.frame.origin[1] > depth
         ]
         if not any(hidden):
-            return _Actor("furniture", Frame(x, depth, 0.0), box, sketch)
+            return Actor("furniture", Frame(x, depth, 0.0), box, sketch)
     return None
 
 
 def _paint(preset, camera, light, backdrop, actors, rng) -> Scene:
-    h, w = preset.height, preset.width
     image, labels = backdrop.image, backdrop.labels
-    _cast_shadows(camera, light, actors, image, labels)
-    instance_map = np.zeros((h, w), np.uint16)
-    instances: list[Instance] = []
-    drawn: list[tuple[Instance, float, Sprite, DrawnKeypoints | None]] = []
-    haze = np.array((205, 212, 220), np.float32) * (1.0 if light.time == "day" else 0.6)
-    for actor in actors:
-        sprite = actor.sketch.render(rng)
-        first = len(instances)
-        instances.extend(actor.instances)
-        for slot, instance in enumerate(actor.instances, 1):
-            drawn.append(
-                (
-                    instance,
-                    0.0 if sprite is None else sprite.coverage.get(slot, 0.0),
-                    sprite,
-                    actor.keypoints.get(slot),
-                )
-            )
-        if sprite is None:
-            continue
-        rows = slice(sprite.y, sprite.y + sprite.alpha.shape[0])
-        cols = slice(sprite.x, sprite.x + sprite.alpha.shape[1])
-        alpha = sprite.alpha[:, :, None]
-        mist = 1 - float(np.exp(-actor.frame.origin[1] / 260.0))
-        color = sprite.color * (1 - mist) + haze * mist * alpha
-        image[rows, cols] = image[rows, cols] * (1 - alpha) + color
-        owner = sprite.owner
-        stuff = owner >= 100
-        labels[rows, cols] = np.where(stuff, owner - np.where(stuff, 100, 0), labels[rows, cols])
-        seen = instance_map[rows, cols]
-        slots = (owner > 0) & ~stuff
-        instance_map[rows, cols] = np.where(slots, owner.astype(np.uint16) + first, np.where(stuff, 0, seen))
-    lamps = _lamps(camera, actors, instance_map, instances)
-    kept = _measure(preset, instances, instance_map, labels, drawn)
+    instance_map, instances, drawn = compose(camera, light, image, labels, actors, rng)
+    lamps = visible_lamps(camera, actors, instance_map, instances)
+    kept = measure(preset, instances, instance_map, labels, drawn)
     return Scene(_expose(preset, light, image, lamps, rng), kept, instance_map, labels)
-
-
-def _cast_shadows(camera, light, actors, image, labels) -> None:
-    """Darkens the ground where the actors keep the sun off, and under them."""
-    shade = np.zeros(labels.shape, np.uint8)
-    for actor in actors:
-        if actor.shadow is None:
-            continue
-        world = np.concatenate(
-            [_ground_shadow(light, actor.shadow), _ground_shadow(light, actor.shadow * [1, 1, 0])]
-        )
-        world[:, 1] = np.maximum(world[:, 1], 0.8)
-        if actor.kind == "crowd":
-            world = actor.shadow * [1, 1, 0]
-        hull = cv2.convexHull(camera.project(world).astype(np.float32))
-        points = np.rint(np.clip(hull, -(2**14), 2**14) * 16).astype(np.int32)
-        cv2.fillPoly(shade, [points], 255, cv2.LINE_AA, 4)
-    sigma = max(0.8, labels.shape[0] / 200)
-    shade = cv2.GaussianBlur(shade, (0, 0), sigma).astype(np.float32) / 255
-    ground = np.isin(labels, [STUFF[n] for n in ("road", "sidewalk", "terrain", "rail track")])
-    strength = 0.12 + 0.75 * light.direct
-    image *= (1 - strength * shade * ground)[:, :, None]
-
-
-def _lamps(camera, actors, instance_map, instances) -> list[tuple[np.ndarray, float, tuple]]:
-    """Head and tail lamps that can be seen: pixel, radius in pixels, colour."""
-    index = {id(instance): k + 1 for k, instance in enumerate(instances)}
-    lamps = []
-    for actor in actors:
-        for point, color, facing in actor.lamps:
-            to_camera = np.array([0, 0, camera.height]) - point
-            if point[1] < 1 or np.dot(to_camera / np.linalg.norm(to_camera), facing) < 0.3:
-                continue
-            x, y = camera.project(point)[0]
-            inside = 0 <= x < camera.image_width and 0 <= y < camera.image_height
-            if inside and instance_map[int(y), int(x)] == index[id(actor.instances[0])]:
-                lamps.append((np.array([x, y]), 0.18 * camera.scale_at(point[1]), color))
-    return lamps
-
-
-def _measure(preset, instances, instance_map, labels, drawn) -> list[Instance]:
-    """Fills in area, box and keypoints; drops what is too small or hidden to name, and renumbers the map."""
-    h, w = instance_map.shape
-    areas = np.bincount(instance_map.ravel(), minlength=len(instances) + 1)
-    renumber = np.zeros(len(instances) + 1, np.uint16)
-    kept = []
-    for number, (instance, full, sprite, keypoints) in enumerate(drawn, 1):
-        area = int(areas[number])
-        if area < preset.min_area or area < preset.min_visible * full:
-            continue
-        kept.append(instance)
-        renumber[number] = len(kept)
-        rows = slice(sprite.y, sprite.y + sprite.alpha.shape[0])
-        cols = slice(sprite.x, sprite.x + sprite.alpha.shape[1])
-        mask = instance_map[rows, cols] == number
-        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        instance.area = area
-        instance.visible = area / full
-        instance.box = (
-            sprite.x + int(xs[0]),
-            sprite.y + int(ys[0]),
-            sprite.x + int(xs[-1]) + 1,
-            sprite.y + int(ys[-1]) + 1,
-        )
-        if keypoints is not None:
-            instance.keypoints = _see_keypoints(sprite, keypoints, instance_map == number, w, h)
-    lost = (instance_map > 0) & (renumber[instance_map] == 0)
-    labels[lost] = STUFF["unlabeled"]
-    instance_map[:] = renumber[instance_map]
-    return kept
-
-
-def _see_keypoints(sprite, keypoints: DrawnKeypoints, mask, w, h) -> np.ndarray:
-    result = np.zeros((len(KEYPOINT_NAMES), 3))
-    for k, (x, y) in enumerate(keypoints.pixels):
-        if not (0 <= x < w and 0 <= y < h):
-            continue
-        own = bool(keypoints.facing[k]) and bool(
-            np.isin(sprite.part_at((x, y), keypoints.reach), keypoints.parts[k]).any()
-        )
-        r = 1
-        window = mask[max(int(y) - r, 0) : int(y) + r + 1, max(int(x) - r, 0) : int(x) + r + 1]
-        result[k] = x, y, 2 if own and window.any() else 1
-    return result
 
 
 def _expose(preset, light, image, lamps, rng) -> np.ndarray:

@@ -142,29 +142,38 @@ class Sketch:
         (x0, y0), (x1, y1) = points.min(0) - margin, points.max(0) + margin
         return float(x0), float(y0), float(x1), float(y1)
 
+    def picture(self) -> tuple[slice, slice, np.ndarray, np.ndarray] | None:
+        """The colours alone, more coarsely than `render`: rows, columns, a `Sprite`'s `color` and `alpha` (h, w, 1)."""
+        window = self._window()
+        if window is None:
+            return None
+        x0, y0, w, h = window
+        factor = 2 if max(w, h) < 320 else 1
+        # The fourth channel says where anything is drawn.
+        canvas = np.zeros((h * factor, w * factor, 4), np.uint8)
+        for kind, points, paint, _, width in self._placed(x0, y0, factor):
+            if kind == "fill":
+                cv2.fillPoly(canvas, points, (*paint, 255), shift=_SHIFT)
+            elif kind != "area":
+                thickness = max(1, int(round(width * factor)))
+                cv2.polylines(canvas, points, kind == "closed", (*paint, 255), thickness, shift=_SHIFT)
+        small = cv2.resize(canvas, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32)
+        return slice(y0, y0 + h), slice(x0, x0 + w), small[:, :, :3], small[:, :, 3:] / 255
+
     def render(self, texture: np.random.Generator | None = None) -> Sprite | None:
         """The picture of what was collected; None if it lies outside the image."""
-        x0, y0, x1, y1 = self.bounds()
-        x0, y0 = max(int(np.floor(x0)) - 1, 0), max(int(np.floor(y0)) - 1, 0)
-        x1 = min(int(np.ceil(x1)) + 1, self.camera.image_width)
-        y1 = min(int(np.ceil(y1)) + 1, self.camera.image_height)
-        if x1 <= x0 or y1 <= y0:
+        window = self._window()
+        if window is None:
             return None
-        w, h = x1 - x0, y1 - y0
+        x0, y0, w, h = window
         factor = 4 if max(w, h) < 128 else 3 if max(w, h) < 320 else 2
         color = np.zeros((h * factor, w * factor, 3), np.uint8)
         parts = np.zeros((h * factor, w * factor), np.uint8)
         area = np.zeros_like(parts)
-        corner = np.array([x0, y0])
-        scale = factor * (1 << _SHIFT)
-        for _, kind, pixels, paint, part, width in sorted(self._shapes, key=lambda s: s[0]):
-            # -0.5: OpenCV counts from pixel centres. The clip keeps far-off points inside its integer range.
-            points = np.clip((pixels - corner) * scale - (1 << (_SHIFT - 1)), -(2**24), 2**24)
-            points = np.rint(points).astype(np.int32)[None]
+        for kind, points, rgb, part, width in self._placed(x0, y0, factor):
             if kind == "area":
-                cv2.fillPoly(area, points, int(paint), shift=_SHIFT)
+                cv2.fillPoly(area, points, rgb, shift=_SHIFT)
                 continue
-            rgb = tuple(float(min(255.0, max(1.0, v))) for v in paint)
             if kind == "fill":
                 cv2.fillPoly(color, points, rgb, shift=_SHIFT)
                 cv2.fillPoly(parts, points, part, shift=_SHIFT)
@@ -188,6 +197,25 @@ class Sketch:
         best[shares.sum(0, dtype=np.int32) < 128] = 0
         coverage = {c: float((best == c).sum()) for c in codes}
         return Sprite(x0, y0, rgb, alpha, best, parts, factor, coverage)
+
+    def _window(self) -> tuple[int, int, int, int] | None:
+        """x, y, width and height of the part of the image that is drawn on."""
+        x0, y0, x1, y1 = self.bounds()
+        x0, y0 = max(int(np.floor(x0)) - 1, 0), max(int(np.floor(y0)) - 1, 0)
+        x1 = min(int(np.ceil(x1)) + 1, self.camera.image_width)
+        y1 = min(int(np.ceil(y1)) + 1, self.camera.image_height)
+        return None if x1 <= x0 or y1 <= y0 else (x0, y0, x1 - x0, y1 - y0)
+
+    def _placed(self, x0: int, y0: int, factor: int):
+        """The shapes from far to near, their points as OpenCV takes them on a canvas enlarged by `factor`."""
+        corner = np.array([x0, y0])
+        scale = factor * (1 << _SHIFT)
+        for _, kind, pixels, paint, part, width in sorted(self._shapes, key=lambda s: s[0]):
+            # -0.5: OpenCV counts from pixel centres. The clip keeps far-off points inside its integer range.
+            points = np.clip((pixels - corner) * scale - (1 << (_SHIFT - 1)), -(2**24), 2**24)
+            points = np.rint(points).astype(np.int32)[None]
+            color = int(paint) if kind == "area" else tuple(float(min(255.0, max(1.0, v))) for v in paint)
+            yield kind, points, color, part, width
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -350,4 +350,29 @@ def draw_bench(sketch: Sketch, frame: Frame, part: int, height: float = 0.44) ->
         sketch.stroke(frame.world([[-0.33, -0.9, height + u], [-0.33, 0.9, height + u]]), 0.08, wood, part)
 
 
+def draw_board(sketch: Sketch, frame: Frame, rng: np.random.Generator) -> None:
+    """A hoarding across the view, that hides legs or more."""
+    part = sketch.part(stuff=STUFF["static"])
+    width, low = rng.uniform(0.2, 0.65), rng.choice((0.0, 0.5))
+    high = low + rng.uniform(0.4, 1.0)
+    color = np.array(WALLS[int(rng.integers(len(WALLS)))], dtype=np.float64)
+    x, y, _ = frame.origin
+    sketch.at(y)
+    for side in (-1, 1):
+        sketch.stroke(
+            [[x + side * width / 2, y, 0], [x + side * width / 2, y, high]], 0.07, color * 0.6, part
+        )
+
+    def panel(grow, tint):
+        corners = [(-1, low - grow), (1, low - grow), (1, high + grow), (-1, high + grow)]
+        sketch.polygon([[x + a * (width / 2 + grow), y - 0.02, max(u, 0.0)] for a, u in corners], tint, part)
+
+    panel(0.0, color * 0.7)
+    panel(-0.07, color)
+    for u in np.arange(low + 0.15, high - 0.1, 0.25):
+        sketch.stroke(
+            [[x - width * 0.35, y - 0.03, u], [x + width * 0.35, y - 0.03, u]], 0.05, color * 0.5, part
+        )
+
+
 FURNITURE = (_tree, _lamp, _sign, _traffic_light, _bin)

@@ -11,12 +11,14 @@ from tqdm import tqdm
 
 from ..config_files import get_config_file
 from ..scenes import read_meta, write_dataset
-from .report import metrics_table, plot_metrics, prediction_sheet
+from .report import best_thresholds, metrics_table, plot_metrics, prediction_sheet
 
 __all__ = ["main"]
 
 # What the scenes are called under $DETECTRON2_DATASETS: the preset's name says that they are the easy ones.
 SCENES = "scenes_easy"
+# The trainings, as summary.json names them.
+_OURS, _STOCK, _AS_LONG = "ours", "stock", "ours_as_long_as_stock"
 
 
 def main(argv=None) -> None:
@@ -39,27 +41,67 @@ def main(argv=None) -> None:
     )
 
     framework = args.framework or _available_framework()
-    runs = {f"mrcnn_ext in {framework}": _FRAMEWORKS[framework](args, data, args.output)}
-    if args.compare_stock:
-        runs["stock detectron2"] = _in_detectron2(args, data, args.output / "stock", stock=True)
-    ours, *stock = runs.values()
-    summary = {"framework": framework, "preset": "easy", **ours, "stock": stock[0] if stock else None}
+    runs = _runs(framework, args, data)
+    # What was trained longest is shown.
+    shown = runs.get(_AS_LONG, runs[_OURS])
+    names = {
+        _OURS: f"mrcnn_ext in {framework}",
+        _STOCK: "stock detectron2",
+        _AS_LONG: f"mrcnn_ext in {framework}, as long",
+    }
+    summary = {"framework": framework, "preset": "easy", **shown, "runs": runs}
     (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_metrics(
-        args.output / "metrics.json", args.output / "training.png", f"quickstart in {framework}, easy scenes"
+        Path(shown["folder"], "metrics.json"),
+        args.output / "training.png",
+        f"quickstart in {framework}, easy scenes",
     )
     annotations = data / "annotations" / "instances_val.json"
-    prediction_sheet(annotations, ours["predictions"], data, args.output / "predictions.png")
-    print(f"\non {args.num_val} unseen scenes of the preset 'easy':\n\n{metrics_table(runs)}\n")
-    print(f"in {args.output}: model_final.pth, metrics.json, summary.json,")
-    print("    training.png (losses and AP), predictions.png (ground truth, and right of it the predictions)")
+    thresholds = best_thresholds(annotations, shown["predictions"])
+    prediction_sheet(annotations, shown["predictions"], data, args.output / "predictions.png", thresholds)
+    table = metrics_table({names[run]: summary for run, summary in runs.items()})
+    print(f"\non {args.num_val} unseen scenes of the preset 'easy':\n\n{table}\n")
+    print(f"in {shown['folder']}: model_final.pth, metrics.json; in {args.output}: summary.json,")
+    print("    training.png (losses and AP), predictions.png (ground truth, and right of it the predictions")
+    print("    whose scores are above the threshold of the best F1 of their class on these scenes:")
+    print(f"    {', '.join(f'{name} {score:.2f}' for name, score in thresholds.items())})")
     print(
-        f"\nthe report of the last evaluation, for a browser:\n\n    {Path(ours['report']).resolve().as_uri()}\n"
+        f"\nthe report of the last evaluation, for a browser:\n\n    {Path(shown['report']).resolve().as_uri()}\n"
     )
     if framework == "detectron2":
         print(
-            f"the model, its heads and RoI layers, in a browser:\n\n    mrcnn-ext app {args.output}/model_final.pth\n"
+            "the model, its heads and RoI layers, in a browser:\n\n"
+            f"    mrcnn-ext app {shown['folder']}/model_final.pth\n"
         )
+
+
+def _runs(framework, args, data) -> dict[str, dict]:
+    """Trains what the command line asks for; the summaries, in the order of the table."""
+    train = _FRAMEWORKS[framework]
+    runs = {_OURS: train(data, args.output, args.iterations, args.seed)}
+    if args.compare_stock:
+        runs[_STOCK] = _in_detectron2(data, args.output / "stock", args.iterations, args.seed, stock=True)
+        iterations = iterations_in_time(runs[_OURS], runs[_STOCK]["train_seconds"])
+        if iterations > runs[_OURS]["iterations"]:
+            print(
+                f"\nstock trained for {runs[_STOCK]['train_seconds']:.0f} s: ours as long, {iterations} iterations"
+            )
+            runs[_AS_LONG] = train(data, args.output / "as_long_as_stock", iterations, args.seed)
+    return runs
+
+
+def iterations_in_time(run: dict, seconds: float) -> int:
+    """How many iterations a training does in a time, at the pace of another.
+
+    Args:
+        run: the other training's "iterations" and "train_seconds".
+        seconds: to train for.
+
+    Returns:
+        int: rounded down, to tens where there are that many.
+    """
+    iterations = int(run["iterations"] * seconds / run["train_seconds"])
+    return iterations - iterations % 10 if iterations > 10 else iterations
 
 
 def _progress(items, total, split):
@@ -77,23 +119,21 @@ def _available_framework() -> str:
     return "torchvision"
 
 
-def _in_detectron2(args, data, output, stock: bool = False) -> dict:
+def _in_detectron2(data, output, iterations, seed, stock: bool = False) -> dict:
     from .quickstart_detectron2 import train_and_evaluate
 
-    opts = {"SEED": args.seed}
-    if args.iterations:
-        opts["SOLVER.MAX_ITER"] = args.iterations
-    return train_and_evaluate(get_config_file("quickstart.yaml"), output, opts=opts, stock=stock)
+    config = get_config_file("quickstart.yaml")
+    return train_and_evaluate(config, output, budget_iterations=iterations, seed=seed, stock=stock)
 
 
-def _in_torchvision(args, data, output) -> dict:
+def _in_torchvision(data, output, iterations, seed) -> dict:
     from .quickstart_torchvision import train_and_evaluate
 
     # torchvision has no logger of its own, as detectron2 has, to show the progress.
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("mrcnn_ext").setLevel(logging.INFO)
     config = get_config_file("quickstart.yaml")
-    return train_and_evaluate(config, data, output, budget_iterations=args.iterations, seed=args.seed)
+    return train_and_evaluate(config, data, output, budget_iterations=iterations, seed=seed)
 
 
 _FRAMEWORKS = {"detectron2": _in_detectron2, "torchvision": _in_torchvision}
@@ -107,7 +147,9 @@ def _parse(argv):
         "--output", type=Path, default=Path("output/quickstart"), help="folder for the results"
     )
     parser.add_argument(
-        "--compare-stock", action="store_true", help="train stock detectron2's components the same way too"
+        "--compare-stock",
+        action="store_true",
+        help="train stock detectron2's components the same way too, and then ours for as long as stock took",
     )
     parser.add_argument("--num-train", type=int, default=500, help="scenes to train on")
     parser.add_argument("--num-val", type=int, default=80, help="scenes to evaluate on")

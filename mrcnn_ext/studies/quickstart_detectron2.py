@@ -13,22 +13,36 @@ __all__ = ["train_and_evaluate"]
 
 
 def train_and_evaluate(
-    config_file: str, output_dir, *, opts: dict | None = None, stock: bool = False
+    config_file: str,
+    output_dir,
+    *,
+    budget_iterations: int | None = None,
+    seed: int | None = None,
+    stock: bool = False,
+    opts: dict | None = None,
 ) -> dict:
     """Trains the model of a yaml config from its start and evaluates it on DATASETS.TEST.
 
     Args:
         config_file: the config; its DATASETS.TEST is a dataset in COCO's format, then one in Cityscapes'.
         output_dir: for checkpoints, metrics and predictions.
-        opts: config keys that go over the file.
+        budget_iterations: instead of the config's SOLVER.MAX_ITER. Evaluations and checkpoints are as many as the
+            config's.
+        seed: instead of the config's SEED.
         stock: use detectron2's own components instead of ours.
+        opts: config keys that go over all of these.
 
     Returns:
         dict: "coco": {"bbox", "segm", "keypoints": {"AP", "AP50"}}, "cityscapes": {"AP", "AP50"}, AP in points;
-        "train_seconds"; "predictions", the COCO results file; "report", the page of the last evaluation.
+        "iterations"; "train_seconds", evaluations left out; "folder", of the checkpoints; "predictions", the COCO
+        results file; "report", the page of the last evaluation.
     """
-    opts = {**(opts or {}), "OUTPUT_DIR": str(output_dir)} | (STOCK_COMPONENTS if stock else {})
+    opts = {"OUTPUT_DIR": str(output_dir)} | (STOCK_COMPONENTS if stock else {}) | (opts or {})
+    if seed is not None:
+        opts["SEED"] = seed
     cfg = load_config(config_file, [part for pair in opts.items() for part in pair])
+    if budget_iterations:
+        _stretch(cfg, budget_iterations)
     cfg.freeze()
     check_config(cfg)
     for name in ("detectron2", "fvcore", "mrcnn_ext"):
@@ -48,10 +62,19 @@ def train_and_evaluate(
     return {
         "coco": {task: _points(results[coco][task]) for task in ("bbox", "segm", "keypoints")},
         "cityscapes": _points(results[cityscapes]["segm"]),
+        "iterations": cfg.SOLVER.MAX_ITER,
         "train_seconds": round(seconds, 1),
+        "folder": str(output_dir),
         "report": str(Path(output_dir, f"report_{coco}.html")),
         "predictions": str(Path(output_dir, "inference", coco, "coco_instances_results.json")),
     }
+
+
+def _stretch(cfg, iterations):
+    """The same schedule over another number of iterations; the warm-up, where there is room, stays as it is."""
+    before, cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_ITER, iterations
+    for section, key in ((cfg.SOLVER, "CHECKPOINT_PERIOD"), (cfg.TEST, "EVAL_PERIOD")):
+        section[key] = max(1, round(section[key] * iterations / before))
 
 
 def _points(metrics: dict) -> dict:

@@ -44,7 +44,8 @@ def train_and_evaluate(
 
     Returns:
         dict: "coco": {"bbox", "segm", "keypoints": {"AP", "AP50"}}, "cityscapes": {"AP", "AP50"}, AP in
-        points; "train_seconds"; "predictions", the COCO results file; "report", a page about them.
+        points; "iterations"; "train_seconds"; "folder", of the checkpoint; "predictions", the COCO results file;
+        "report", a page about them.
 
     Raises:
         FileNotFoundError: no scenes under ``data_root``.
@@ -95,7 +96,9 @@ def train_and_evaluate(
         "cityscapes": _points(
             evaluate_cityscapes(test_set, results, os.path.join(data_root, "gtFine", "val"))
         ),
+        "iterations": iterations,
         "train_seconds": round(seconds, 1),
+        "folder": str(output_dir),
         "predictions": predictions,
         "report": report,
     }

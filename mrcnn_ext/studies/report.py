@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from pycocotools.coco import COCO
 
-from ..reports import TrainingHistory
+from ..reports import TrainingHistory, match_detections, threshold_curves
 from ..reports.figures import training_figure
 from ..scenes.preview import contact_sheet, draw_annotations
 
-__all__ = ["metrics_table", "plot_metrics", "prediction_sheet"]
+__all__ = ["best_thresholds", "metrics_table", "plot_metrics", "prediction_sheet"]
 
 _TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
@@ -23,17 +23,17 @@ def metrics_table(runs: dict[str, dict]) -> str:
     """
     Args:
         runs: name of each run -> its summary: {"coco": {"bbox": {"AP", "AP50"}, "segm": ..., "keypoints": ...},
-            "cityscapes": {"AP", "AP50"}, "train_seconds"}; AP in points.
+            "cityscapes": {"AP", "AP50"}, "iterations", "train_seconds"}; AP in points.
 
     Returns:
         str: a table in Markdown, one row a run.
     """
     columns = [f"{name} {metric}" for name in (*_TASKS.values(), "Cityscapes") for metric in ("AP", "AP50")]
-    rows = [["", *columns, "training"], ["---"] * (len(columns) + 2)]
+    rows = [["", "iterations", "training", *columns], ["---"] * (len(columns) + 3)]
     for run, summary in runs.items():
         parts = [*(summary["coco"][task] for task in _TASKS), summary["cityscapes"]]
         points = [f"{part[metric]:.1f}" for part in parts for metric in ("AP", "AP50")]
-        rows.append([run, *points, f"{summary['train_seconds']:.0f} s"])
+        rows.append([run, str(summary["iterations"]), f"{summary['train_seconds']:.0f} s", *points])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"| {line} |" for line in lines)
@@ -51,8 +51,45 @@ def plot_metrics(metrics_file, output_file, title: str = "") -> None:
     training_figure(TrainingHistory.read(metrics_file), title).savefig(output_file, dpi=120)
 
 
+def best_thresholds(annotation_file, results_file) -> dict[str, float]:
+    """For each class the score from which its predictions have the best F1, their boxes judged at an IoU of 0.5.
+
+    Args:
+        annotation_file: COCO annotations.
+        results_file: COCO results.
+
+    Returns:
+        dict: threshold by the name of the class. 0.5 for a class that nothing was found of.
+    """
+    truth = COCO(annotation_file)
+    matches = match_detections(
+        list(truth.anns.values()),
+        json.loads(Path(results_file).read_text()),
+        list(truth.cats),
+        score_threshold=0,
+    )
+    # What lies in a crowd's region is in neither.
+    right = [(record, True) for _, record in matches.pairs]
+    judged = [*right, *((alarm.detection, False) for alarm in matches.false_alarms)]
+    thresholds = {}
+    for category, about in truth.cats.items():
+        of_class = [
+            (record["score"], correct) for record, correct in judged if record["category_id"] == category
+        ]
+        scores, correct = zip(*of_class, strict=True) if of_class else ((), ())
+        objects = sum(a["category_id"] == category and not a.get("iscrowd") for a in truth.anns.values())
+        best, _ = threshold_curves(scores, correct, objects).best
+        thresholds[about["name"]] = best if any(correct) else 0.5
+    return thresholds
+
+
 def prediction_sheet(
-    annotation_file, results_file, image_root, output_file, num_images: int = 8, score_threshold: float = 0.5
+    annotation_file,
+    results_file,
+    image_root,
+    output_file,
+    thresholds: dict[str, float],
+    num_images: int = 8,
 ) -> None:
     """Draws scenes with their ground truth, each beside what was predicted for it.
 
@@ -61,14 +98,14 @@ def prediction_sheet(
         results_file: COCO results; one record has box, mask and keypoints together, as detectron2's are.
         image_root: folder that the file names start from.
         output_file: picture to write.
+        thresholds: of each class, by its name; predictions with lower scores are left out.
         num_images: scenes on the sheet, evenly spaced over those with an object.
-        score_threshold: predictions below are left out.
     """
     truth = COCO(annotation_file)
     with_keypoints = {cat["id"] for cat in truth.cats.values() if cat.get("keypoints")}
     predictions = {}
     for record in json.loads(Path(results_file).read_text()):
-        if record["score"] >= score_threshold:
+        if record["score"] >= thresholds[truth.cats[record["category_id"]]["name"]]:
             predictions.setdefault(record["image_id"], []).append(_as_annotation(record, with_keypoints))
     images = [image for image in truth.imgs.values() if truth.imgToAnns[image["id"]]]
     images = images[:: max(1, len(images) // num_images)][:num_images]

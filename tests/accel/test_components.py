@@ -50,6 +50,16 @@ HEADS = {
     "heatmap, wasp, oks": (KEYPOINT + "NAME", "HeatmapKeypointHead", KEYPOINT + "WASP_RATES", "[1, 2, 4, 6]")
     + (KEYPOINT + "DECODING", "oks", KEYPOINT + "NORM", "GN", KEYPOINT + "CONV_DIMS", "(32, 32)"),
     "simcc": (KEYPOINT + "NAME", "SimCCKeypointHead", KEYPOINT + "NORM", "BN"),
+    "ConvLSTM": (
+        KEYPOINT + "NAME",
+        "ConvLSTMKeypointHead",
+        KEYPOINT + "LSTM_DIM",
+        "8",
+        KEYPOINT + "NORM",
+        "BN",
+    ),
+    "UniPose-LSTM": (KEYPOINT + "NAME", "UniPoseLSTMKeypointHead", KEYPOINT + "WASP_RATES", "[1, 2]")
+    + (KEYPOINT + "LSTM_DIM", "8", KEYPOINT + "LSTM_CONVS", "1"),
     "cascade": (
         "MODEL.ROI_HEADS.NAME",
         "FusedCascadeROIHeads",

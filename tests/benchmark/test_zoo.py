@@ -3,9 +3,21 @@ import torch
 
 pytest.importorskip("detectron2")
 from mrcnn_ext.benchmark import zoo
+from mrcnn_ext.benchmark.model import Subject
 from mrcnn_ext.benchmark.zoo import PAPER, markdown, measure_zoo, zoo_configs
 
 pytestmark = pytest.mark.detectron2
+
+NAME = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN"
+SMALL = [
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+]
+
+
+def cells(page, name):
+    line = next(line for line in page.splitlines() if line.startswith(f"| {name.partition('/')[2]} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_every_row_of_the_paper_has_a_config():
@@ -13,21 +25,59 @@ def test_every_row_of_the_paper_has_a_config():
 
 
 def test_rows_are_kept_and_laid_out(tmp_path, monkeypatch):
-    calls = []
+    calls, said = [], []
     monkeypatch.setattr(zoo, "_SIZE", (64, 96))
+    monkeypatch.setattr(zoo, "Subject", lambda config, opts: Subject(config, opts=[*opts, *SMALL]))
     monkeypatch.setattr(zoo, "cost", lambda name, real=zoo.cost: calls.append(name) or real(name))
-    name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN"
     threads = torch.get_num_threads()
     try:
-        for _ in range(2):
-            (row,) = measure_zoo([name], tmp_path / "rows.csv", 0.1, 1)
+        for times in (False, True, True):
+            rows, left = measure_zoo([NAME], tmp_path / "rows.csv", 0.1, 1, times, say=said.append)
     finally:
         torch.set_num_threads(threads)
-    assert calls == [name]
-    assert float(row["parameters"]) == pytest.approx(44.3, abs=0.1)
-    assert float(row["gmacs"]) > 1
-    page = markdown([row], "the command")
-    assert "`the command`" in page
-    line = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1] == "44.3" and cells[5].endswith("x") and cells[-1] == "mask 33.6"
+    assert calls == [NAME] and left == [] and len(said) == 2
+    (row,) = rows
+    expected = sum(p.numel() for p in Subject(f"{NAME}.yaml", opts=SMALL).stock.parameters()) / 1e6
+    assert float(row["parameters"]) == pytest.approx(expected)
+    assert float(row["gmacs"]) > 0.1
+    page = markdown(rows, "the command")
+    assert "`the command`" in page and "1 threads of an " in page
+    found = cells(page, NAME)
+    assert found[1] == f"{expected:.1f}" and found[4].endswith("x)") and " / " in found[5]
+    assert found[6:8] == ["mask 33.6", ""]
+    assert found[8] == "`mrcnn-ext train model=mask_rcnn_R_50_FPN data=coco`"
+    # All others are there, not measured.
+    assert cells(page, "Cityscapes/mask_rcnn_R_50_FPN_from_COCO")[1:6] == [""] * 5
+    assert page.count("`mrcnn-ext train") == len(zoo_configs())
+
+
+def test_a_slice_ends_and_the_next_goes_on(tmp_path, monkeypatch):
+    names, said, clock = zoo_configs()[:4], [], iter(range(0, 1000, 10))
+    failing = names[1]
+
+    def measure(subject, *_):
+        if subject == failing:
+            raise AssertionError("there is nothing to compare")
+        return {"stock_ms": 4.0, "ours_ms": 2.0, "ratio": 2.0, "stock_mb": 1, "ours_mb": 1, "bf16": True}
+
+    monkeypatch.setattr(zoo, "cost", lambda name: {"config": name, "parameters": 1.0, "gmacs": 2.0})
+    monkeypatch.setattr(zoo, "_subject", lambda name: name)
+    monkeypatch.setattr(zoo, "measure", measure)
+    monkeypatch.setattr(zoo.time, "monotonic", lambda: next(clock))
+
+    def go_on(processor="a processor", **options):
+        monkeypatch.setattr(zoo, "_processor", lambda: processor)
+        return measure_zoo(names, tmp_path / "rows.csv", 0.1, 2, say=said.append, **options)
+
+    rows, left = go_on(seconds=25)  # a look at the clock takes 10
+    assert [row["config"] for row in rows] == names[:2] and left == names[1:]
+    assert said[1] == f"{failing}: not measured: there is nothing to compare"
+    failing = ""
+    rows, left = go_on()
+    assert left == [] and [row["config"] for row in rows] == names
+    said.clear()
+    assert go_on()[1] == [] and said == []
+    go_on("another")
+    assert len(said) == 4 and "4 ms -> 2 ms, 2.0x" in said[0]  # each anew
+    go_on("a third", times=False)
+    assert len(said) == 4

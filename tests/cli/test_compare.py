@@ -101,7 +101,15 @@ def wrong(truth, **changes):
         ({"score": float("nan")}, "record 1 .*: score must be a finite number, got nan"),
         ({"score": "0.9"}, "score must be a finite number, got '0.9'"),
         ({"bbox": [1, 2, 3]}, "bbox must be four finite numbers"),
-        ({"segmentation": []}, "record 0 .* lacks segmentation, which others have"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 9]]}, "record 0 .* lacks segmentation, which others have"),
+        ({"score": None}, "score must be a finite number, got None"),
+        ({"image_id": [1]}, "record 1 .*: image_id must be an id of the annotation file, got .1."),
+        ({"segmentation": []}, "segmentation must be an encoding .* or a list of polygons, got .."),
+        ({"segmentation": "abc"}, "segmentation must be an encoding .* got 'abc'"),
+        (
+            {"segmentation": {"size": [60, 61], "counts": "abc"}},
+            "mask is of the size .60, 61. .* of .60, 60.",
+        ),
     ],
 )
 def test_records_are_checked(truth, tmp_path, changes, message):
@@ -135,6 +143,14 @@ def test_images_are_told_by_the_names_beside_the_results(truth, tmp_path):
         "1 of its 3 images are none of the annotation file's, by the names in photos.images.json (other.png)"
         in str(done.exception)
     )
+
+
+def test_damaged_names_beside_the_results(truth, tmp_path):
+    (tmp_path / "photos.json").write_text(json.dumps(results(truth, 0)))
+    for content in ('{"images": [{"id": 1}]}', "[1", "[]"):
+        (tmp_path / "photos.images.json").write_text(content)
+        done = CliRunner().invoke(compare_command, [str(tmp_path / "photos.json"), "--truth", str(truth)])
+        assert re.search(r"photos.images.json must hold the images of photos.json", str(done.exception))
 
 
 def test_a_run_that_found_nothing_scores_zero(truth, tmp_path):

@@ -1,7 +1,10 @@
 """mrcnn-ext train and eval, in this process."""
 
+import importlib
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,7 +36,7 @@ def clean_catalog():
         MetadataCatalog.pop(name, None)
 
 
-def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_path):
+def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_path, monkeypatch):
     words = ["train", f"data={data_file}", "model=quickstart", "--num-gpus", 0, *SMALL]
     printed = run(*words, "SOLVER.MAX_ITER=2", "--output", "out")
     assert "model: quickstart.yaml; results: out" in printed
@@ -47,7 +50,12 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "Running with full config" in log and "Running with full config" not in printed
 
-    run(*words, "SOLVER.MAX_ITER", 3, "--output", "out", "--resume")
+    resumed = [*words, "SOLVER.MAX_ITER", 3, "--output", "out", "--resume"]
+    message = "another optimizer than SGD .its groups lack dampening, momentum.*give SOLVER.OPTIMIZER"
+    assert re.search(message, run(*resumed, "SOLVER.OPTIMIZER", "SGD", code=2))
+    message = "--resume: out/model_final.pth is of another model, .*mask_head.*weights="
+    assert re.search(message, run(*resumed, "MODEL.ROI_MASK_HEAD.NUM_CONV", 4, code=2))
+    run(*resumed)
     assert torch.load("out/model_final.pth")["iteration"] == 2
 
     for name in ("skiers_train", "skiers_val"):
@@ -58,6 +66,39 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     )
     assert re.search(r"copypaste: Task: segm\n.*\n.*copypaste: [\d.]+", printed)
     assert (tmp_path / "evaluated" / "log.txt").is_file()
+
+    # The checkpoint and the folder know their data, from other folders and after a move.
+    def forget():
+        for name in {"skiers_train", "skiers_val"} & set(DatasetCatalog.list()):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name)
+
+    forget()
+    (tmp_path / "moved").mkdir()
+    for name in ("skis", "out"):
+        shutil.copytree(name, tmp_path / "moved" / name)
+    os.rename("skis", "gone")
+    monkeypatch.chdir("/")
+    moved = tmp_path / "moved"
+    words_of_eval = [moved / "out" / "model_final.pth", "--num-gpus", 0, "--output", tmp_path / "evaluated"]
+    assert "copypaste: Task: segm" in run("eval", *words_of_eval)
+    forget()
+    compared = run("compare", moved / "out", tmp_path / "evaluated", "--samples", 5)
+    assert f"| bbox | {moved / 'out'} |" in compared
+    forget()
+    assert run("report", moved / "out").strip() == str(moved / "out" / "report.html")
+    assert "<img" in (moved / "out" / "report.html").read_text()
+    forget()
+    run(
+        *("predict", "skiers_val", "--weights", moved / "out" / "model_final.pth"),
+        *("--output", tmp_path / "found.json", "--no-accelerate"),
+    )
+    assert len(json.loads((tmp_path / "found.images.json").read_text())["images"]) == 4
+    forget()
+    message = run("eval", tmp_path / "out" / "model_final.pth", "--num-gpus", 0, code=2)
+    assert "was trained with the dataset 'skiers_val', of which" in message and "give data=FILE" in message
+    monkeypatch.chdir(tmp_path)
+    os.rename("gone", "skis")
 
     # A model to go on from: its config, its weights, the classes of the data.
     run(
@@ -77,6 +118,74 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     )
 
 
+def _started(monkeypatch, run, *words):
+    """The arguments that the engine would be started with."""
+    started = []
+    launch = importlib.import_module("mrcnn_ext.engine.launch")
+    monkeypatch.setattr(launch, "run", lambda main, args: started.append(args))
+    printed = run("train", *words)
+    return started[0], re.search(r"; results: (\S+)", printed)[1]
+
+
+def test_trainings_without_a_folder_are_numbered(run, data_file, monkeypatch):
+    words = [f"data={data_file}", "model=quickstart"]
+
+    def folder(*more):
+        return _started(monkeypatch, run, *words, *more)[1]
+
+    assert folder() == "output/skiers"
+    Path("output/skiers").mkdir(parents=True)
+    Path("output/skiers/log.txt").touch()  # of one that has learnt nothing yet
+    assert folder() == "output/skiers"
+    for taken, following in (("skiers", "skiers-2"), ("skiers-2", "skiers-3")):
+        Path("output", taken).mkdir(exist_ok=True)
+        Path("output", taken, "metrics.json").touch()
+        assert folder() == f"output/{following}"
+    assert folder("--resume") == "output/skiers-2"
+    assert folder("--overwrite") == "output/skiers"
+    assert folder("output=here") == folder("--output", "here") == folder("OUTPUT_DIR", "here") == "here"
+    assert folder("--num-machines", 2, "--dist-url", "tcp://a:1") == "output/skiers"
+    assert _started(monkeypatch, run, "model=quickstart.py")[1] == "output/quickstart"
+    assert _started(monkeypatch, run, "model=quickstart.py", "train.output_dir=x")[1] == "x"
+    # A config of one's own says where.
+    Path("mine.yaml").write_text("_BASE_: quickstart.yaml\nOUTPUT_DIR: results\n")
+    assert _started(monkeypatch, run, "--config-file", "mine.yaml")[1] == "results"
+    Path("mine.yaml").write_text("_BASE_: COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml\n")
+    assert _started(monkeypatch, run, "--config-file", "mine.yaml")[1] == "output/mine"
+    assert "give one of them" in run("train", *words, "output=a", "--output", "b", code=2)
+    assert "--overwrite replaces it" in run("train", *words, "--resume", "--overwrite", code=2)
+
+
+def test_epochs(run, data_file, monkeypatch, caplog):
+    from mrcnn_ext.engine.lazy import _set_up
+    from mrcnn_ext.engine.setup import setup
+
+    words = [f"data={data_file}", "model=mask_rcnn_R_50_FPN", "--num-gpus", 0, "output=out"]
+    keys = ["SOLVER.IMS_PER_BATCH", 3, "TEST.EVAL_PERIOD", 5]
+    args, _ = _started(monkeypatch, run, *words, *keys, "epochs=50")
+    args.num_gpus = 0
+    solver = setup(args).SOLVER
+    # 4 images in batches of 3 are 2 iterations.
+    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (100, (75,), 10)
+    assert solver.CHECKPOINT_PERIOD == 3
+    message = r"epochs=50 of 4 images in batches of 3: SOLVER.MAX_ITER 100, SOLVER.STEPS \(75,\)"
+    assert re.search(message, caplog.text)
+    args, _ = _started(monkeypatch, run, *words, "epochs=2", "--recipe", "auto")
+    assert setup(args).SOLVER.MAX_ITER == 2, "the recipe has changed what was said"
+
+    lazy = [f"data={data_file}", "model=mask_rcnn_R_50_FPN.py", "--num-gpus", 0, "output=out"]
+    args, _ = _started(monkeypatch, run, *lazy, "dataloader.train.total_batch_size=2", "epochs=2.5")
+    from mrcnn_ext.engine.setup import register_datasets
+
+    register_datasets(args.coco_format)
+    assert _set_up(args).train.max_iter == 5
+    for epochs in ("0", "x", "inf"):
+        assert "epochs= must be a number above 0" in run("train", *words, f"epochs={epochs}", code=2)
+    args, _ = _started(monkeypatch, run, *words, "epochs=2", "SOLVER.MAX_ITER", 3)
+    with pytest.raises(ValueError, match="epochs= and SOLVER.MAX_ITER both say how long"):
+        setup(args)
+
+
 def test_a_lazy_config_takes_the_data_too(run, data_file):
     words = ["train", f"data={data_file}", "model=quickstart.py", "--num-gpus", 0, "--output", "out"]
     keys = [
@@ -94,11 +203,12 @@ def test_a_lazy_config_takes_the_data_too(run, data_file):
     for name in ("skiers_train", "skiers_val"):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
-    # Its checkpoint holds what is needed, too.
-    printed = run(
-        "eval", "out/model_final.pth", f"data={data_file}", "--num-gpus", 0, "--output", "evaluated"
-    )
+    # Its checkpoint holds what is needed, too, and where the data are; so does its folder.
+    printed = run("eval", "out/model_final.pth", "--num-gpus", 0, "--output", "evaluated")
     assert "Average Precision" in printed
+    DatasetCatalog.remove("skiers_val")
+    MetadataCatalog.pop("skiers_val")
+    assert "| bbox | out |" in run("compare", "out", "evaluated", "--samples", 5)
 
     assert Path("out/config.yaml").read_text().count("max_iter: 1\n") == 1
     assert not list(Path("out").glob("*.pkl")), "the config was written with what was built from it"

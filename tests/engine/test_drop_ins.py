@@ -16,8 +16,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 
-from mrcnn_ext.engine import Predictor, Trainer, UserError
+from mrcnn_ext.engine import Predictor, Trainer, UserError, settings
 from mrcnn_ext.engine import predictor as predictor_module
+from mrcnn_ext.inference import load_predictor
 
 pytestmark = pytest.mark.detectron2
 
@@ -169,6 +170,28 @@ def test_what_scripts_override_is_used(coco_format, tmp_path):
 def test_the_data_are_checked_before_training(make_cfg):
     with pytest.raises(UserError, match=r"MODEL.ROI_HEADS.NUM_CLASSES"):
         Trainer(make_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 2))
+
+
+def test_without_a_gpu_the_cpu_is_taken_with_one_warning(make_cfg, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings._warn_of_cpu.cache_clear()
+    cfg = make_cfg(
+        "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1, "VAL_LOSS.ENABLED", False
+    )
+    cfg.DATASETS.TEST = ()
+    trainer = Trainer(cfg)
+    trainer.train()
+    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    Predictor(cfg)(np.zeros((50, 90, 3), np.uint8))
+    assert load_predictor(cfg).model.device.type == "cpu"
+    told = [record.getMessage() for record in caplog.records if "Running on the CPU" in record.getMessage()]
+    assert len(told) == 1 and "no GPU, although MODEL.DEVICE is 'cuda'" in told[0]
+    assert cfg.MODEL.DEVICE == "cuda", "the script's own config was changed"
+
+
+def test_a_trainer_without_training_data_says_so(make_cfg):
+    with pytest.raises(UserError, match="DATASETS.TRAIN is empty: name the datasets"):
+        Trainer(make_cfg("DATASETS.TRAIN", ()))
 
 
 def warned(make):

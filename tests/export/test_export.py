@@ -172,11 +172,20 @@ HEADS = {
         "MODEL.ROI_MASK_HEAD.NAME",
         "MLPMaskHead",
     ),
+    "UniPose-LSTM, of single images": (
+        *("MODEL.ROI_KEYPOINT_HEAD.NAME", "UniPoseLSTMKeypointHead", "MODEL.ROI_KEYPOINT_HEAD.LSTM_DIM", "8"),
+        *("MODEL.ROI_KEYPOINT_HEAD.WASP_RATES", "[1, 2]"),
+    ),
     "one for all classes": (
         *("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True"),
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True", "MODEL.ROI_KEYPOINT_HEAD.DECODING", "dark"),
     ),
     "thousands of candidates": CROWD,
+    # Their distances on P6, which is rounded up, are no strides.
+    "anchors of torchvision": (
+        *("MODEL.KEYPOINT_ON", "False", "MODEL.ANCHOR_GENERATOR.NAME", "TorchvisionAnchorGenerator"),
+        *("MODEL.RPN.PRE_NMS_TOPK_TEST", "400"),
+    ),
     "keypoints of a C4 model": (
         *C4,
         "MODEL.ROI_HEADS.NAME",

@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from mrcnn_ext import accelerate
 from mrcnn_ext.engine import UserError
 from mrcnn_ext.evaluation import COCOEvaluator
-from mrcnn_ext.inference import load_predictor, pipeline, predict, predictions, run
+from mrcnn_ext.inference import load_predictor, pipeline, predict, predictions, run, worker
 from mrcnn_ext.inference.drawing import Painter, Style
 from mrcnn_ext.modeling import LazyMasks
 
@@ -103,7 +103,7 @@ def test_a_model_of_ones_own_with_a_mapper(cfg, predictor, folder):
         next(predictions(predictor.model, folder))
     with pytest.raises(ValueError, match="workers must be at least 1, or 0 for the default, got -1"):
         next(predictions(predictor, folder, workers=-1))
-    with pytest.raises(TypeError, match="must be a config, a Predictor or a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match="must be a config, a LoadedModel or a torch.nn.Module, got int"):
         next(predictions(3, folder))
     mapper = DatasetMapper(
         False, augmentations=predictor.mapper.augmentations.augs, image_format=cfg.INPUT.FORMAT
@@ -482,11 +482,11 @@ def test_a_limit_that_is_lifted_is_not_taken_for_all(predictor, folder, tmp_path
 def test_int8_is_what_the_config_says(make_cfg, folder, scenes, tmp_path, monkeypatch):
     given = []
 
-    def accelerate_model(model, int8=None, stock=run.accelerate_model, **options):
+    def accelerate_model(model, int8=None, stock=worker.accelerate_model, **options):
         given.append(int8)
         return stock(model, **options)
 
-    monkeypatch.setattr(run, "accelerate_model", accelerate_model)
+    monkeypatch.setattr(worker, "accelerate_model", accelerate_model)
     file = tmp_path / "int8.json"
     file.write_text("{}")
     for value in ("", str(file), scenes):

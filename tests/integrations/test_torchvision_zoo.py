@@ -124,7 +124,7 @@ def test_a_model_for_other_images_refuses_the_file(tmp_path):
     torch.save(torchvision_model("maskrcnn").state_dict(), tmp_path / "maskrcnn.pth")
     cfg = model_zoo.get_config(f"{MASK}_R_50_FPN.yaml")
     cfg.MODEL.DEVICE = "cpu"
-    with pytest.raises(UserError, match=r'PIXEL_STD \[58.395.* and INPUT.FORMAT "RGB"; .*_torchvision.yaml'):
+    with pytest.raises(UserError, match=r'PIXEL_STD \[58.395.*, INPUT.FORMAT "RGB", .*_torchvision.yaml'):
         Checkpointer(build_model(cfg)).load(str(tmp_path / "maskrcnn.pth"))
 
 

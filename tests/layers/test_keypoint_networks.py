@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mrcnn_ext.layers import HeatmapKeypointNetwork, SimCCKeypointNetwork
-from mrcnn_ext.layers.keypoint_networks import WaterfallASP
+from mrcnn_ext.layers.waterfall import WaterfallASP
 
 NETWORKS = {
     "heatmap": lambda **kw: HeatmapKeypointNetwork(8, 5, [16, 16], **kw),

@@ -41,6 +41,10 @@ LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask
 OTHER_HEADS = {
     "SimCC": {"ROI_KEYPOINT_HEAD": ["NAME", "SimCCKeypointHead", "NORM", "BN", "LABEL_SMOOTHING", "0.1"]},
     "WASP": {"ROI_KEYPOINT_HEAD": ["NAME", "HeatmapKeypointHead", "WASP_RATES", "[1, 2]"]},
+    "ConvLSTM": {"ROI_KEYPOINT_HEAD": ["NAME", "ConvLSTMKeypointHead", "LSTM_DIM", "8"]},
+    "UniPose-LSTM": {
+        "ROI_KEYPOINT_HEAD": ["NAME", "UniPoseLSTMKeypointHead", "LSTM_DIM", "8", "WASP_RATES", "[1, 2]"]
+    },
     "Gaussian targets, decoded by OKS": {
         "ROI_KEYPOINT_HEAD": ["NAME", "HeatmapKeypointHead", "TARGET_SIGMA", "2.0", "DECODING", "oks"]
     },

@@ -1,4 +1,4 @@
-"""The stem of a ResNet in bf16 against PyTorch's layers in float64."""
+"""The stem of a ResNet in bf16 and float32 against PyTorch's layers in float64."""
 
 import pytest
 import torch
@@ -8,11 +8,19 @@ from mrcnn_ext.accel.cpu_features import cpu_has_avx512_bf16
 from mrcnn_ext.ops import _extension
 from mrcnn_ext.ops.stem import stem_conv_pool, stem_weight
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
 needs_it = pytest.mark.skipif(
-    not (_extension.is_available() and cpu_has_avx512_bf16())
-    or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    not (_extension.is_available() and cpu_has_avx512_bf16()) or CAPABILITY != "AVX512",
     reason="the compiled operators are not built, or there is no AVX512-BF16",
 )
+needs_float32 = pytest.mark.skipif(
+    not _extension.is_available() or CAPABILITY not in ("AVX512", "AVX2"),
+    reason="the compiled operators are not built, or there is no AVX2",
+)
+DTYPES = [
+    pytest.param(torch.bfloat16, marks=needs_it, id="bfloat16"),
+    pytest.param(torch.float32, marks=needs_float32, id="float32"),
+]
 # N, O, H, W
 SIZES = [
     (1, 64, 32, 48),
@@ -32,28 +40,42 @@ def random_case(n, outputs, height, width):
     return x, weight, torch.randn(outputs, generator=generator)
 
 
-def exact(x, weight, bias=None):
-    x, weight = x.bfloat16().double(), weight.bfloat16().double()
+def exact(x, weight, bias=None, dtype=torch.bfloat16):
+    x, weight = x.to(dtype).double(), weight.to(dtype).double()
     x = F.conv2d(x, weight, None if bias is None else bias.double(), stride=2, padding=3)
     return F.max_pool2d(x.relu(), 3, stride=2, padding=1)
 
 
-@needs_it
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_equals_the_exact_layers(size):
+def test_equals_the_exact_layers(size, dtype):
     x, weight, bias = random_case(*size)
     for offset in (bias, None, bias - 5):  # the last: mostly zeros
-        result = stem_conv_pool(x, stem_weight(weight), offset)
-        expected = exact(x, weight, offset)
-        assert result.shape == expected.shape and result.dtype == torch.bfloat16
+        result = stem_conv_pool(x, stem_weight(weight, dtype), offset)
+        expected = exact(x, weight, offset, dtype)
+        assert result.shape == expected.shape and result.dtype == dtype
         assert result.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-5)
+        rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(result.double(), expected, rtol=rtol, atol=1e-5)
 
 
-@needs_it
-def test_dtypes_layouts_and_threads_make_no_difference(thread_counts):
+@needs_float32
+def test_float32_keeps_what_is_not_finite_where_pytorch_does():
+    x, weight, bias = random_case(1, 64, 64, 64)
+    for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        x[0, 1, 31, 30] = value
+        result = stem_conv_pool(x, stem_weight(weight, torch.float32), bias)
+        expected = F.conv2d(x, weight, bias, stride=2, padding=3).relu()
+        expected = F.max_pool2d(expected, 3, stride=2, padding=1)
+        assert not expected.isfinite().all()
+        torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_layouts_and_threads_make_no_difference(thread_counts, dtype):
     x, weight, bias = random_case(2, 128, 131, 45)
-    ready = stem_weight(weight)
+    x = x.bfloat16().float()  # which every dtype here holds
+    ready = stem_weight(weight, dtype)
     expected = stem_conv_pool(x, ready, bias)
     wider = torch.zeros(2, 3, 131, 60)
     wider[..., 7:52] = x
@@ -87,7 +109,8 @@ def test_what_is_not_finite_stays_where_it_is(value):
 def test_nothing_gives_nothing():
     _, weight, _ = random_case(1, 64, 1, 1)
     for size, expected in (((0, 3, 9, 9), (0, 64, 3, 3)), ((2, 3, 0, 9), (2, 64, 0, 3))):
-        assert stem_conv_pool(torch.zeros(size), stem_weight(weight)).shape == expected
+        for dtype in (torch.bfloat16, torch.float32):
+            assert stem_conv_pool(torch.zeros(size), stem_weight(weight, dtype)).shape == expected
 
 
 @needs_it
@@ -96,6 +119,7 @@ def test_opcheck():
     op = torch.ops.mrcnn_ext.stem_conv_pool
     torch.library.opcheck(op, (x, stem_weight(weight), bias))
     torch.library.opcheck(op, (x.bfloat16(), stem_weight(weight), None))
+    torch.library.opcheck(op, (x, stem_weight(weight, torch.float32), bias))
 
 
 @needs_it
@@ -106,7 +130,17 @@ def test_errors_name_the_argument():
         (lambda: stem_conv_pool(x[0], good), ValueError, r"input must be \(N, 3, H, W\), got \[3, 9, 9\]"),
         (lambda: stem_conv_pool(x[:, :2], good), ValueError, r"\(N, 3, H, W\), got \[1, 2, 9, 9\]"),
         (lambda: stem_conv_pool(x.byte(), good), TypeError, "input must be floating point, got Byte"),
-        (lambda: stem_conv_pool(x, good.float()), TypeError, "weight must be bfloat16, got Float"),
+        (lambda: stem_conv_pool(x, good.half()), TypeError, "weight must be bfloat16 or float32, got Half"),
+        (
+            lambda: stem_conv_pool(x, good.float()),
+            ValueError,
+            r"what stem_weight makes, got \[1, 7, 11, 64, 2\]",
+        ),
+        (
+            lambda: stem_weight(weight, torch.half),
+            ValueError,
+            "must be torch.bfloat16 or torch.float32, got torch.float16",
+        ),
         (
             lambda: stem_conv_pool(x, weight.bfloat16()),
             ValueError,

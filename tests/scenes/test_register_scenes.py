@@ -40,7 +40,7 @@ def test_missing_files_say_how_to_get_them(tmp_path):
     prefix = PREFIX + "_missing"
     register_scenes(tmp_path / "nowhere", prefix)
     for name in (f"{prefix}_train", f"{prefix}_cityscapes_val"):
-        with pytest.raises(FileNotFoundError, match=f"'{name}' is not on disk.*make_scenes.py .*nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"'{name}' is not on disk.*datasets scenes .*nowhere"):
             DatasetCatalog.get(name)
     for name in list(DatasetCatalog.list()):
         if name.startswith(prefix):

@@ -9,8 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import mrcnn_ext_command
+from mrcnn_ext.data.data_file import read_data_file
 from mrcnn_ext.scenes import (
     CATEGORY_NAMES,
     KEYPOINT_NAMES,
@@ -234,3 +236,18 @@ def test_tool_help_has_examples_and_bad_arguments_are_named(capsys, arguments, t
     assert scenes(arguments) == (0 if arguments == ["--help"] else 2)
     output = capsys.readouterr()
     assert text in output.out + output.err
+
+
+def test_the_sample_comes_with_a_data_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["datasets", "sample", "try", "--train", "3", "--val", "1"]
+    done = CliRunner().invoke(mrcnn_ext_command.command, words)
+    assert done.exit_code == 0 and "mrcnn-ext train data=try/try.yaml" in done.output
+    file = read_data_file("try/try.yaml")
+    assert (file.train, file.test) == (("try_train",), ("try_val",))
+    counts = [len(json.loads(Path(entry[1]).read_text())["images"]) for entry in file.coco_format]
+    assert counts == [3, 1]
+    # Again it is left as it is, with what its owner has written.
+    Path("try/try.yaml").write_text("train: [annotations/instances_train.json, .]\nname: mine\n")
+    assert CliRunner().invoke(mrcnn_ext_command.command, words).exit_code == 0
+    assert "mine" in Path("try/try.yaml").read_text()

@@ -6,6 +6,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
 
 namespace mrcnn_ext {
 
@@ -94,6 +98,9 @@ struct SampleBin {
   int32_t offset;
   int32_t count;
   bool outside;  // there are others, of value 0
+  // Of the column axis: sample (row, column) of the bin is written as the code row * step + column. For
+  // "pool" the step is the width of the map, so that codes are distances between cells; else a power of two.
+  int64_t step;
 };
 
 // What the max modes know of one axis of a RoI.
@@ -104,16 +111,19 @@ struct SampleAxis {
   int32_t outputs;
   int32_t begin;  // cells read, as for Band
   int32_t end;
-  bool cells;  // every point is one cell
+  bool cells;     // every point is one cell, and the points of a bin are neighbours
+  int32_t first;  // the cell at which the image begins that the kernel reads
 };
 
-template <typename T>
+// The code of the winning sample of every bin goes to `codes`, -1 where no sample has a gradient.
+template <typename T, typename Code>
 using PoolMaxFunction = void (*)(const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
-                                 const SampleAxis<acc_t<T>>& columns, const Image<T>& output);
-template <typename T>
-using ScatterMaxFunction = void (*)(const Image<const T>& feature, const Image<const T>& grad,
+                                 const SampleAxis<acc_t<T>>& columns, const Image<T>& output,
+                                 const Image<Code>& codes);
+template <typename T, typename Code>
+using ScatterMaxFunction = void (*)(const Image<const T>& grad, const Image<const Code>& codes,
                                     const SampleAxis<acc_t<T>>& rows, const SampleAxis<acc_t<T>>& columns,
-                                    const Image<acc_t<T>>& grad_feature);
+                                    const Image<acc_t<T>>& grad_feature, int64_t ahead);
 
 // The kernels of one dtype in one memory layout. nhwc wants a channel stride of 1, nchw a column stride of 1,
 // on both sides. pool: output = rows * feature * columns^T. scatter: grad_feature += rows * grad * columns^T,
@@ -122,8 +132,8 @@ template <typename T>
 struct Kernels {
   PoolFunction<T> pool;
   ScatterFunction<T> scatter;
-  PoolMaxFunction<T> pool_max;
-  ScatterMaxFunction<T> scatter_max;
+  ScatterMaxFunction<T, int16_t> scatter_max;
+  ScatterMaxFunction<T, int32_t> scatter_max_wide;
   void (*round)(const acc_t<T>* sums, int64_t length, T* rounded);
 };
 
@@ -131,6 +141,10 @@ template <typename T>
 struct LayoutKernels {
   Kernels<T> nhwc;
   Kernels<T> nchw;
+  // Of NHWC alone. Without codes, with codes of 16 bits where they fit, and of 32.
+  PoolMaxFunction<T, void> pool_max;
+  PoolMaxFunction<T, int16_t> pool_max_coded;
+  PoolMaxFunction<T, int32_t> pool_max_coded_wide;
 };
 
 struct KernelSet {

@@ -12,9 +12,13 @@ void round_sums(const acc_t<T>* sums, int64_t length, T* rounded) {
 
 template <typename T>
 LayoutKernels<T> kernels_of() {
-  return {{banded_product_nhwc<false, T, T>, banded_product_nhwc<true, T, acc_t<T>>, pool_max<true, T>,
-           scatter_max<true, T>, round_sums<T>},
-          {pool_nchw<T>, scatter_nchw<T>, pool_max<false, T>, scatter_max<false, T>, round_sums<T>}};
+  return {{banded_product_nhwc<false, T, T>, banded_product_nhwc<true, T, acc_t<T>>,
+           scatter_max<true, T, int16_t>, scatter_max<true, T, int32_t>, round_sums<T>},
+          {pool_nchw<T>, scatter_nchw<T>, scatter_max<false, T, int16_t>, scatter_max<false, T, int32_t>,
+           round_sums<T>},
+          pool_max<T, void>,
+          pool_max<T, int16_t>,
+          pool_max<T, int32_t>};
 }
 
 inline KernelSet all_kernels() {

@@ -7,13 +7,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from ..annotations import box_of_segmentation, clean_annotation
-from ..images import turned_size
+from ..images import image_size
 from ..problems import Unusable
 
-__all__ = ["Found", "FoundImage", "FoundObject", "image_size", "write_coco"]
+__all__ = ["Found", "FoundImage", "FoundObject", "image_size", "write_coco", "write_json"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -65,20 +63,6 @@ class Found:
     description: dict = field(default_factory=dict)
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Height and width of an image file as it is read, turned as its EXIF data say.
-
-    Raises:
-        ValueError: it is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            size = turned_size(image, path)
-    except OSError as error:
-        raise ValueError(f"{path}: it cannot be read as an image: {error}") from error
-    return size.height, size.width
-
-
 def write_coco(found: Found, output: str, image_root: str) -> dict:
     """Writes a COCO annotation file; it is there when it is whole.
 
@@ -116,12 +100,17 @@ def write_coco(found: Found, output: str, image_root: str) -> dict:
         "annotations": annotations,
         "categories": [{"id": number, "name": name, **keypoints} for name, number in ids.items()],
     }
+    write_json(content, output)
+    return {"images": len(images), "annotations": len(annotations), "categories": len(names)}
+
+
+def write_json(content: dict, output: str) -> None:
+    """Writes the content of an annotation file, which is there when it is whole."""
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     temporary = f"{output}.{os.getpid()}.tmp"  # several processes may convert at once
     with open(temporary, "w") as file:
         json.dump(content, file, default=lambda value: value.decode("ascii"))
     os.replace(temporary, output)
-    return {"images": len(images), "annotations": len(annotations), "categories": len(names)}
 
 
 def _annotation(one: FoundObject, image: FoundImage, found: Found) -> dict:

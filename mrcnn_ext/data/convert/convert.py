@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import yaml
 
+from ..video import VIDEO_READERS
 from .cityscapes import read_cityscapes
-from .coco_writer import write_coco
+from .coco_writer import write_coco, write_json
 from .cvat import read_cvat
 from .labelme import read_labelme
 from .mask_folder import read_mask_folder
@@ -57,7 +58,8 @@ def convert_dataset(kind: str, source: str, output: str, split: str | None = Non
 
     Args:
         kind: one of `FORMATS`: "yolo" (`read_yolo`), "voc" (`read_pascal_voc`), "labelme" (`read_labelme`), "cvat"
-            (`read_cvat`), "cityscapes" (`read_cityscapes`) or "masks" (`read_mask_folder`).
+            (`read_cvat`), "cityscapes" (`read_cityscapes`) or "masks" (`read_mask_folder`); or of people in video, one
+            of `mrcnn_ext.data.video.VIDEO_READERS`: "penn_action", "bbc_pose", "jhmdb", "posetrack18".
         source: the folder or file that its reader takes.
         output: the new annotation file. A description comes beside it as ``.description.yaml``, if there is one.
         split: part of the data, where the format has parts.
@@ -66,8 +68,10 @@ def convert_dataset(kind: str, source: str, output: str, split: str | None = Non
         FileNotFoundError: a file or folder is missing.
         ValueError: the format is unknown, or a file is not as it should be; names the file.
     """
+    if kind in VIDEO_READERS:
+        return _convert_video(kind, os.fspath(source), os.fspath(output), split)
     if kind not in FORMATS:
-        raise ValueError(f"format {kind!r} is unknown; known are {', '.join(FORMATS)}")
+        raise ValueError(f"format {kind!r} is unknown; known are {', '.join((*FORMATS, *VIDEO_READERS))}")
     found = FORMATS[kind](os.fspath(source), split)
     image_root = os.fspath(source) if os.path.isdir(source) else os.path.dirname(os.fspath(source)) or "."
     counts = write_coco(found, os.fspath(output), image_root)
@@ -84,3 +88,11 @@ def convert_dataset(kind: str, source: str, output: str, split: str | None = Non
         counts["annotations"],
         counts["categories"],
     )
+
+
+def _convert_video(kind: str, source: str, output: str, split: str | None) -> Converted:
+    content = VIDEO_READERS[kind](source, split)
+    if not content["images"]:
+        raise ValueError(f"no images were found for {output}")
+    write_json(content, output)
+    return Converted(output, source, "", len(content["images"]), len(content["annotations"]), 1)

@@ -3,7 +3,13 @@
 import re
 from collections.abc import Iterable
 
-__all__ = ["detectron2_names", "finest_level", "is_torchvision_detector"]
+__all__ = [
+    "detectron2_names",
+    "finest_level",
+    "is_torchvision_detector",
+    "is_torchvision_resnet",
+    "resnet_names",
+]
 
 # torchvision's beginning of a name -> detectron2's; the rest of a name is the same, and so are names not here.
 _RULES = [
@@ -64,6 +70,32 @@ def is_torchvision_detector(names: Iterable[str]) -> bool:
         any(name.startswith(start) for name in names)
         for start in ("backbone.body.", "rpn.head.", "roi_heads.")
     )
+
+
+def is_torchvision_resnet(names: Iterable[str]) -> bool:
+    """Whether parameters have the names of torchvision's ResNets for classification, which timm's have too."""
+    return {"conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer4.0.conv1.weight"} <= set(names)
+
+
+def resnet_names(names: Iterable[str], own: Iterable[str]) -> dict[str, str]:
+    """Each of the names of a ResNet for classification -> the name in a detector of detectron2; without the classifier.
+
+    Args:
+        names: for which `is_torchvision_resnet` holds.
+        own: of the detector: a ResNet's parameters are ``backbone.bottom_up.*`` under a pyramid and ``backbone.*``
+            without one; the last stage of C4 models is ``roi_heads.res5``.
+    """
+    own = set(own)
+    root = "backbone.bottom_up." if "backbone.bottom_up.stem.conv1.weight" in own else "backbone."
+    has_res5 = f"{root}res5.0.conv1.weight" in own
+    renamed = {}
+    for name in names:
+        if name.startswith("fc."):
+            continue
+        new = _detectron2_name(f"backbone.body.{name}", 2, True).removeprefix("backbone.bottom_up.")
+        in_heads = new.startswith("res5.") and not has_res5
+        renamed[name] = f"roi_heads.{new}" if in_heads else root + new
+    return renamed
 
 
 def _block(match) -> str:

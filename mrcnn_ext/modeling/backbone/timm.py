@@ -17,6 +17,7 @@ __all__ = [
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "check_timm_input",
     "follow_timm",
     "timm_input",
 ]
@@ -27,6 +28,7 @@ _STOCK_INPUT = {
     "pixel_mean": [103.530, 116.280, 123.675],
     "pixel_std": [1.0, 1.0, 1.0],
 }
+_TOLERANCE = 1.0  # of means and deviations, of 255
 _STOCK_WEIGHTS = "ImageNetPretrained/"  # in the address of ImageNet weights of detectron2's backbones
 
 
@@ -103,6 +105,9 @@ def follow_timm(cfg) -> list[str]:
 
     Returns:
         what was set, a line each.
+
+    Raises:
+        ValueError: training would start from timm's weights with another input than theirs that was set on purpose.
     """
     model, done = cfg.MODEL, []
     if not model.BACKBONE.NAME.startswith("build_timm_") or model.TIMM.INPUT != "auto":
@@ -122,8 +127,58 @@ def follow_timm(cfg) -> list[str]:
             'random weights set MODEL.WEIGHTS ""'
         )
         model.WEIGHTS, model.TIMM.PRETRAINED = "", not model.TIMM.WEIGHTS
+    if (model.TIMM.PRETRAINED or model.TIMM.WEIGHTS) and not model.WEIGHTS:
+        given = {"INPUT.FORMAT": cfg.INPUT.FORMAT}
+        given |= {"MODEL.PIXEL_MEAN": model.PIXEL_MEAN, "MODEL.PIXEL_STD": model.PIXEL_STD}
+        if wrong := _wrong_input(model.TIMM.NAME, given):
+            raise ValueError(f'{wrong}; to have it all the same, set MODEL.TIMM.INPUT "config"')
     model.TIMM.INPUT = "config"
     return done
+
+
+def check_timm_input(cfg: DictConfig) -> None:
+    """Checks that a timm backbone of a LazyConfig which starts from timm's weights gets the images of their training.
+
+    ``train.timm_input`` "config" skips it, as ``MODEL.TIMM.INPUT`` does.
+
+    Args:
+        cfg: with ``model``, ``dataloader`` and ``train``.
+
+    Raises:
+        ValueError: it does not; the message says what is to be set.
+    """
+    part = cfg.model.get("backbone")
+    while isinstance(part, DictConfig) and part.get("_target_") is not TimmBackbone:
+        part = part.get("bottom_up") or part.get("net")
+    train = cfg.get("train", {})
+    starts_from_timm = part is not None and (part.get("pretrained") or part.get("weights"))
+    if not starts_from_timm or train.get("init_checkpoint") or train.get("timm_input") == "config":
+        return
+    order = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
+    given = {"model.input_format": cfg.model.get("input_format")}
+    given |= {} if order is None else {"dataloader.train.mapper.image_format": order}
+    given |= {f"model.{key}": list(cfg.model[key]) for key in ("pixel_mean", "pixel_std") if key in cfg.model}
+    if wrong := _wrong_input(part.model_name, given):
+        raise ValueError(
+            f"{wrong}; `model.update(mrcnn_ext.modeling.timm_input({part.model_name!r}))` sets the model's; to have it "
+            'all the same, set train.timm_input="config"'
+        )
+
+
+def _wrong_input(model_name: str, given: dict) -> str:
+    """What is wrong with the channel orders, means and deviations given for a timm model, by their keys; "" if nothing
+    is."""
+    wanted, wrong = timm_input(model_name), []
+    for key, value in given.items():
+        if "format" in key.lower():
+            # Others than these two are of images that timm's weights are changed for.
+            if value == "BGR":
+                wrong.append(f'{key} "RGB", not {value!r}')
+            continue
+        right = wanted["pixel_mean" if key.lower().endswith("mean") else "pixel_std"]
+        if len(value) == 3 and max(abs(a - b) for a, b in zip(value, right, strict=True)) > _TOLERANCE:
+            wrong.append(f"{key} {right}, not {list(value)}")
+    return f"the weights of {model_name} of timm need {', '.join(wrong)}" if wrong else ""
 
 
 def _has_stock_input(cfg):

@@ -2,5 +2,6 @@
 
 from . import backbones, heads  # noqa: F401  (registration)
 from .detector import Detectron2
+from .unipose import SinglePerson
 
-__all__ = ["Detectron2"]
+__all__ = ["Detectron2", "SinglePerson"]

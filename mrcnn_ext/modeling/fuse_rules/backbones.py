@@ -1,6 +1,7 @@
 """Fuse rules for detectron2's convolutions, normalisations, ResNets and feature pyramids."""
 
 from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.modeling import SimpleFeaturePyramid as StockSimpleFeaturePyramid
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ from ...accel import (
     rule_for,
 )
 from ...accel.conv_classes import activation_after, is_known_conv, is_relu
-from ...accel.mixed_precision import Float32Network, is_float32_only
+from ...accel.mixed_precision import AutocastNetwork, Float32Network, is_float32_only
+from ..backbone import PAFPN
 
-__all__ = ["FusedFPN"]
+__all__ = ["FusedFPN", "FusedPAFPN"]
 
 register_conv(Conv2d, lambda conv: conv.activation)
 register_norm("detectron2.layers.batch_norm.FrozenBatchNorm2d")
@@ -99,14 +101,53 @@ class FusedFPN(FusedPyramid, FPN):
         return dict(zip(self._out_features, results, strict=True))
 
 
+class FusedPAFPN(FusedFPN):
+    """`PAFPN`: its top-down pathway as FPN's, its bottom-up path by fused convolutions."""
+
+    def __init__(self, original: PAFPN, policy: KernelPolicy, *args):
+        super().__init__(original, policy, *args)
+        for name in _names_of(original, [*original.downs, *original.outputs]):
+            ConvNorm(name).fuse(original, policy)
+
+    def infer(self, x: Tensor) -> dict[str, Tensor]:
+        return self.original.bottom_up_path(super().infer(x))
+
+
 @rule_for(FPN)
 def _fuse_fpn(network, policy):
-    # The lists are coarsest first, the names tell the level.
-    names = {module: name for name, module in network.named_children()}
-    convs = [
-        [names.get(conv) for conv in reversed(of)] for of in (network.lateral_convs, network.output_convs)
-    ]
+    return _fuse_top_down(FusedFPN, network, policy)
+
+
+@rule_for(PAFPN, methods=("forward", "bottom_up_path"))
+def _fuse_pafpn(network, policy):
+    names = _names_of(network, [*network.downs, *network.outputs])
+    if not all(name is not None and _is_fusable(network._modules[name], True) for name in names):
+        return None
+    return _fuse_top_down(FusedPAFPN, network, policy)
+
+
+def _fuse_top_down(cls, network, policy):
+    # The lists are coarsest first.
+    convs = [_names_of(network, of[::-1]) for of in (network.lateral_convs, network.output_convs)]
     if not all(name is not None and _is_fusable(network._modules[name], True) for of in convs for name in of):
         return None
     laterals, outputs = ([ConvNorm(name) for name in of] for of in convs)
-    return FusedFPN.from_module(network, policy, laterals, outputs, network._fuse_type == "avg")
+    return cls.from_module(network, policy, laterals, outputs, network._fuse_type == "avg")
+
+
+def _names_of(network, convs):
+    """Under which a network has some of its children; None where it has not."""
+    names = {module: name for name, module in network.named_children()}
+    return [names.get(conv) for conv in convs]
+
+
+@rule_for(StockSimpleFeaturePyramid)
+def _fuse_simple_pyramid(network, policy):
+    """Each level by itself; the network below is fused by itself."""
+    for name in [name for name in network._modules if name.startswith("simfp_")]:
+        fused = fuse(network._modules[name], policy)
+        if fused is None and policy.autocast:
+            fused = AutocastNetwork(network._modules[name], dtype=policy.autocast)
+        if fused is not None:
+            replace_child(network, name, fused)
+    return network

@@ -1,6 +1,7 @@
 """Proposals and detections: the stock results, without work on boxes that cannot be among them."""
 
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, Instances
@@ -9,6 +10,7 @@ from ...accel import MethodStep
 from ...accel.padding import padded_results
 from ...layers.detections import select_detections
 from ...layers.padded_detections import is_padding, pad_detections, pad_proposals
+from ...ops.detections import can_select, rpn_proposals
 
 __all__ = ["CachedAnchors", "FastDetections", "FastProposals", "can_pad_proposals"]
 
@@ -30,14 +32,21 @@ class CachedAnchors(MethodStep):
         self.made = {}
 
     def __call__(self, features: list[torch.Tensor]) -> list[Boxes]:
-        key = (*(tuple(level.shape[-2:]) for level in features), features[0].device)
-        anchors = self.made.pop(key, None)
+        # Tensors of inference mode are of no use in training.
+        setting = (features[0].device, torch.is_inference_mode_enabled())
+        key = (*(tuple(level.shape[-2:]) for level in features), *setting)
+        made = dict(self.made)  # replaced at once, for the sake of other threads
+        anchors = made.pop(key, None)
         if anchors is None:
             anchors = self.stock(features)
-        self.made[key] = anchors  # the last one used
-        while len(self.made) > _SHAPES:
-            del self.made[next(iter(self.made))]
+        made[key] = anchors  # the last one used
+        while len(made) > _SHAPES:
+            del made[next(iter(made))]
+        self.made = made
         return list(anchors)
+
+    def __getstate__(self):
+        return {**self.__dict__, "made": {}}
 
 
 class FastProposals(MethodStep):
@@ -50,6 +59,10 @@ class FastProposals(MethodStep):
             return self._best_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
 
     def _best_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        if padded_results() is None and self._runs_in_one(
+            anchors, pred_objectness_logits, pred_anchor_deltas
+        ):
+            return self._in_one(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
         rpn, logits, proposals = self.module, [], []
         for level, all_logits, all_deltas in zip(
             anchors, pred_objectness_logits, pred_anchor_deltas, strict=True
@@ -73,6 +86,30 @@ class FastProposals(MethodStep):
             rpn.min_box_size,
             False,
         )
+
+    def _runs_in_one(self, anchors, logits, deltas):
+        rpn = self.module
+        tensors = [*logits, *deltas, *(level.tensor for level in anchors)]
+        return type(rpn.box2box_transform) is Box2BoxTransform and can_select(tensors, rpn.nms_thresh)
+
+    def _in_one(self, anchors, logits, deltas, image_sizes):
+        rpn = self.module
+        found = rpn_proposals(
+            logits,
+            deltas,
+            [level.tensor for level in anchors],
+            image_sizes,
+            rpn.box2box_transform.weights,
+            rpn.box2box_transform.scale_clamp,
+            rpn.nms_thresh,
+            rpn.pre_nms_topk[False],
+            rpn.post_nms_topk[False],
+            rpn.min_box_size,
+        )
+        return [
+            Instances(image_size, proposal_boxes=Boxes(boxes), objectness_logits=of)
+            for image_size, boxes, of in zip(image_sizes, *found, strict=True)
+        ]
 
     def _padded(self, padded, proposals, logits, image_sizes):
         rpn = self.module

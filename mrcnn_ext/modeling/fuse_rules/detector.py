@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.poolers import ROIPooler
@@ -20,7 +20,7 @@ from torchvision.ops import RoIPool
 from ...accel import Framework, register_framework, replace_method
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
-from ..keypoint_head import KeypointHead
+from ..keypoint_head import KeypointHead, TemporalKeypointHead
 from ..poolers import FusedROIPooler
 from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
 from .outputs import FastKeypoints, FastOutputs
@@ -38,6 +38,8 @@ class Detectron2(Framework):
     def networks(self, model: GeneralizedRCNN) -> Iterator[tuple[str, nn.Module, bool]]:
         if isinstance(model.backbone, FPN):
             yield "backbone.bottom_up", model.backbone.bottom_up, False
+        if isinstance(model.backbone, SimpleFeaturePyramid):
+            yield "backbone.net", model.backbone.net, False
         yield "backbone", model.backbone, False
         if hasattr(model.proposal_generator, "rpn_head"):
             yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head, True
@@ -92,6 +94,7 @@ class Detectron2(Framework):
         if defines(predictor, FastRCNNOutputLayers, "inference"):
             replace_method(FastDetections(predictor, "inference"))
             done.append("detections")
+        _keep_anchors(model.proposal_generator)
         return ", ".join(done) or "nothing known here"
 
     def keypoints(self, model: GeneralizedRCNN) -> str:
@@ -127,9 +130,7 @@ class Detectron2(Framework):
             outputs = FastOutputs(model, "stock")
             replace_method(outputs)
         outputs.padded = True
-        anchors = model.proposal_generator.anchor_generator
-        if defines(anchors, DefaultAnchorGenerator, "forward", "_grid_anchors"):
-            replace_method(CachedAnchors(anchors))
+        _keep_anchors(model.proposal_generator)
 
     def networks_of_fixed_shapes(
         self, model: GeneralizedRCNN, padded: bool
@@ -159,9 +160,17 @@ def _why_not_padded(heads: ROIHeads) -> str | None:
         part = original_of(getattr(heads, name, None))
         if part is not None and not defines(part, cls, *methods):
             return f"{name} is a {type(part).__name__}"
+    if isinstance(getattr(heads, "keypoint_head", None), TemporalKeypointHead):
+        return "keypoint_head follows the objects that are found from frame to frame"
     if heads.box_predictor.test_topk_per_image < 0:
         return "there may be any number of detections"
     return None
+
+
+def _keep_anchors(generator: nn.Module) -> None:
+    anchors = getattr(generator, "anchor_generator", None)
+    if defines(anchors, DefaultAnchorGenerator, "forward", "_grid_anchors"):
+        replace_method(CachedAnchors(anchors))
 
 
 def _parts(roi_heads, name):

@@ -3,5 +3,13 @@
 from .base import KeypointHead
 from .heatmap import HeatmapKeypointHead
 from .simcc import SimCCKeypointHead
+from .temporal import ConvLSTMKeypointHead, TemporalKeypointHead, UniPoseLSTMKeypointHead
 
-__all__ = ["HeatmapKeypointHead", "KeypointHead", "SimCCKeypointHead"]
+__all__ = [
+    "ConvLSTMKeypointHead",
+    "HeatmapKeypointHead",
+    "KeypointHead",
+    "SimCCKeypointHead",
+    "TemporalKeypointHead",
+    "UniPoseLSTMKeypointHead",
+]

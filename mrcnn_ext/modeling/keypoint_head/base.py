@@ -104,13 +104,17 @@ class KeypointHead(BaseKeypointRCNNHead):
         """
         if self.training:
             return {"loss_keypoint": self.loss_weight * self.loss(x, instances)}
-        heatmaps = self.layers(x)
         if torch.jit.is_scripting():
             assert self.decoding == "stock", "TorchScript has the keypoint decoding 'stock' only"
-            keypoint_rcnn_inference(heatmaps, instances)
+            keypoint_rcnn_inference(self.layers(x), instances)
         else:
-            self.decode(heatmaps, instances, roi_scale)
+            self.decode(self.heatmaps(x, instances), instances, roi_scale)
         return instances
+
+    @torch.jit.unused
+    def heatmaps(self, x: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
+        """Heatmaps of the RoIs of images; a subclass may look at whose they are."""
+        return self.layers(x)
 
     @torch.jit.unused
     def fuse(self, policy: KernelPolicy) -> "KeypointHead | None":
@@ -119,7 +123,7 @@ class KeypointHead(BaseKeypointRCNNHead):
 
     def loss(self, x, instances):
         """The loss of a batch, without its weight."""
-        heatmaps = self.layers(x)
+        heatmaps = self.heatmaps(x, instances)
         if self.target_sigma == 0 and self.label_smoothing == 0:
             return keypoint_rcnn_loss(heatmaps, instances, self.normalizer(len(instances)))
         places, valid = self.targets(instances, tuple(heatmaps.shape[2:]))

@@ -29,11 +29,14 @@ from torch import Tensor
 
 from ...config import with_defaults
 from ...layers.boxes import scaled_boxes
+from ..box_head import HingeOutputLayers
 from ..keypoint_head import KeypointHead
 from ..poolers import FusedROIPooler
 from .keypoint_rois import enlarge_boxes, keypoints_in_boxes, put_back_boxes, sample_keypoint_rois
 
-__all__ = ["FusedCascadeROIHeads", "FusedROIHeads", "FusedRes5ROIHeads"]
+__all__ = ["FusedCascadeROIHeads", "FusedRes5ROIHeads", "FusedROIHeads", "build_box_predictor"]
+
+_CLASSIFIERS = {"softmax": FastRCNNOutputLayers, "hinge": HingeOutputLayers}
 
 
 class _FusedHeads:
@@ -231,7 +234,7 @@ class FusedROIHeads(_JointHeads, StandardROIHeads):
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "box_pooler": pooler,
             "box_head": box_head,
-            "box_predictor": _build_box_predictor(cfg, box_head.output_shape),
+            "box_predictor": build_box_predictor(cfg, box_head.output_shape),
         }
 
     def _box_losses(self, features, proposals, targets):
@@ -278,7 +281,7 @@ class FusedCascadeROIHeads(_JointHeads, CascadeROIHeads):
         for weight in weights:  # in turns: a seed gives the weights that it gives detectron2's
             heads.append(build_box_head(cfg, shape))
             transform = Box2BoxTransform(weights=weight)
-            predictors.append(_build_box_predictor(cfg, heads[-1].output_shape, transform))
+            predictors.append(build_box_predictor(cfg, heads[-1].output_shape, transform))
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "box_pooler": pooler,
@@ -359,7 +362,7 @@ class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
             "in_features": in_features,
             "pooler": pooler,
             "res5": res5,
-            "box_predictor": _build_box_predictor(cfg, ShapeSpec(channels=out_channels, height=1, width=1)),
+            "box_predictor": build_box_predictor(cfg, ShapeSpec(channels=out_channels, height=1, width=1)),
             "mask_head": _build_mask_head(cfg, shape) if cfg.MODEL.MASK_ON else None,
             "keypoint_head": build_keypoint_head(cfg, shape) if cfg.MODEL.KEYPOINT_ON else None,
             "keypoint_samples_per_image": keypoint.SAMPLES_PER_IMAGE,
@@ -436,13 +439,17 @@ def _pooler_and_shape(cfg, section: str, input_shape) -> tuple[FusedROIPooler | 
     return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
 
 
-def _build_box_predictor(cfg, input_shape: ShapeSpec, box2box_transform=None) -> FastRCNNOutputLayers:
-    """detectron2's, with MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT."""
+def build_box_predictor(cfg, input_shape: ShapeSpec, box2box_transform=None) -> FastRCNNOutputLayers:
+    """The predictor of MODEL.ROI_BOX_HEAD.CLASSIFIER, with CLS_LOSS_WEIGHT."""
+    head = with_defaults(cfg).MODEL.ROI_BOX_HEAD
+    if head.CLASSIFIER not in _CLASSIFIERS:
+        known = " or ".join(map(repr, _CLASSIFIERS))
+        raise ValueError(f"MODEL.ROI_BOX_HEAD.CLASSIFIER must be {known}, got {head.CLASSIFIER!r}")
     arguments = FastRCNNOutputLayers.from_config(cfg, input_shape)
-    arguments["loss_weight"]["loss_cls"] = with_defaults(cfg).MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
+    arguments["loss_weight"]["loss_cls"] = head.CLS_LOSS_WEIGHT
     if box2box_transform is not None:
         arguments["box2box_transform"] = box2box_transform
-    return FastRCNNOutputLayers(**arguments)
+    return _CLASSIFIERS[head.CLASSIFIER](**arguments)
 
 
 def _build_mask_head(cfg, input_shape):

@@ -1,0 +1,211 @@
+"""Keypoint branches that carry a state from one frame of a video to the next, as plain networks."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .conv import ConvNormReLU, msra_fill
+from .waterfall import WaterfallASP
+
+__all__ = ["ConvLSTMCell", "ConvLSTMKeypointNetwork", "UniPoseLSTMNetwork"]
+
+
+class ConvLSTMCell(nn.Module):
+    """A long short-term memory whose gates are convolutions (Shi et al., *Convolutional LSTM Network*, NeurIPS 2015,
+    equation 3, without the peepholes).
+
+    The state is computed in the dtype it is given in, under autocast too: rounding would add up over the frames.
+
+    Args:
+        in_channels: of the input.
+        hidden_channels: of the hidden and of the cell state.
+        kernel_size: odd; how far the state may move from one frame to the next.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, kernel_size: int = 3):
+        super().__init__()
+        self.hidden_channels = hidden_channels
+        self.gates = nn.Conv2d(
+            in_channels + hidden_channels, 4 * hidden_channels, kernel_size, padding=kernel_size // 2
+        )
+        nn.init.xavier_uniform_(self.gates.weight)
+        nn.init.zeros_(self.gates.bias)
+        with torch.no_grad():  # at first it remembers (Jozefowicz et al., ICML 2015)
+            self.gates.bias[hidden_channels : 2 * hidden_channels] = 1.0
+
+    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_channels, H, W) and two states (N, hidden_channels, H, W) -> the two states after it."""
+        gates = self.gates(torch.cat([x, hidden.to(x.dtype)], dim=1)).to(cell.dtype)
+        take, keep, give, new = gates.chunk(4, dim=1)
+        cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
+        return give.sigmoid() * cell.tanh(), cell
+
+
+class _TemporalKeypointNetwork(nn.Module):
+    """What both have in common: `HeatmapKeypointNetwork` (its layers and their names), and between its convolutions
+    and its transposed convolution what the state adds.
+
+    A subclass has ``state_names`` and ``state_channels``, of each tensor of the state, and ``step``, from (R, D, H, W)
+    features of a frame and the state to heatmap logits and the next state.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_keypoints: int,
+        conv_dims: Sequence[int],
+        norm: Callable[[int], nn.Module] | None,
+        up_scale: float,
+        wasp_rates: Sequence[int],
+    ):
+        super().__init__()
+        self.convs, channels = nn.Sequential(), in_channels
+        for index, dim in enumerate(conv_dims, start=1):
+            self.convs.add_module(f"conv_fcn{index}", ConvNormReLU(channels, dim, norm))
+            channels = dim
+        self.wasp = WaterfallASP(channels, wasp_rates, norm) if len(wasp_rates) else nn.Identity()
+        self.score_lowres = nn.ConvTranspose2d(channels, num_keypoints, kernel_size=4, stride=2, padding=1)
+        self.upsample = (
+            nn.Upsample(scale_factor=float(up_scale), mode="bilinear", align_corners=False)
+            if up_scale != 1
+            else nn.Identity()
+        )
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                msra_fill(layer)
+        self.feature_channels = channels
+        self.state_names: list[str] = []
+        self.state_channels: list[int] = []
+
+    def features(self, x: Tensor) -> Tensor:
+        """The part without a state, of any number of frames at once: (R, in_channels, H, W) -> (R, D, H, W)."""
+        return self.wasp(self.convs(x))
+
+    def initial_state(self, features: Tensor) -> list[Tensor]:
+        """The state before the first frame, zero and in float32 or wider: each (R, its channels, H, W).
+
+        Args:
+            features: (R, D, H, W), of the first frame.
+        """
+        R, _, H, W = features.shape
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return [
+            torch.zeros((R, channels, H, W), dtype=dtype, device=features.device)
+            for channels in self.state_channels
+        ]
+
+    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """One frame of each of R tracks.
+
+        Args:
+            x: (R, in_channels, H, W) pooled features.
+            state: what the frame before gave; None for tracks that begin here.
+
+        Returns:
+            (R, K, 2 H up_scale, 2 W up_scale) heatmap logits, and the state after the frame.
+        """
+        features = self.features(x)
+        return self.step(features, self.initial_state(features) if state is None else state)
+
+
+class ConvLSTMKeypointNetwork(_TemporalKeypointNetwork):
+    """The keypoint branch of Mask R-CNN with a convolutional LSTM before its heatmaps, which carries features from
+    frame to frame as LSTM Pose Machines do (Luo et al., CVPR 2018, section 3.2; there between stages of a convolutional
+    pose machine of the whole image, here for each RoI).
+
+    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W). What is made of the hidden state is
+    added to the features and starts as zero: with the weights of `HeatmapKeypointNetwork`, whose layers have the same
+    names here, it begins as that network.
+
+    Args:
+        in_channels: channels of the pooled features.
+        num_keypoints: heatmaps per RoI, K.
+        conv_dims: output channels of each 3x3 convolution before the LSTM.
+        norm: makes the normalisation layer of a convolution from its channel count; None for none.
+        hidden_channels: of the LSTM. Its cost is that of a 3x3 convolution from D + hidden_channels to
+            4 hidden_channels.
+        up_scale: bilinear upsampling of the heatmaps after the transposed convolution.
+        wasp_rates: dilations of a `WaterfallASP` after the convolutions; empty for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_keypoints: int,
+        conv_dims: Sequence[int] = (512,) * 8,
+        norm: Callable[[int], nn.Module] | None = None,
+        hidden_channels: int = 128,
+        up_scale: float = 2.0,
+        wasp_rates: Sequence[int] = (),
+    ):
+        super().__init__(in_channels, num_keypoints, conv_dims, norm, up_scale, wasp_rates)
+        self.lstm = ConvLSTMCell(self.feature_channels, hidden_channels)
+        self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
+        _zero(self.merge)
+        self.state_names = ["hidden", "cell"]
+        self.state_channels = [hidden_channels, hidden_channels]
+
+    def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The part with the state: (R, D, H, W) features of a frame and the state -> heatmap logits, next state."""
+        hidden, cell = self.lstm(features, state[0], state[1])
+        x = (self.merge(hidden.to(features.dtype)) + features).relu()
+        return self.upsample(self.score_lowres(x)).contiguous(), [hidden, cell]
+
+
+class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
+    """UniPose-LSTM (Artacho and Savakis, CVPR 2020, section 3.4) over RoI features: the LSTM takes the waterfall's
+    features of the frame and the heatmaps of the frame before, and convolutions follow it.
+
+    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W), and ``last_heatmaps``
+    (R, K, H, W): the softmax of each heatmap of the last frame, of sum 1, or 0 before the first. As in
+    `ConvLSTMKeypointNetwork` what follows the LSTM is added to the features, and starts as zero.
+
+    Args:
+        in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale: as `ConvLSTMKeypointNetwork`'s.
+        wasp_rates: dilations of the waterfall.
+        num_convs: 3x3 convolutions of ``hidden_channels`` after the LSTM.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_keypoints: int,
+        conv_dims: Sequence[int] = (512,) * 4,
+        norm: Callable[[int], nn.Module] | None = None,
+        hidden_channels: int = 128,
+        up_scale: float = 2.0,
+        wasp_rates: Sequence[int] = (1, 2, 4, 6),
+        num_convs: int = 2,
+    ):
+        super().__init__(in_channels, num_keypoints, conv_dims, norm, up_scale, wasp_rates)
+        self.lstm = ConvLSTMCell(self.feature_channels + num_keypoints, hidden_channels)
+        self.after = nn.Sequential()
+        for _ in range(num_convs):
+            self.after.append(ConvNormReLU(hidden_channels, hidden_channels, norm))
+            msra_fill(self.after[-1])
+        self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
+        _zero(self.merge)
+        self.state_names = ["hidden", "cell", "last_heatmaps"]
+        self.state_channels = [hidden_channels, hidden_channels, num_keypoints]
+
+    def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The part with the state: (R, D, H, W) features of a frame and the state -> heatmap logits, next state."""
+        x = torch.cat([features, state[2].to(features.dtype)], dim=1)
+        hidden, cell = self.lstm(x, state[0], state[1])
+        x = self.merge(self.after(hidden.to(features.dtype)))
+        scores = self.score_lowres((x + features).relu())
+        return self.upsample(scores).contiguous(), [hidden, cell, _probabilities(scores.to(cell.dtype))]
+
+
+def _probabilities(scores: Tensor) -> Tensor:
+    """(R, K, 2 H, 2 W) logits -> (R, K, H, W), the softmax over each map, summed over the cells of a feature."""
+    maps = scores.flatten(2).softmax(dim=2).view_as(scores)
+    return 4 * F.avg_pool2d(maps, kernel_size=2)
+
+
+def _zero(layer: nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,90 @@
+"""Trains R-CNN, Fast R-CNN, Faster R-CNN and Mask R-CNN, step by step, on the same scenes for the same iterations, and
+shows what each step buys. What is in the output folder already is not trained again."""
+
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .steps import load_lineage
+
+__all__ = ["main"]
+
+
+def main(argv=None) -> int:
+    """Runs the study; ``argv`` are the command line's arguments."""
+    lineage = load_lineage()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/lineage"), help="folder for the results")
+    parser.add_argument(
+        "--steps", nargs="+", choices=list(lineage.steps), default=list(lineage.steps), help="to train now"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="of training")
+    parser.add_argument("--iterations", type=int, metavar="N", help="instead of the study's: for a trial")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that draw and search")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is there")
+    args = parser.parse_args(argv)
+    if find_spec("detectron2") is None:
+        parser.error(
+            "detectron2 is not installed; get it with make setup DETECTRON2=<pip requirement, URL or path>"
+        )
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not args.report_only:
+        _train(lineage, args)
+    rows = _rows(lineage, args.output)
+    if not rows:
+        parser.error(f"there are no results in {args.output}: call it without --report-only")
+    _report(lineage, rows, args.output, min(args.seeds))
+    return 0
+
+
+def _train(lineage, args):
+    from .training import prepare, search_seconds, train_step
+
+    steps = [lineage.steps[name] for name in args.steps]
+    external = any(step.external for step in steps)
+    prepare(
+        lineage,
+        args.output,
+        args.workers,
+        lambda items, total, name: tqdm(items, desc=name, total=total, unit="image"),
+        external,
+    )
+    search = args.output / "search.json"
+    if external and not search.is_file():
+        search.write_text(json.dumps(search_seconds(lineage, args.output)))
+    for seed in args.seeds:
+        for step in steps:
+            result = train_step(step, seed, args.output, args.iterations)
+            print(f"{step.title}, seed {seed}: {result['metrics']}")
+
+
+def _rows(lineage, output):
+    from .report import averages
+
+    search = output / "search.json"
+    rows = {}
+    for name, step in lineage.steps.items():
+        results = [json.loads(path.read_text()) for path in sorted((output / name).glob("seed*/result.json"))]
+        if results:
+            known = json.loads(search.read_text()) if step.external and search.is_file() else None
+            rows[name] = averages(results, known)
+    return rows
+
+
+def _report(lineage, rows, output, seed):
+    import cv2
+
+    from .report import checks, lineage_figure, lineage_table, step_sheet
+
+    text = lineage_table(lineage, rows) + "\n\n" + "\n".join(f"- {line}" for line in checks(rows)) + "\n"
+    (output / "lineage.md").write_text(text)
+    lineage_figure(lineage, rows).savefig(output / "lineage.png", dpi=130)
+    print(text)
+    for scene in (0, 1, 2):
+        cv2.imwrite(str(output / f"scene{scene}.png"), step_sheet(lineage, output, seed, scene)[:, :, ::-1])
+    print(f"in {output}: lineage.md, lineage.png, scene*.png, a folder for each step")

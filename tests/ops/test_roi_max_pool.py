@@ -1,0 +1,151 @@
+"""The max modes of RoI pooling with the places of the maxima kept for the backward pass."""
+
+import numpy as np
+import pytest
+import torch
+from roi_align_reference import roi_align_reference
+
+from mrcnn_ext.layers import roi_align_pyramid
+from mrcnn_ext.ops import _extension, roi_align
+from mrcnn_ext.ops.roi_align_eager import MAX_MODES
+
+pytestmark = pytest.mark.skipif(not _extension.is_available(), reason="the compiled operators are not built")
+OP = torch.ops.mrcnn_ext
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def random_boxes(count, width, height, seed=0):
+    """Boxes inside, across and outside of two images."""
+    generator = torch.Generator().manual_seed(seed)
+    extent = torch.tensor([width, height])
+    corner = torch.rand(count, 2, generator=generator) * extent * 1.2 - extent * 0.2
+    side = torch.rand(count, 2, generator=generator) ** 2 * extent
+    image = torch.randint(0, 2, (count, 1), generator=generator)
+    return torch.cat([image, corner, corner + side], dim=1)
+
+
+def pyramid(channels, dtype, memory_format, requires_grad=False):
+    generator = torch.Generator().manual_seed(1)
+    levels = [torch.randn(2, channels, 40 >> k, 56 >> k, generator=generator) for k in range(2)]
+    return [x.to(dtype).contiguous(memory_format=memory_format).requires_grad_(requires_grad) for x in levels]
+
+
+@pytest.mark.parametrize("mode", MAX_MODES)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_is_roi_align_and_its_backward_to_the_bit(mode, memory_format, dtype):
+    """roi_align looks for the maxima again; channels for whole registers, for single ones and for a part of one."""
+    boxes = random_boxes(40, 224, 160)
+    for channels in (70, 3):
+        features = pyramid(channels, dtype, memory_format)
+        options = ([0.25, 0.125], 5, 4, 0, True, mode, 56.0, 4)
+        pooled, codes = OP.roi_max_pool(features, boxes, *options)
+        assert codes.dtype == torch.int16 and codes.shape == pooled.shape
+        assert codes.is_contiguous(memory_format=memory_format)
+        assert torch.equal(pooled, OP.roi_align(features, boxes, *options))
+        grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        found = OP.roi_max_pool_backward(grad, codes, features, boxes, *options)
+        expected, _ = OP.roi_align_backward(grad, features, boxes, *options, False)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs) and ours.any()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("mode", MAX_MODES)
+def test_a_bin_too_large_for_its_code_is_found_again(mode, memory_format):
+    """A bin of pool is wider than 2^15 cells apart, of the others it has more than 2^15 samples."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 5, 260, 300, generator=generator).contiguous(memory_format=memory_format)
+    boxes = torch.tensor([[0, 1.0, 2, 290, 255], [0, 5, 5, 40, 20]])
+    options = ([1.0], 1, 1, 0, False, mode, 224.0, 4)
+    pooled, codes = OP.roi_max_pool([x], boxes, *options)
+    assert (codes[0] == -1).all() and (codes[1] >= 0).all()
+    grad = torch.randn(pooled.shape, generator=generator)
+    (found,) = OP.roi_max_pool_backward(grad, codes, [x], boxes, *options)
+    expected, (expected_grad,) = roi_align_reference(
+        [x.numpy()], boxes.numpy(), [1.0], (1, 1), 0, False, mode, grad.numpy()
+    )
+    np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(found.numpy(), expected_grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("mode", MAX_MODES)
+@pytest.mark.parametrize("boxes", [2, 40])
+def test_many_boxes_and_few_are_pooled_alike(mode, memory_format, boxes):
+    """In NCHW many are pooled from a copy of the map, few from copies of their cells."""
+    (x,) = (level for level in pyramid(19, torch.float32, memory_format)[:1])
+    rois = random_boxes(boxes, 224, 160)
+    pooled = roi_align(x, rois, (3, 4), 0.25, mode=mode)
+    for i in range(boxes):
+        assert torch.equal(pooled[i], roi_align(x, rois[i : i + 1], (3, 4), 0.25, mode=mode)[0])
+
+
+@pytest.mark.parametrize("mode", MAX_MODES)
+def test_gradients_take_the_operator_that_keeps_places(mode, monkeypatch):
+    features = pyramid(4, torch.float32, torch.contiguous_format, requires_grad=True)
+    pooled = roi_align_pyramid(features, random_boxes(6, 224, 160), 3, [0.25, 0.125], mode=mode)
+    assert "roi_max_pool" in type(pooled.grad_fn).__name__
+    with torch.no_grad():
+        assert roi_align_pyramid(features, random_boxes(6, 224, 160), 3, [0.25, 0.125], mode=mode).equal(
+            pooled
+        )
+
+
+@pytest.mark.parametrize("mode", MAX_MODES)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_opcheck(mode, memory_format):
+    boxes = random_boxes(5, 224, 160)
+    options = ([0.25, 0.125], 3, 2, 0, True, mode, 56.0, 4)
+    features = pyramid(3, torch.float32, memory_format, requires_grad=True)
+    torch.library.opcheck(OP.roi_max_pool, (features, boxes, *options))
+    features = [x.detach() for x in features]
+    pooled, codes = OP.roi_max_pool(features, boxes, *options)
+    torch.library.opcheck(
+        OP.roi_max_pool_backward, (torch.randn_like(pooled), codes, features, boxes, *options)
+    )
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("mode", MAX_MODES)
+def test_the_first_of_equal_maxima_takes_the_gradient_and_nan_none(mode, memory_format):
+    x = torch.ones(1, 20, 8, 8).contiguous(memory_format=memory_format)
+    x[0, :, 2, 2] = torch.nan
+    x.requires_grad_()
+    roi_align(x, torch.tensor([[0, 0.0, 0, 7, 7]]), 1, 1.0, 1, mode=mode).sum().backward()
+    place = torch.zeros(8, 8)
+    if mode == "pool":
+        place[0, 0] = 1
+    else:
+        place[3, 3] = 1 if mode == "max" else 0
+    if mode == "warp_max":
+        place[4, 4] = 1
+    if mode == "max":
+        place = torch.zeros(8, 8)
+        place[3:5, 3:5] = 0.25
+    torch.testing.assert_close(x.grad, place.expand(1, 20, 8, 8))
+
+
+def test_errors_name_the_argument():
+    features, boxes = pyramid(3, torch.float32, torch.contiguous_format)[:1], random_boxes(4, 224, 160)
+    options = ([0.25], 3, 2, 0, True)
+    pooled, codes = OP.roi_max_pool(features, boxes, *options, "pool", 56.0, 4)
+    for call, error, message in (
+        (
+            lambda: OP.roi_max_pool(features, boxes, *options, "avg", 56.0, 4),
+            ValueError,
+            "mode must be one of 'max', 'warp_max' and 'pool', got 'avg'",
+        ),
+        (
+            lambda: OP.roi_max_pool_backward(pooled, codes[:2], features, boxes, *options, "pool", 56.0, 4),
+            ValueError,
+            r"codes must have the shape and the device of grad, \[4, 3, 3, 2\], got \[2, 3, 3, 2\]",
+        ),
+        (
+            lambda: OP.roi_max_pool_backward(pooled, pooled, features, boxes, *options, "pool", 56.0, 4),
+            TypeError,
+            "codes must be int16, got Float",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            call()
