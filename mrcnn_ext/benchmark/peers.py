@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -176,9 +177,11 @@ class _Process:
         for text in self._process.stdout:
             if text.startswith("answer "):  # libraries print, too
                 return json.loads(text.removeprefix("answer "))
+        code = self._process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         end = self._log.read_text().strip().splitlines()
         raise RuntimeError(
-            f"the process of {PEERS[self.name]} ended: {end[-1] if end else 'it said nothing'}; see {self._log}"
+            f"the process of {PEERS[self.name]} ended {how}: {end[-1] if end else 'it said nothing'}; see {self._log}"
         )
 
     def end(self) -> None:

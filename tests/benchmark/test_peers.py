@@ -55,7 +55,9 @@ def test_rows_compare_in_processes_of_their_own(run, tmp_path):
     (folder / "model.pth").write_bytes(b"")
     ran = run("--only", "ours")
     assert (
-        ran.exit_code == 1 and "the process of ours float32 ended" in ran.output and "ours.log" in ran.output
+        ran.exit_code == 1
+        and "the process of ours float32 ended with code 1: " in ran.output
+        and "ours.log" in ran.output
     )
 
 
