@@ -54,11 +54,8 @@ def test_rows_compare_in_processes_of_their_own(run, tmp_path):
     # What was prepared is kept; a process that dies is named, with its log.
     (folder / "model.pth").write_bytes(b"")
     ran = run("--only", "ours")
-    assert (
-        ran.exit_code == 1
-        and "the process of ours float32 ended with code 1: " in ran.output
-        and "ours.log" in ran.output
-    )
+    assert ran.exit_code == 1
+    assert "the process of ours float32 ended with code 1: " in ran.output and "ours.log" in ran.output
 
 
 def test_what_is_not_there_is_named(run, monkeypatch):
