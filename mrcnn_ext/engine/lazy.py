@@ -45,6 +45,7 @@ from .interruption import Interruption
 from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
+from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir, tell_of_warmup
 from .setup import is_of_training, register_datasets, save_config, start
@@ -253,7 +254,8 @@ def do_test(cfg, model):
     Our COCOEvaluator writes its predictions to ``train.output_dir``, ``inference/<dataset>``, unless it has an
     ``output_dir`` of its own. With ``train.accelerate`` an accelerated copy of the model is evaluated, with
     ``train.accelerate_int8`` in int8 where that serves: the path of a calibration, or a dataset's name to calibrate
-    with. With ``train.report`` a report is written of data in COCO's format.
+    with. Unless ``train.tables`` is False, tables of the results are written to ``inference/<dataset>``; with
+    ``train.report`` a report of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
@@ -270,6 +272,9 @@ def do_test(cfg, model):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+    if cfg.train.get("tables", True):
+        name = "+".join(names_of(cfg.dataloader.test)) or "test"
+        write_result_tables(results or {}, [name], os.path.join(cfg.train.output_dir, "inference"))
     if cfg.train.get("report", False):
         write_reports([evaluator], cfg.train.output_dir, results)
     return results

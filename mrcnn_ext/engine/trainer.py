@@ -43,6 +43,7 @@ from .interruption import Interruption
 from .loggers import LoggersHook
 from .optim import build_optimizer
 from .reporting import write_reports
+from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building, tell_of_warmup
 from .setup import complete, naming_unknown_objects
@@ -225,9 +226,9 @@ class Trainer(Stoppable, DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
-        become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
-        data set in COCO's format. Images with a ``video_id`` are frames of a video for a keypoint head that carries a
-        state (`mrcnn_ext.modeling.streaming`)."""
+        become COCO's encoding directly where the evaluators are ours; with ``TEST.TABLES`` tables of the results are
+        written beside them, with ``TEST.REPORT`` a report of each data set in COCO's format. Images with a ``video_id``
+        are frames of a video for a keypoint head that carries a state (`mrcnn_ext.modeling.streaming`)."""
         cfg = complete(cfg)
         if is_sharded(model):
             model = whole_model(model, lambda: cls.build_model(cfg))
@@ -242,6 +243,9 @@ class Trainer(Stoppable, DefaultTrainer):
         # Augmented copies of a frame are no frames that follow each other.
         with contextlib.nullcontext() if augmented else streaming(model):
             results = super().test(cfg, model, evaluators)
+        if cfg.TEST.TABLES:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference")
+            write_result_tables(results, list(cfg.DATASETS.TEST), folder)
         if cfg.TEST.REPORT:
             write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
         return results
