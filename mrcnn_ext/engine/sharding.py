@@ -46,9 +46,9 @@ def shard(model: nn.Module, unfit: dict[str, bool]) -> nn.Module:
             dist.broadcast(tensor, 0)
     mesh = init_device_mesh(device.type, (comm.get_world_size(),))
     for module in (*_blocks(model), model):
-        fully_shard(module, mesh=mesh)
+        sharded = fully_shard(module, mesh=mesh)
         if device.type == "cpu":  # gloo adds up, and has no mean
-            module.set_force_sum_reduction_for_comms(True)
+            sharded.set_force_sum_reduction_for_comms(True)
     model.register_load_state_dict_pre_hook(_distribute)
     return model
 
