@@ -253,6 +253,23 @@ def _keypoint_loss_of_any_layout(keypoint_head):
 
 
 @contextlib.contextmanager
+def _mask_loss_of_all_processes(mask_head):
+    """``mask_rcnn_loss`` is a mean over the masks of one process; within
+    `layers.loss_normalizers.shared_normalizers` it becomes this process's share of the mean over those of all."""
+    yield
+    from .layers.loss_normalizers import share_of_mean
+
+    mask_rcnn_loss = mask_head.mask_rcnn_loss
+
+    @functools.wraps(mask_rcnn_loss)
+    def loss_of_all(pred_mask_logits, instances, vis_period=0):
+        share = share_of_mean(len(pred_mask_logits), pred_mask_logits.device)
+        return mask_rcnn_loss(pred_mask_logits, instances, vis_period) * share
+
+    mask_head.mask_rcnn_loss = loss_of_all
+
+
+@contextlib.contextmanager
 def _numpy_with_in1d(module):
     """cityscapesscripts calls ``np.in1d``, gone from numpy 2.4: its own ``np`` has it again."""
     yield
@@ -421,6 +438,7 @@ _OUR_POOLERS = ("ROIAlignMax", "ROIWarpAvg", "ROIWarpMax", "PrROIPool")
 _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
     "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
+    "detectron2.modeling.roi_heads.mask_head": _mask_loss_of_all_processes,
     "detectron2.data.detection_utils": _images_read_whole,
     "torchvision.ops.roi_align": _dynamo_when_called,
     "detectron2.layers.wrappers": _disabled_when_called,

@@ -4,7 +4,6 @@ import os
 
 import click
 
-from ..data.data_file import default_name
 from ..engine.errors import UserError
 from ..model_zoo import find_config, zoo_name
 from .arguments import CONTEXT, launch_options, namespace, split_words, words_argument
@@ -115,6 +114,7 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
 
 def _own_folder(ctx, data, config, checkpoint, words) -> str | None:
     """Of a training for which the command line names no folder; None where it or the user's own config does."""
+    from ..data.data_file import default_name
     from ..engine.recipe_config import is_shipped
 
     if any(word.partition("=")[0] in ("OUTPUT_DIR", "train.output_dir") for word in words):

@@ -28,6 +28,7 @@ from ..data import (
 from ..data.build import build_mapper, crops_people, proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA, streaming
+from ..modeling.activation_checkpoint import checkpoint_activations
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_config, learnt_from, names_for_losses
@@ -42,6 +43,7 @@ from .interruption import Interruption
 from .loggers import LoggersHook
 from .optim import build_optimizer
 from .reporting import write_reports
+from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building, tell_of_warmup
 from .setup import complete, naming_unknown_objects
@@ -126,6 +128,8 @@ class Trainer(Stoppable, DefaultTrainer):
             model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.ACTIVATION_CHECKPOINT:
+            checkpointed(model, cfg.MODEL.ACCELERATE_TRAINING)
         return accelerated_for_training(model) if cfg.MODEL.ACCELERATE_TRAINING else model
 
     @classmethod
@@ -219,9 +223,9 @@ class Trainer(Stoppable, DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
-        become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
-        data set in COCO's format. Images with a ``video_id`` are frames of a video for a keypoint head that carries a
-        state (`mrcnn_ext.modeling.streaming`)."""
+        become COCO's encoding directly where the evaluators are ours; with ``TEST.TABLES`` tables of the results are
+        written beside them, with ``TEST.REPORT`` a report of each data set in COCO's format. Images with a ``video_id``
+        are frames of a video for a keypoint head that carries a state (`mrcnn_ext.modeling.streaming`)."""
         cfg = complete(cfg)
         augmented = isinstance(model, GeneralizedRCNNWithTTA)
         if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
@@ -234,6 +238,9 @@ class Trainer(Stoppable, DefaultTrainer):
         # Augmented copies of a frame are no frames that follow each other.
         with contextlib.nullcontext() if augmented else streaming(model):
             results = super().test(cfg, model, evaluators)
+        if cfg.TEST.TABLES:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference")
+            write_result_tables(results, list(cfg.DATASETS.TEST), folder)
         if cfg.TEST.REPORT:
             write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
         return results
@@ -284,6 +291,30 @@ def accelerated(model, evaluators=(), int8=None):
     if model.acceleration.int8 is not None:
         logging.getLogger(__name__).info("%s", model.acceleration.int8)
     return model
+
+
+def checkpointed(model, accelerate: bool):
+    """Checkpoints the activations of a model's backbone.
+
+    Args:
+        accelerate: the model is to be accelerated for training, too.
+
+    Raises:
+        UserError: that cannot be together, or the backbone has nothing that could be checkpointed.
+    """
+    key = "MODEL.ACTIVATION_CHECKPOINT (train.activation_checkpoint)"
+    if accelerate:
+        raise UserError(
+            f"{key}: blocks that are fused for training are not computed again; switch off one of it and "
+            "MODEL.ACCELERATE_TRAINING (train.accelerate_training)"
+        )
+    if not hasattr(model, "backbone"):
+        raise UserError(f"{key}: {type(model).__name__} has no backbone")
+    try:
+        count = checkpoint_activations(model.backbone)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+    logging.getLogger(__name__).info("Activations of %d parts of the backbone are computed again", count)
 
 
 def accelerated_for_training(model):
