@@ -345,8 +345,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
     if half:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""
-    how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels else ""
-    how += ", 1x1 by mrcnn_ext" if policy.float32_kernels else ""
+    how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels or policy.float32_kernels else ""
     how = f"fused{how}: {', '.join(fused) or 'none'}" + (f"; left alone: {', '.join(left)}" if left else "")
     steps["convolutions"] = how if convolutions else "off"
     not_fused = f"; by autocast: {', '.join(autocast)}" if autocast else ""

@@ -8,6 +8,7 @@ import torch
 
 from ..benchmark.tables import write_csv
 from ..engine.errors import UserError
+from .benchmark_formats import command as formats_command
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -78,6 +79,9 @@ def command():
 
     Each lays ours beside what it replaces, in one run and on the same inputs, and compares the results first.
     """
+
+
+command.add_command(formats_command)
 
 
 @command.command(context_settings={"ignore_unknown_options": True})
