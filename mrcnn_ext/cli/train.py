@@ -99,21 +99,23 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, sl
     checkpoint = model if model.endswith((".pth", ".safetensors", ".pkl")) else ""  # a config is a file too
     config = "" if checkpoint else find_config(model)
     weights = weights_of(own["weights"]) if "weights" in own else checkpoint
+    named = output or own.get("output")
     main, values, folder = engine_job(  # with --slurm, too: what is wrong is told now
         config,
         checkpoint,
         data=own.get("data", ""),
         weights=weights,
-        output=output
-        or own.get("output")
-        or _own_folder(ctx, own.get("data", ""), config, checkpoint, others),
+        output=named or _own_folder(ctx, own.get("data", ""), config, checkpoint, others),
         words=[*_view(view, config), *others],
         trust=ctx.params["trust_files"],
     )
     if not resume and not is_restart():
         _check_not_overwritten(folder, weights, overwrite)
     if slurm:
-        job = submit(words_of(ctx, without="slurm"), slurm)
+        again = words_of(ctx, without="slurm")
+        if not named:  # its processes are to take the folder that is told here
+            again[1:1] = ["--output", folder]
+        job = submit(again, slurm)
         return click.echo(f"job {job.job_id}; results: {folder}; log: {job.paths.stdout}")
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun runs the command in each process
     if is_main:
