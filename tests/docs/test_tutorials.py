@@ -23,7 +23,7 @@ pytestmark = pytest.mark.detectron2
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md")) + [
-    ROOT / "docs" / name for name in ("watching.md", "weights.md")
+    ROOT / "docs" / name for name in ("watching.md", "weights.md", "video.md")
 ]
 NOTEBOOK = ROOT / "docs" / "look-at-a-model.ipynb"
 _BLOCK = re.compile(
@@ -42,6 +42,7 @@ MADE = {
     ],
     "custom-keypoints": ["output/arrows/report_arrows_val.html"],
     "deploy": ["model.ts"],
+    "video": ["output/clips/model_final.pth", "keypoints.onnx"],
     "watching": ["report.html"],
 }
 _RUN = ("python", "sh", "yaml", "json")

@@ -21,6 +21,7 @@ from mrcnn_ext.modeling import (
     UniPoseLSTMKeypointHead,
     streaming,
 )
+from mrcnn_ext.modeling.fuse_rules.detector import Detectron2
 
 pytestmark = pytest.mark.detectron2
 
@@ -268,6 +269,8 @@ def test_clips_and_streams_of_a_model_accelerated_or_not(tiny_cfg, make_batch, n
     torch.testing.assert_close(
         found["stock"][0].pred_keypoint_heatmaps, alone["instances"].pred_keypoint_heatmaps
     )
+    if roi_heads == "StandardROIHeads":
+        assert "from frame to frame" in Detectron2().why_not_padded(model), "padding would have tracks"
     later = found["stock"][2].pred_keypoint_heatmaps
     assert (later - alone["instances"].pred_keypoint_heatmaps).abs().max() > 1e-3
 

@@ -43,8 +43,8 @@ class StudySize:
     num_train: int = 100
     num_val: int = 40
     iterations: int = 500
-    updates: int = 250
-    people: int = 8
+    updates: int = 200
+    people: int = 6
     histories: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
 
 
@@ -92,8 +92,12 @@ def run_study(output: Path, size: StudySize, heads: list[str], seeds: list[int])
     Returns:
         By head and seed: {"all": metrics of `score` over whole clips, "history": {number of frames: the same, of the
         last frames}, "parameters", "seconds": of an update}.
+
+    Raises:
+        ValueError: the folder holds a study of another size.
     """
     output = Path(output)
+    _keep_size(output, size)
     cfg = _detector_config(output, size)
     names = _detector(cfg, output, size)
     train, val = _features(cfg, output, names)
@@ -109,6 +113,21 @@ def run_study(output: Path, size: StudySize, heads: list[str], seeds: list[int])
             if path.is_file():
                 results.setdefault(name, {})[str(seed)] = json.loads(path.read_text())
     return results
+
+
+def _keep_size(output: Path, size: StudySize) -> None:
+    path, own = output / "size.json", json.loads(json.dumps(asdict(size)))
+    if not path.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own))
+    there = json.loads(path.read_text())
+    if there != own:
+        different = ", ".join(
+            f"{key} {there.get(key)}, now {own[key]}" for key in own if there.get(key) != own[key]
+        )
+        raise ValueError(
+            f"{output} holds a study of another size ({different}): give another folder (--output)"
+        )
 
 
 def _detector_config(output: Path, size: StudySize) -> CfgNode:

@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Train keypoint heads with a state over the frames of clips and heads of single frames, on the features of one
+detector; half an hour on a core. What is in the output folder already is not done again."""
+
+import argparse
+import sys
+from pathlib import Path
+
+try:
+    import mrcnn_ext  # noqa: F401
+except ModuleNotFoundError:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mrcnn_ext.studies.temporal import HEADS, StudySize, history_table, plot_history, run_study, study_table
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/temporal"), help="folder for the results")
+    parser.add_argument("--heads", nargs="*", choices=list(HEADS), default=list(HEADS), help="to train now")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    for name, help in (
+        ("num_train", "clips"),
+        ("num_val", "clips"),
+        ("iterations", "of the detector"),
+        ("updates", "of each head"),
+    ):
+        default = getattr(StudySize, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=help)
+    args = parser.parse_args()
+    size = StudySize(args.num_train, args.num_val, args.iterations, args.updates)
+    results = run_study(args.output, size, args.heads, args.seeds)
+    tables = [study_table(results), *(history_table(results, key) for key in ("AP", "AP occluded", "jitter"))]
+    (args.output / "tables.md").write_text("\n\n".join(tables) + "\n")
+    plot_history(results, args.output / "frames.png")
+    print("\n\n".join(tables))
