@@ -1,127 +1,142 @@
-// Memory for large results; see memory.h.
 #include "memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-#include <algorithm>
 #include <cstdint>
-#include <memory>
+#include <cstdlib>
+#include <cstring>
+#include <list>
 #include <mutex>
-#include <vector>
 
 namespace mrcnn_ext {
 namespace {
 
 constexpr size_t kHugePage = size_t(1) << 21;
-// The C library keeps smaller ones itself.
-constexpr size_t kSmallest = 8 * kHugePage;
-// Bytes that are kept free, and for how many results without a use.
-constexpr size_t kMostKept = size_t(1) << 29;
-constexpr int64_t kPatience = 64;
-
-void ask_for_huge_pages(void* data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHugePage - 1);
-  // Best effort: without huge pages the result is the same.
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
 
 struct Block {
   void* data;
   size_t bytes;
-  int64_t freed;  // when, counted in results
 };
 
-class ResultMemory final : public c10::Allocator {
+void release(Block* block) {
+#if defined(__linux__)
+  munmap(block->data, block->bytes);
+#endif
+  delete block;
+}
+
+// Blocks of whole huge pages, those that are not in use last used first. Results of one network on one size
+// of image come in the same sizes at every call. Never destroyed: tensors may outlive every static object.
+// Nobody waits for the lock: a forked process may have been born with it taken.
+class Pool : public c10::Allocator {
  public:
+  static Pool& get() {
+    static Pool* const pool = new Pool();
+    return *pool;
+  }
+
+  static bool serves(size_t bytes) {
+#if defined(__linux__)
+    return bytes >= kHugePage;
+#else
+    return false;
+#endif
+  }
+
   c10::DataPtr allocate(size_t bytes) override {
-    Block block = take((bytes + kHugePage - 1) / kHugePage * kHugePage);
-    auto owned = std::make_unique<Block>(block);
-    void* const data = owned->data;
-    return {data, owned.release(), release, c10::Device(c10::DeviceType::CPU)};
+    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    Block* block = take(whole);
+    if (block == nullptr) block = map(whole);
+    return {block->data, block, &Pool::give_back, c10::Device(c10::kCPU)};
   }
-  void copy_data(void* to, const void* from, size_t bytes) const override {
-    default_copy_data(to, from, bytes);
-  }
+
+  // None: what only the data point to cannot be given back.
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+
+  void copy_data(void* to, const void* from, size_t count) const override { std::memcpy(to, from, count); }
 
  private:
-  // Nobody waits for the lock, which another thread may have had when this process was forked.
-  Block take(size_t bytes) {
-    std::vector<Block> unused;
-    Block found{nullptr, bytes, 0};
-    if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock()) {
-      ++results_;
-      for (size_t i = 0; i < free_.size();) {
-        const bool fits = found.data == nullptr && free_[i].bytes == bytes;
-        if (!fits && results_ - free_[i].freed <= kPatience) {
-          ++i;
-          continue;
-        }
-        if (fits) {
-          found = free_[i];
-        } else {
-          unused.push_back(free_[i]);
-        }
-        kept_ -= free_[i].bytes;
-        free_.erase(free_.begin() + i);
+  Pool() {
+    const char* megabytes = std::getenv("MRCNN_EXT_KEEP_MB");
+    if (megabytes != nullptr) most_ = size_t(std::strtoull(megabytes, nullptr, 10)) << 20;
+  }
+
+  // The smallest that is large enough, unless a quarter of it or more would be left over.
+  Block* take(size_t bytes) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
+    auto best = unused_.end();
+    for (auto it = unused_.begin(); it != unused_.end(); ++it)
+      if ((*it)->bytes >= bytes && (*it)->bytes - bytes <= (*it)->bytes / 4 &&
+          (best == unused_.end() || (*it)->bytes < (*best)->bytes))
+        best = it;
+    if (best == unused_.end()) return nullptr;
+    Block* const block = *best;
+    unused_.erase(best);
+    kept_ -= block->bytes;
+    return block;
+  }
+
+  static Block* map(size_t bytes) {
+#if defined(__linux__)
+    // From a whole huge page on: what is around it goes back.
+    void* const mapped =
+        mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK_WITH(OutOfMemoryError, mapped != MAP_FAILED, "mrcnn_ext: cannot allocate ", bytes, " bytes");
+    const uintptr_t start = reinterpret_cast<uintptr_t>(mapped);
+    const uintptr_t begin = (start + kHugePage - 1) / kHugePage * kHugePage;
+    if (begin > start) munmap(mapped, begin - start);
+    munmap(reinterpret_cast<void*>(begin + bytes), start + kHugePage - begin);
+    void* const data = reinterpret_cast<void*>(begin);
+#if defined(MADV_HUGEPAGE)
+    // Best effort: without huge pages the result is the same.
+    (void)madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return new Block{data, bytes};
+#else
+    return nullptr;
+#endif
+  }
+
+  static void give_back(void* context) {
+    Block* const block = static_cast<Block*>(context);
+    Pool& pool = get();
+    std::list<Block*> dropped;
+    {
+      const std::unique_lock<std::mutex> lock(pool.mutex_, std::try_to_lock);
+      if (lock) {
+        pool.unused_.push_front(block);
+        pool.kept_ += block->bytes;
+      } else {
+        dropped.push_back(block);
+      }
+      while (lock && pool.kept_ > pool.most_) {  // what was used the longest time ago
+        pool.kept_ -= pool.unused_.back()->bytes;
+        dropped.splice(dropped.end(), pool.unused_, std::prev(pool.unused_.end()));
       }
     }
-    for (const Block& block : unused) c10::free_cpu(block.data);
-    if (found.data == nullptr) {
-      found.data = c10::alloc_cpu(bytes);
-      ask_for_huge_pages(found.data, bytes);
-    }
-    return found;
+    for (Block* old : dropped) release(old);
   }
 
-  bool keep(Block block) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || kept_ + block.bytes > kMostKept) return false;
-    block.freed = results_;
-    free_.push_back(block);
-    kept_ += block.bytes;
-    return true;
-  }
-
-  static void release(void* context);
-
+  size_t most_ = size_t(512) << 20;
   std::mutex mutex_;
-  std::vector<Block> free_;
-  size_t kept_ = 0;
-  int64_t results_ = 0;
+  std::list<Block*> unused_;
+  size_t kept_ = 0;  // bytes of these
 };
-
-// Never destroyed: tensors may live longer than what is static.
-ResultMemory& result_memory() {
-  static ResultMemory* const memory = new ResultMemory;
-  return *memory;
-}
-
-void ResultMemory::release(void* context) {
-  const std::unique_ptr<Block> block(static_cast<Block*>(context));
-  if (!result_memory().keep(*block)) c10::free_cpu(block->data);
-}
 
 }  // namespace
 
 at::Tensor empty_result(at::IntArrayRef size, const at::TensorOptions& options) {
-#if !defined(__SANITIZE_ADDRESS__)  // which would not see what is read beyond the end of a block, or after it
-  const size_t bytes = c10::multiply_integers(size) * options.dtype().itemsize();
-  if (bytes >= kSmallest) {
-    return at::Tensor(at::detail::empty_generic(
-        size, &result_memory(), c10::DispatchKeySet(c10::DispatchKey::CPU),
-        c10::typeMetaToScalarType(options.dtype()), options.memory_format_opt()));
-  }
-#endif
-  return at::empty(size, options);
+  const auto dtype = c10::typeMetaToScalarType(options.dtype());
+  const size_t bytes = size_t(c10::multiply_integers(size)) * c10::elementSize(dtype);
+  if (!options.device().is_cpu() || !Pool::serves(bytes)) return at::empty(size, options);
+  return at::Tensor(at::detail::empty_generic(size, &Pool::get(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                              dtype, options.memory_format_opt()));
 }
 
 }  // namespace mrcnn_ext

@@ -5,9 +5,9 @@
 
 namespace mrcnn_ext {
 
-// A result on the CPU. One of tens of megabytes would be fresh memory from the system at every call, and to
-// fault it in, zeroed, costs as much as a layer: where such memory has become free it is used again, and the
-// system is asked for huge pages. What the last results had no use for is given back.
+// A tensor, in the memory layout of the options, that is not filled. A result of tens of megabytes would be
+// fresh memory from the kernel at every call, and faulting it in costs more than computing it: memory of
+// results that nobody has any more is kept, up to MRCNN_EXT_KEEP_MB (512) megabytes, and used again.
 at::Tensor empty_result(at::IntArrayRef size, const at::TensorOptions& options);
 
 }  // namespace mrcnn_ext

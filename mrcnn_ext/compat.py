@@ -211,6 +211,9 @@ def _ddp_without_device_ids_on_cpu(defaults):
 
     @functools.wraps(create_ddp_model)
     def create_cpu_safe_ddp_model(model, *, fp16_compression=False, **kwargs):
+        sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+        if isinstance(model, sharded):  # mrcnn_ext.engine.sharding
+            return model
         if all(parameter.device.type == "cpu" for parameter in model.parameters()):
             kwargs["device_ids"] = None
         return create_ddp_model(model, fp16_compression=fp16_compression, **kwargs)
@@ -250,6 +253,23 @@ def _keypoint_loss_of_any_layout(keypoint_head):
         return keypoint_rcnn_loss(rows, instances, 1.0) / torch.where(visible > 0, visible, 1.0)
 
     keypoint_head.keypoint_rcnn_loss = loss_in_rows
+
+
+@contextlib.contextmanager
+def _mask_loss_of_all_processes(mask_head):
+    """``mask_rcnn_loss`` is a mean over the masks of one process; within
+    `layers.loss_normalizers.shared_normalizers` it becomes this process's share of the mean over those of all."""
+    yield
+    from .layers.loss_normalizers import share_of_mean
+
+    mask_rcnn_loss = mask_head.mask_rcnn_loss
+
+    @functools.wraps(mask_rcnn_loss)
+    def loss_of_all(pred_mask_logits, instances, vis_period=0):
+        share = share_of_mean(len(pred_mask_logits), pred_mask_logits.device)
+        return mask_rcnn_loss(pred_mask_logits, instances, vis_period) * share
+
+    mask_head.mask_rcnn_loss = loss_of_all
 
 
 @contextlib.contextmanager
@@ -421,6 +441,7 @@ _OUR_POOLERS = ("ROIAlignMax", "ROIWarpAvg", "ROIWarpMax", "PrROIPool")
 _REPAIRS = {
     "detectron2.model_zoo.model_zoo": _provide_pkg_resources,
     "detectron2.modeling.roi_heads.keypoint_head": _keypoint_loss_of_any_layout,
+    "detectron2.modeling.roi_heads.mask_head": _mask_loss_of_all_processes,
     "detectron2.data.detection_utils": _images_read_whole,
     "torchvision.ops.roi_align": _dynamo_when_called,
     "detectron2.layers.wrappers": _disabled_when_called,

@@ -152,6 +152,9 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # After each evaluation of data in COCO's format, write OUTPUT_DIR/report_<dataset>.html: losses, average
     # precisions, confusions, calibration, the worst errors as pictures. Takes about as long as the evaluator.
     cfg.TEST.setdefault("REPORT", False)
+    # After each evaluation, write OUTPUT_DIR/inference/<dataset>/results.{csv,md,png}: AP by size and class, of
+    # Cityscapes under the published rows.
+    cfg.TEST.setdefault("TABLES", True)
 
     # Experiment trackers that a training writes to besides TensorBoard: "wandb", "mlflow".
     cfg.setdefault("LOGGERS", [])
@@ -207,7 +210,7 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
 
     # Evaluate an accelerated copy of the model (mrcnn_ext.accelerate), in bf16 where the device has it.
     cfg.MODEL.setdefault("ACCELERATE", False)
-    # Of that, 1x1 convolutions and linear layers in int8 on processors with AVX512-VNNI: the file of a calibration
+    # Of that, 1x1 convolutions and linear layers in int8 on processors with AVX2: the file of a calibration
     # (model.acceleration.int8.save), or the name of a dataset to calibrate with.
     cfg.MODEL.setdefault("ACCELERATE_INT8", "")
 
@@ -215,12 +218,20 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # with SOLVER.AMP.ENABLED.
     cfg.MODEL.setdefault("ACCELERATE_TRAINING", False)
 
+    # Compute the backbone's blocks again in the backward pass instead of keeping what is in them: less memory, and a
+    # step takes about a third longer.
+    cfg.MODEL.setdefault("ACTIVATION_CHECKPOINT", False)
+
     # "SGD", which is detectron2's, or "AdamW"; both take their rates and decays from SOLVER.
     cfg.SOLVER.setdefault("OPTIMIZER", "SGD")
 
     # Parts that a batch is cut into, run one after the other, whose gradients are added up: 1/N of the memory for N.
     # SOLVER.IMS_PER_BATCH over the number of processes must be a multiple of it.
     cfg.SOLVER.setdefault("ACCUMULATE", 1)
+
+    # Fully sharded data parallelism (FSDP) in the place of DistributedDataParallel: each process keeps a part of the
+    # weights, gradients and the optimiser's state.
+    cfg.SOLVER.setdefault("SHARDED", False)
 
     # Iterations with a loss or gradient that is not finite which are skipped, in all; one more ends the training.
     cfg.SOLVER.setdefault("SKIP_NONFINITE", 0)

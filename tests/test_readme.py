@@ -102,7 +102,7 @@ def test_python_runs_in_one_session(skiers, tmp_path, monkeypatch):
     monkeypatch.setattr(model_zoo, "get_config_file", small_config_file)
     session = {"image": np.zeros((60, 90, 3), np.uint8), "Gate": Gate}
     for snippet in blocks("python"):
-        if "int8=inputs" in snippet:  # "On processors with AVX512-VNNI"
+        if "int8=inputs" in snippet:  # "On processors with AVX2"
             if not int8_kernels_are_available():
                 continue
             session["inputs"] = [[{"image": torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)}]]

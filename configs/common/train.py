@@ -26,6 +26,7 @@ train.skip_nonfinite = 0  # iterations with losses or gradients that are not fin
 train.ema_decay = 0.0  # of a moving average of the weights; 0: none
 train.patience = 0  # evaluations without improvement after which training ends; 0: never
 train.checkpointer.best = ""  # metric by which the best checkpoint is kept, "segm/AP" say
+train.tables = True  # inference/<dataset>/results.{csv,md,png} after each evaluation
 train.report = False  # an HTML page about each evaluation by our evaluator
 train.loggers = []  # experiment trackers besides TensorBoard: "wandb", "mlflow"
 train.terminal_view = True  # bars and losses where the output is a terminal

@@ -88,7 +88,7 @@ std::vector<const Candidate*> sorted_by_aten(std::vector<const Candidate*> kept)
   const at::Tensor scores = at::empty({int64_t(kept.size())}, at::kFloat);
   std::transform(kept.begin(), kept.end(), scores.mutable_data_ptr<float>(),
                  [](const Candidate* one) { return one->score; });
-  const at::Tensor order = std::get<1>(scores.sort(0, /*descending=*/true));
+  const at::Tensor order = std::get<1>(scores.to(dtype).sort(0, /*descending=*/true));
   const int64_t* const places = order.const_data_ptr<int64_t>();
   std::vector<const Candidate*> sorted(kept.size());
   for (size_t i = 0; i < sorted.size(); ++i) sorted[i] = kept[places[i]];
@@ -99,7 +99,8 @@ std::vector<const Candidate*> sorted_by_aten(std::vector<const Candidate*> kept)
 // nullptr after the last.
 template <typename Next>
 std::vector<const Candidate*> suppress(const std::vector<Candidate>& candidates, int64_t groups,
-                                       double threshold, int64_t wanted, const Next& next) {
+                                       double threshold, int64_t wanted, at::ScalarType dtype,
+                                       const Next& next) {
   const OverlapsAny overlaps = best_kernel();
   const float limit = largest_float_up_to(threshold);
   const bool group_by_group = int64_t(4 * candidates.size()) > kGroupByGroup;
@@ -126,7 +127,7 @@ std::vector<const Candidate*> suppress(const std::vector<Candidate>& candidates,
     // Then all have to be known.
     ties = ties || (tie && group_by_group);
   }
-  if (ties) kept = sorted_by_aten(std::move(kept));
+  if (ties) kept = sorted_by_aten(std::move(kept), dtype);
   kept.resize(std::min<int64_t>(kept.size(), wanted));
   return kept;
 }
@@ -192,9 +193,13 @@ void check_level(const at::Tensor& logits, const at::Tensor& deltas, const at::T
                     "] must be (", images, ", ", count, ", 4), got ", deltas.sizes());
   TORCH_CHECK_VALUE(anchors.sizes() == at::IntArrayRef({count, 4}), "rpn_proposals: anchors[", level,
                     "] must be (", count, ", 4), got ", anchors.sizes());
-  for (const at::Tensor& one : {logits, deltas, anchors})
-    TORCH_CHECK_TYPE(one.scalar_type() == at::kFloat,
-                     "rpn_proposals: logits, deltas and anchors must be float32, got ", one.scalar_type());
+  for (const at::Tensor& one : {logits, deltas})
+    TORCH_CHECK_TYPE(one.scalar_type() == at::kFloat || one.scalar_type() == at::kBFloat16 ||
+                         one.scalar_type() == at::kHalf,
+                     "rpn_proposals: logits and deltas must be float32, bfloat16 or float16, got ",
+                     one.scalar_type());
+  TORCH_CHECK_TYPE(anchors.scalar_type() == at::kFloat, "rpn_proposals: anchors must be float32, got ",
+                   anchors.scalar_type());
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logits, at::TensorList deltas,
@@ -220,8 +225,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logi
     check_level(logits[level], deltas[level], anchors[level], images, level);
     const int64_t count = std::min(pre_topk, logits[level].size(1));
     auto [scores, places] = logits[level].topk(count, 1);
-    best.push_back({scores.contiguous(), places.contiguous()});
-    rows_of_deltas.push_back(deltas[level].stride(2) == 1 ? deltas[level] : deltas[level].contiguous());
+    best.push_back({scores.to(at::kFloat).contiguous(), places.contiguous()});
+    const at::Tensor rows = deltas[level].to(at::kFloat);
+    rows_of_deltas.push_back(rows.stride(2) == 1 ? rows : rows.contiguous());
     rows_of_anchors.push_back(anchors[level].contiguous());
     firsts.push_back(firsts.back() + count);
   }
@@ -232,7 +238,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logi
     return rows.const_data_ptr<float>() + image * rows.stride(0) + place * rows.stride(1);
   };
   // By ATen, whose exponential is not the standard library's in the last bit.
-  const auto options = logits[0].options();
+  const auto options = logits[0].options().dtype(at::kFloat);
+  const at::ScalarType dtype = logits[0].scalar_type();
   const at::Tensor sides = at::empty({images, total, 2}, options);
   float* const side = sides.mutable_data_ptr<float>();
   for (int64_t image = 0; image < images; ++image) {
@@ -260,6 +267,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logi
       std::vector<Candidate> candidates;
       candidates.reserve(total);
       std::vector<size_t> heads(levels), ends(levels);
+      bool finite = true;
       for (int64_t level = 0; level < levels; ++level) {
         const int64_t count = firsts[level + 1] - firsts[level];
         const int64_t* places = best[level].places.const_data_ptr<int64_t>() + image * count;
@@ -270,7 +278,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logi
           Candidate one{0, 0, 0, 0, scores[i], level, firsts[level] + i};
           decoder.decode(rows + 4 * places[i], delta_of(image, level, places[i]),
                          side + 2 * (image * total + firsts[level] + i), one);
-          if (!is_finite(one) || !std::isfinite(one.score)) continue;
+          if (!is_finite(one) || !std::isfinite(one.score)) {
+            finite = false;
+            continue;
+          }
           clip(one, heights[image], widths[image]);
           if (one.x1 - one.x0 > float(min_size) && one.y1 - one.y0 > float(min_size))
             candidates.push_back(one);
@@ -292,18 +303,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logi
         if (first != nullptr) ++heads[of];
         return first;
       };
-      const auto kept = suppress(candidates, levels, nms_thresh, most, next);
+      const auto kept = suppress(candidates, levels, nms_thresh, most, dtype, next);
       for (size_t place = 0; place < kept.size(); ++place) {
         store_box(*kept[place], to_boxes + 4 * (image * most + place));
         to_logits[image * most + place] = kept[place]->score;
       }
       to_counts[image] = kept.size();
       // What is left says nothing, but the same each time.
-      std::fill(to_boxes + 4 * (image * most + to_counts[image]), to_boxes + 4 * (image + 1) * most, 0.0f);
-      std::fill(to_logits + image * most + to_counts[image], to_logits + (image + 1) * most, 0.0f);
+      const int64_t end = image * most + to_counts[image];
+      std::fill(to_boxes + 4 * end, to_boxes + 4 * (image + 1) * most, 0.0f);
+      std::fill(to_logits + end, to_logits + (image + 1) * most, 0.0f);
+      if (!finite && !drop_not_finite) to_counts[image] = -1;
     }
   });
-  return {boxes, found_logits, counts};
+  return {boxes, found_logits.to(dtype), counts};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> select_detections(
@@ -364,7 +377,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> select_de
   float* const to_scores = found_scores.mutable_data_ptr<float>();
   int64_t* const to_classes = found_classes.mutable_data_ptr<int64_t>();
   int64_t* const to_rows = found_rows.mutable_data_ptr<int64_t>();
-  const auto kept = suppress(candidates, classes, nms_thresh, most, next);
+  const auto kept = suppress(candidates, classes, nms_thresh, most, at::kFloat, next);
   for (size_t place = 0; place < kept.size(); ++place) {
     const Candidate& one = *kept[place];
     store_box(one, to_boxes + 4 * place);

@@ -191,10 +191,10 @@ def accelerate(
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
         int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
-            processors with AVX512-VNNI, but for predictions and those found too sensitive; all others as without. A
-            list of inputs to calibrate with, each of which the model is called with, a few images as the model will
-            see; or an earlier calibration, ``model.acceleration.int8``, or the path where its ``save`` put it. Those
-            are for the very weights that they were made with.
+            processors with AVX2, fastest with VNNI, but for predictions and those found too sensitive; all others as
+            without. A list of inputs to calibrate with, each of which the model is called with, a few images as the
+            model will see; or an earlier calibration, ``model.acceleration.int8``, or the path where its ``save`` put
+            it. Those are for the very weights that they were made with.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
@@ -345,8 +345,7 @@ def _fuse_networks(framework, model, policy, convolutions, steps) -> str:
     if half:
         framework.keep_float32(model)
     how = " by oneDNN" if policy.onednn else ""
-    how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels else ""
-    how += ", 1x1 by mrcnn_ext" if policy.float32_kernels else ""
+    how += ", 1x1 and the stem by mrcnn_ext" if policy.bf16_kernels or policy.float32_kernels else ""
     how = f"fused{how}: {', '.join(fused) or 'none'}" + (f"; left alone: {', '.join(left)}" if left else "")
     steps["convolutions"] = how if convolutions else "off"
     not_fused = f"; by autocast: {', '.join(autocast)}" if autocast else ""

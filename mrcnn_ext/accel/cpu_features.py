@@ -21,7 +21,9 @@ def cpu_has_bf16() -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    # Held to AVX2 (ATEN_CPU_CAPABILITY), none of our kernels serves bf16.
+    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return bool(widest and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")))
 
 
 def cpu_has_amx() -> bool:
@@ -41,11 +43,8 @@ def float32_kernels_are_available() -> bool:
 
 
 def int8_kernels_are_available() -> bool:
-    """Whether `int8_pointwise_conv` is compiled for this processor: AVX-512 with VNNI. (The instruction of AVX2 for
-    products of 8 bits saturates at 16, and would need activations of 7.)"""
-    compiled = _extension.is_available() and _extension.backend() == "compiled"
-    vnni = platform.machine() in ("x86_64", "AMD64") and torch.cpu.get_capabilities().get("avx512_vnni")
-    return bool(compiled and vnni and torch.backends.cpu.get_cpu_capability() == "AVX512")
+    """Whether `int8_pointwise_conv` is compiled for this processor: AVX2, faster with VNNI."""
+    return float32_kernels_are_available()
 
 
 def bf16_kernels_are_available() -> bool:

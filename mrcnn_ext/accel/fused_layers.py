@@ -1,7 +1,8 @@
 """Convolutions and linear layers with what surrounds them made part of them, at inference only.
 
 Batch normalisation is folded into a copy of the weight, ReLU and the addition of a second input happen as the
-result is written. A NaN stays one through a ReLU, as PyTorch's does; int8 has none. The parameters themselves are left alone: the copy is made anew when they have changed.
+result is written. A NaN stays one through a ReLU, as in PyTorch's; int8 has none. The parameters themselves are left
+alone: the copy is made anew when they have changed.
 """
 
 from functools import partial

@@ -3,6 +3,7 @@ ranges, found from some inputs and kept in a file."""
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -151,7 +152,7 @@ def check_int8(int8, model: nn.Module, device: torch.device, training: bool, con
     elif device.type != "cpu":
         why_not = f"there is none for {device.type}"
     elif not int8_kernels_are_available():
-        why_not = "it needs the compiled operators and a processor with AVX512-VNNI"
+        why_not = "it needs the compiled operators and a processor with AVX2"
     if why_not is not None:
         raise ValueError(f"int8 cannot be had: {why_not}")
     calibration = Int8Calibration.load(int8) if isinstance(int8, (str, os.PathLike)) else int8
@@ -241,7 +242,26 @@ def calibrate_int8(
         _bound_network(name, recorder, layers, calibration, bound)
     for layer in layers.values():
         _set(layer, None)
+    _warn(calibration, observers, is_head)
     return calibration
+
+
+def _warn(calibration, observers, networks):
+    """Says what a user would not expect."""
+    logger = logging.getLogger(__name__)
+    if not observers:
+        logger.warning("int8: no layer can be in int8: `print(model)` shows none that is pointwise_conv")
+    elif not calibration.layers:
+        name, why = next(iter(calibration.left_out.items()))
+        logger.warning("int8: no layer is in int8, of %d: %s: %s", len(observers), name, why)
+    for network in networks:
+        own = [observer for name, observer in observers.items() if name.startswith(f"{network}.")]
+        if own and not any(observer.rows for observer in own):
+            logger.warning(
+                "int8: none of the inputs reached %s, which is not in int8: calibrate with images in which the model "
+                "finds something",
+                network,
+            )
 
 
 def _call(model, value, number):

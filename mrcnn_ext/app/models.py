@@ -21,6 +21,7 @@ from ..accel import accelerate
 from ..benchmark.stages import STAGES, breakdown
 from ..engine.description import read_description
 from ..engine.errors import UserError
+from ..engine.int8 import int8_from_config
 from ..inference import load_predictor
 from ..inference.models import categories, resized
 from ..layers.lazy_masks import LazyMasks
@@ -79,7 +80,7 @@ def holds_config(path: str | os.PathLike) -> bool:
 
 
 class ShownModel:
-    """A checkpoint, accelerated.
+    """A checkpoint, accelerated, in int8 too where its config says so (``MODEL.ACCELERATE_INT8``).
 
     Args:
         path: of the checkpoint.
@@ -104,7 +105,8 @@ class ShownModel:
                 "GeneralizedRCNN (Faster, Mask, Keypoint and Cascade R-CNN)"
             )
         self.original = predictor.model.eval()
-        self.accelerated = accelerate(predictor.model, training=False, masks="auto").eval()
+        int8 = int8_from_config(predictor.int8, predictor.int8_loader) if predictor.int8 else None
+        self.accelerated = accelerate(predictor.model, training=False, masks="auto", int8=int8).eval()
         self.metadata = predictor.metadata
         self._mapper = predictor.mapper
         self._features: OrderedDict[str, dict] = OrderedDict()

@@ -200,7 +200,9 @@ def calibrate(model: nn.Module, inputs: list[dict]) -> None:
         layer.running_mean.copy_(x.mean(dim=(0, 2, 3)))
         layer.running_var.copy_(x.var(dim=(0, 2, 3)))
 
-    norms = [m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, nn.BatchNorm2d))]
+    norms = [
+        m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm))
+    ]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     model.backbone(model.preprocess_image(inputs).tensor)
     for hook in hooks:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
@@ -93,15 +95,21 @@ def prepare(subject: Subject, case: Case, folder: Path, peers: Sequence[str], ca
         calibrate: a registered dataset to calibrate int8 with. "": random pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = subject.inputs(case)
-    min_score = subject.min_score or score_for(subject.stock, inputs, case.instances)
-    limit_detections(subject.stock, case.instances, min_score)
-    key = {"state": state_digest(subject.stock), "config": subject.cfg.dump(), "min_score": min_score}
-    key |= {"instances": case.instances, "size": [case.height, case.width], "calibrate": calibrate}
-    key = hashlib.sha256(json.dumps([key, version("torch")], sort_keys=True).encode()).hexdigest()
+    # Not of random weights, whose statistics of a picture are rounded otherwise on other numbers of threads.
+    weights = state_digest(subject.stock) if subject.weights else "random"
+    key = {
+        "config": subject.cfg.dump(),
+        "weights": weights,
+        "case": str(case),
+        "min_score": subject.min_score,
+    }
+    key |= {"dataset": subject.dataset, "calibrate": calibrate, "torch": version("torch")}
+    key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     if not (folder / "key").is_file() or (folder / "key").read_text() != key:
         for file in folder.iterdir():
             file.unlink()
+        inputs = subject.inputs(case)
+        min_score = subject.min_score or score_for(subject.stock, inputs, case.instances)
         torch.save(subject.stock.state_dict(), folder / "model.pth")
         (folder / "config.yaml").write_text(subject.cfg.dump())
         pictures = _calibration_pictures(subject, case, calibrate)
@@ -112,6 +120,9 @@ def prepare(subject: Subject, case: Case, folder: Path, peers: Sequence[str], ca
     wanted = {PEERS[name].suffix for name in peers} - {""}
     if all((folder / name).is_file() for name in wanted):
         return
+    settings = json.loads((folder / "settings.json").read_text())
+    DetectionCheckpointer(subject.stock).load(str(folder / "model.pth"))
+    limit_detections(subject.stock, settings["instances"], settings["min_score"])
     file, about = onnx_file(subject.stock)
     (folder / "float32.onnx").write_bytes(file)
     for name in sorted(wanted):
@@ -166,9 +177,11 @@ class _Process:
         for text in self._process.stdout:
             if text.startswith("answer "):  # libraries print, too
                 return json.loads(text.removeprefix("answer "))
+        code = self._process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         end = self._log.read_text().strip().splitlines()
         raise RuntimeError(
-            f"the process of {PEERS[self.name]} ended: {end[-1] if end else 'it said nothing'}; see {self._log}"
+            f"the process of {PEERS[self.name]} ended {how}: {end[-1] if end else 'it said nothing'}; see {self._log}"
         )
 
     def end(self) -> None:

@@ -7,6 +7,8 @@ import click
 import torch
 
 from ..benchmark.tables import write_csv
+from ..engine.errors import UserError
+from .benchmark_formats import command as formats_command
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -77,6 +79,9 @@ def command():
 
     Each lays ours beside what it replaces, in one run and on the same inputs, and compares the results first.
     """
+
+
+command.add_command(formats_command)
 
 
 @command.command(context_settings={"ignore_unknown_options": True})
@@ -197,6 +202,8 @@ def _peers(subjects, case, output, only, threads, rounds, calibrate, images, wai
             names.append(name)
         else:
             click.echo(f"left out: {benchmark.PEERS[name]}: {why_not}")
+    if not names:
+        raise UserError("--peers: none of them can be measured here")
     ready = (lambda: input("ready: press Enter\n")) if wait else (lambda: None)
     rows = []
     for subject in subjects:
@@ -204,6 +211,8 @@ def _peers(subjects, case, output, only, threads, rounds, calibrate, images, wai
         click.echo(f"\n{subject.name}, {case}")
         benchmark.prepare(subject, case, folder, names, calibrate)
         own = benchmark.measure(subject, case, folder, names, threads, rounds, images, click.echo, ready)
+        if not own:
+            raise click.ClickException("no process of a peer was ready")
         click.echo("\n".join([benchmark.header(), *map(benchmark.line, own)]))
         rows += own
         write_csv(rows, output / "peers.csv")

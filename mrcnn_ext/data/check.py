@@ -22,6 +22,7 @@ def check_dataset(
     num_classes: int | None = None,
     num_keypoints: int | None = None,
     needs_masks: bool = False,
+    masks_for: str = "",
     needs_keypoints: bool = False,
     needs_annotations: bool = True,
     mask_format: str = "polygon",
@@ -44,6 +45,7 @@ def check_dataset(
         num_classes: classes of the model; category ids must be below it.
         num_keypoints: keypoints of the model's keypoint head; checked where an annotation has keypoints.
         needs_masks: every annotation but crowds must have a segmentation.
+        masks_for: what needs them, for messages; default the mask head.
         needs_keypoints: an annotation must have keypoints; those without count as having none visible.
         needs_annotations: at least one annotation that is no crowd must exist.
         mask_format: "polygon" or "bitmask", as INPUT.MASK_FORMAT; RLE needs "bitmask", except for crowds.
@@ -80,7 +82,8 @@ def check_dataset(
             usable += not crowd
             with_keypoints += any(v > 0 for v in annotation.get("keypoints", ())[2::3])
             for kind, text in _unfit(
-                annotation, num_classes, num_keypoints, needs_masks and not crowd, mask_format, crowd
+                *(annotation, num_classes, num_keypoints, needs_masks and not crowd, mask_format, crowd),
+                masks_for,
             ):
                 problems.error(
                     kind, annotation_label(record, annotation, number), text, image=record.get("image_id")
@@ -108,7 +111,7 @@ def check_dataset(
 
 
 def _unfit(
-    annotation, num_classes, num_keypoints, needs_mask, mask_format, crowd
+    annotation, num_classes, num_keypoints, needs_mask, mask_format, crowd, masks_for=""
 ) -> Iterable[tuple[str, str]]:
     """Where a right annotation does not fit the model."""
     category = annotation["category_id"]
@@ -120,7 +123,8 @@ def _unfit(
         )
     segmentation = annotation.get("segmentation")
     if needs_mask and segmentation is None:
-        yield "no-segmentation", "it has no segmentation, which the mask head needs"
+        reason = masks_for or "the mask head"
+        yield "no-segmentation", f"it has no segmentation, which {reason} needs"
     if needs_mask and isinstance(segmentation, dict) and mask_format == "polygon" and not crowd:
         yield "rle", "its segmentation is no polygon: set INPUT.MASK_FORMAT to 'bitmask'"
     found = len(annotation.get("keypoints", ()))

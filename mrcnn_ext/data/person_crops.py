@@ -53,6 +53,7 @@ def get_person_crops(names, filter_empty: bool = True, min_keypoints: int = 1) -
 class CropToBox(T.Augmentation):
     """Cuts the box out of an image, with some of its surroundings, and resizes that to one size. What lies beyond the
     image is black. The box keeps its aspect ratio: its shorter side, as compared to the crop's, gets more surroundings.
+    An image without a box is resized to fit.
 
     Args:
         size: (height, width) of the crop.
@@ -75,8 +76,10 @@ class CropToBox(T.Augmentation):
         self.scale, self.jitter = float(scale), float(jitter)
 
     def get_transform(self, image, boxes) -> T.Transform:
-        x0, y0, x1, y1 = (float(v) for v in boxes[0])
         height, width = self.size
+        if boxes is None:
+            return _fitting(*image.shape[:2], height, width)
+        x0, y0, x1, y1 = (float(v) for v in boxes[0])
         half = np.array([max(x1 - x0, (y1 - y0) * width / height), 0.0]) / 2
         half[1] = half[0] * height / width
         centre = np.array([x0 + x1, y0 + y1]) / 2
@@ -91,6 +94,11 @@ class CropToBox(T.Augmentation):
 
     def __repr__(self):
         return f"CropToBox(size={self.size}, scale={self.scale}, jitter={self.jitter})"
+
+
+def _fitting(height, width, most_height, most_width) -> T.Transform:
+    factor = min(most_height / height, most_width / width)
+    return T.ResizeTransform(height, width, max(1, round(height * factor)), max(1, round(width * factor)))
 
 
 class PersonCropMapper(DatasetMapper):

@@ -10,7 +10,7 @@ import tempfile
 from .coco_file import CocoFile
 from .data_file import read_data_file
 from .description import read_description
-from .pictures import draw_images
+from .pictures import draw_images, draw_pages
 from .problems import Problems
 from .same_names import check_same_names
 from .survey import Survey, survey_coco_file, write_repaired
@@ -163,4 +163,8 @@ def _draw(survey: Survey, path: str, image_root: str, folder: str, number: int):
         if image is not None
     ]
     written = draw_images(path, image_root, [*odd, *samples], folder)
-    print(f"\n{folder}: {len(written)} pictures, of what is odd first and of {len(samples)} samples")
+    pages = draw_pages(written, folder)
+    on_pages = f", and {len(pages)} pages of them, {os.path.basename(pages[0])} first" if pages else ""
+    print(
+        f"\n{folder}: {len(written)} pictures, of what is odd first and of {len(samples)} samples{on_pages}"
+    )

@@ -181,6 +181,7 @@ def _check_files(
                 num_classes=num_classes,
                 num_keypoints=num_keypoints,
                 needs_masks=(needs_masks or pastes) and name in train,
+                masks_for="" if needs_masks else "copy-paste (INPUT.COPY_PASTE)",
                 needs_keypoints=num_keypoints is not None and name in train,
                 needs_annotations=name in train,
                 mask_format=mask_format,

@@ -45,12 +45,21 @@ from .interruption import Interruption
 from .loggers import LoggersHook
 from .recipe_lazy import apply_lazy_recipe
 from .reporting import write_reports
+from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir, tell_of_warmup
 from .setup import is_of_training, register_datasets, save_config, start
+from .sharding import is_sharded, shard, whole_model
 from .steps import StepTrainer
 from .terminal import build_terminal_view
-from .trainer import accelerated, accelerated_for_training, check_iterations, cpu_has_bf16, thin_out
+from .trainer import (
+    accelerated,
+    accelerated_for_training,
+    check_iterations,
+    checkpointed,
+    cpu_has_bf16,
+    thin_out,
+)
 
 __all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
 
@@ -245,13 +254,16 @@ def do_test(cfg, model):
     Our COCOEvaluator writes its predictions to ``train.output_dir``, ``inference/<dataset>``, unless it has an
     ``output_dir`` of its own. With ``train.accelerate`` an accelerated copy of the model is evaluated, with
     ``train.accelerate_int8`` in int8 where that serves: the path of a calibration, or a dataset's name to calibrate
-    with. With ``train.report`` a report is written of data in COCO's format.
+    with. Unless ``train.tables`` is False, tables of the results are written to ``inference/<dataset>``; with
+    ``train.report`` a report of data in COCO's format.
 
     Returns:
         dict: metrics, in the main process.
     """
     if "evaluator" not in cfg.dataloader:
         return {}
+    if is_sharded(model):
+        model = whole_model(model, lambda: _instantiate(cfg.model, "model").to(cfg.train.device))
     evaluator = instantiate(_writing(cfg))
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
@@ -260,6 +272,9 @@ def do_test(cfg, model):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
+    if cfg.train.get("tables", True):
+        name = "+".join(names_of(cfg.dataloader.test)) or "test"
+        write_result_tables(results or {}, [name], os.path.join(cfg.train.output_dir, "inference"))
     if cfg.train.get("report", False):
         write_reports([evaluator], cfg.train.output_dir, results)
     return results
@@ -298,7 +313,9 @@ def do_train(
         cfg: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
-            ``train.accelerate_training``, ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``,
+            ``train.accelerate_training``, ``train.activation_checkpoint``, ``train.sharded``,
+            ``train.accumulate``,
+            ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
             ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
             of those names are.
@@ -317,8 +334,12 @@ def do_train(
     model.to(train.device)
     if train.get("channels_last", False):
         model.to(memory_format=torch.channels_last)
+    if train.get("activation_checkpoint", False):
+        checkpointed(model, train.get("accelerate_training", False))
     if train.get("accelerate_training", False):
         accelerated_for_training(model)
+    if train.get("sharded", False):
+        shard(model, _unfit_for_shards(cfg))
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg.optimizer, "optimizer")
     loader = _instantiate(cfg.dataloader.train, "dataloader.train")
@@ -398,6 +419,18 @@ def do_train(
     )
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _unfit_for_shards(cfg) -> dict[str, bool]:
+    train = cfg.train
+    return {
+        "train.accelerate_training": train.get("accelerate_training", False),
+        "train.amp.enabled": train.amp.enabled and train.device != "cpu",
+        "train.accumulate": train.get("accumulate", 1) > 1,
+        "train.skip_nonfinite": train.get("skip_nonfinite", 0) > 0,
+        "train.ema_decay": bool(train.get("ema_decay", 0)),
+        "train.val_loss.enabled": train.get("val_loss", {}).get("enabled", True) and "test" in cfg.dataloader,
+    }
 
 
 def _instantiate(cfg, key):

@@ -12,7 +12,7 @@ from .checkpoint import Checkpointer
 from .description import ABOUT, metadata_of
 from .errors import UserError
 from .int8 import int8_from_config
-from .settings import building
+from .settings import building, check_takes_images
 from .setup import complete, naming_unknown_objects
 from .trainer import Trainer, accelerated
 
@@ -49,6 +49,7 @@ class Predictor(DefaultPredictor):
             raise UserError(f"INPUT.FORMAT must be 'RGB' or 'BGR' for a Predictor, got {cfg.INPUT.FORMAT!r}")
         with naming_unknown_objects(cfg), building("the model"):
             self.model = build_model(cfg)
+        check_takes_images(self.model)
         self.model.eval()
         if cfg.MODEL.CHANNELS_LAST:
             self.model.to(memory_format=torch.channels_last)

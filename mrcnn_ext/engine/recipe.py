@@ -28,6 +28,8 @@ _LEAST_CHANGE = 1.1
 _LEAST_GAIN, _LEAST_GAIN_OF_MORE = 0.05, 0.05
 _SIZE_STEPS = 4  # to the octave
 _SMALLEST_ANCHOR = 1.0  # in strides
+# Image sizes and anchors: with fewer objects the config's, which are for thousands, are the better guess.
+_FEWEST_BOXES = 50
 
 
 @dataclass
@@ -169,6 +171,10 @@ def _choose_sizes(chooser: _Chooser) -> np.ndarray:
         return usual.square / data.sizes.max(1) if usual.square else np.ones(len(data.boxes))
     smallest = min(min(level) for level in usual.anchor_sizes) if usual.anchor_sizes else 32
     scales = resize_factors(data.sizes, max(usual.train_sizes), usual.max_train_size)
+    if data.num_boxes < _FEWEST_BOXES:
+        for name in ("train_sizes", "max_train_size", "test_size", "max_test_size"):
+            chooser.put(name, getattr(usual, name), _too_few(data.num_boxes))
+        return resize_factors(data.sizes, max(chooser.value("train_sizes")), chooser.value("max_train_size"))
     sides = np.sqrt(data.boxes[:, 2] * data.boxes[:, 3])
     small = float(np.quantile(sides * scales, _SMALL_SHARE))
     wanted, factor = smallest / 2, 1.0
@@ -219,8 +225,16 @@ def _side(value: float) -> int:
     return max(32, round(value / 32) * 32)
 
 
+def _too_few(boxes: int) -> str:
+    return f"{boxes} objects are too few to choose by, of which there should be {_FEWEST_BOXES}"
+
+
 def _choose_anchors(chooser: _Chooser, boxes: np.ndarray):
     usual = chooser.usual
+    if chooser.data.num_boxes < _FEWEST_BOXES:
+        for name in ("anchor_sizes", "anchor_ratios"):
+            chooser.put(name, getattr(usual, name), _too_few(chooser.data.num_boxes))
+        return
     sizes = chooser.set_by_user.get("anchor_sizes", usual.anchor_sizes)
     ratios = chooser.set_by_user.get("anchor_ratios", usual.anchor_ratios)
     as_they_are = _fit(boxes, sizes, ratios, usual.strides)

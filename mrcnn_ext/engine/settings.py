@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 
@@ -153,6 +154,16 @@ def check_device(key, device):
         raise UserError(
             f"{key} must be a device of PyTorch's, cpu, cuda or cuda:1 say; got {device!r}"
         ) from error
+
+
+def check_takes_images(model):
+    """Raise UserError for a model that finds nothing in an image alone, because its proposals are inputs too."""
+    if isinstance(model, GeneralizedRCNN) and model.proposal_generator is None:
+        raise UserError(
+            "the proposals of this model are inputs (MODEL.LOAD_PROPOSALS, as R-CNN's and Fast R-CNN's), and an image "
+            "alone has none: `mrcnn-ext eval` reads them from DATASETS.PROPOSAL_FILES_TEST. To predict for any image "
+            "train a model that makes its own, Lineage/faster_rcnn_R_50 say"
+        )
 
 
 def device_here(key: str, device: str) -> str:

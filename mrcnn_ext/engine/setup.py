@@ -300,7 +300,24 @@ def merge_options(cfg, opts):
     if len(opts) % 2:
         raise UserError(f"config options must be pairs, KEY VALUE KEY VALUE ...; got: {' '.join(opts)}")
     with _one_line_errors(cfg, "command line"):
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_with_floats(cfg, opts))
+
+
+def _with_floats(cfg, opts):
+    """Whole numbers for keys that are floats: yacs takes 1.0 for a learning rate, and not 1."""
+    values = list(opts)
+    for k in range(0, len(values) - 1, 2):
+        is_whole = isinstance(values[k + 1], str) and re.fullmatch(r"\s*[+-]?\d+\s*", values[k + 1])
+        is_whole = is_whole or (isinstance(values[k + 1], int) and not isinstance(values[k + 1], bool))
+        if is_whole and isinstance(_value_or_none(cfg, values[k]), float):
+            values[k + 1] = float(values[k + 1])
+    return values
+
+
+def _value_or_none(cfg, key):
+    for part in str(key).split("."):
+        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
+    return cfg
 
 
 def _weights_alone(args):

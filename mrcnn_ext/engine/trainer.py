@@ -28,6 +28,7 @@ from ..data import (
 from ..data.build import build_mapper, crops_people, proposal_files
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA, streaming
+from ..modeling.activation_checkpoint import checkpoint_activations
 from .averaging import AveragingHook, WeightAverage
 from .checkpoint import Checkpointer
 from .checks import check_config, learnt_from, names_for_losses
@@ -42,9 +43,11 @@ from .interruption import Interruption
 from .loggers import LoggersHook
 from .optim import build_optimizer
 from .reporting import write_reports
+from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building, tell_of_warmup
 from .setup import complete, naming_unknown_objects
+from .sharding import is_sharded, shard, whole_model
 from .steps import StepTrainer
 from .stopping import Stoppable
 from .terminal import build_terminal_view
@@ -87,6 +90,8 @@ class Trainer(Stoppable, DefaultTrainer):
             cfg.defrost()
             cfg.SOLVER.AMP.ENABLED = False
             cfg.freeze()
+        if cfg.SOLVER.SHARDED:
+            self.build_model = lambda cfg: shard(type(self).build_model(cfg), _unfit_for_shards(cfg))
         super().__init__(cfg)
         scaler = getattr(self._trainer, "grad_scaler", None)
         precision = torch.float16 if scaler is not None else None
@@ -126,6 +131,8 @@ class Trainer(Stoppable, DefaultTrainer):
             model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.ACTIVATION_CHECKPOINT:
+            checkpointed(model, cfg.MODEL.ACCELERATE_TRAINING)
         return accelerated_for_training(model) if cfg.MODEL.ACCELERATE_TRAINING else model
 
     @classmethod
@@ -219,10 +226,12 @@ class Trainer(Stoppable, DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """As detectron2's; with ``MODEL.ACCELERATE`` an accelerated copy of the model is evaluated, whose masks
-        become COCO's encoding directly where the evaluators are ours; with ``TEST.REPORT`` a report is written of each
-        data set in COCO's format. Images with a ``video_id`` are frames of a video for a keypoint head that carries a
-        state (`mrcnn_ext.modeling.streaming`)."""
+        become COCO's encoding directly where the evaluators are ours; with ``TEST.TABLES`` tables of the results are
+        written beside them, with ``TEST.REPORT`` a report of each data set in COCO's format. Images with a ``video_id``
+        are frames of a video for a keypoint head that carries a state (`mrcnn_ext.modeling.streaming`)."""
         cfg = complete(cfg)
+        if is_sharded(model):
+            model = whole_model(model, lambda: cls.build_model(cfg))
         augmented = isinstance(model, GeneralizedRCNNWithTTA)
         if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
             # detectron2 says what is missing where a subclass has none.
@@ -234,6 +243,9 @@ class Trainer(Stoppable, DefaultTrainer):
         # Augmented copies of a frame are no frames that follow each other.
         with contextlib.nullcontext() if augmented else streaming(model):
             results = super().test(cfg, model, evaluators)
+        if cfg.TEST.TABLES:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference")
+            write_result_tables(results, list(cfg.DATASETS.TEST), folder)
         if cfg.TEST.REPORT:
             write_reports(some, cfg.OUTPUT_DIR, results, "_TTA" if augmented else "")
         return results
@@ -284,6 +296,45 @@ def accelerated(model, evaluators=(), int8=None):
     if model.acceleration.int8 is not None:
         logging.getLogger(__name__).info("%s", model.acceleration.int8)
     return model
+
+
+def _unfit_for_shards(cfg) -> dict[str, bool]:
+    solver = cfg.SOLVER
+    return {
+        "MODEL.ACCELERATE_TRAINING": cfg.MODEL.ACCELERATE_TRAINING,
+        "SOLVER.AMP.ENABLED": solver.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu",
+        "SOLVER.CLIP_GRADIENTS.ENABLED": solver.CLIP_GRADIENTS.ENABLED,
+        "SOLVER.ACCUMULATE": solver.ACCUMULATE > 1,
+        "SOLVER.SKIP_NONFINITE": solver.SKIP_NONFINITE > 0,
+        "SOLVER.EMA_DECAY": bool(solver.EMA_DECAY),
+        "VAL_LOSS.ENABLED": cfg.VAL_LOSS.ENABLED and bool(cfg.DATASETS.TEST),
+        "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+    }
+
+
+def checkpointed(model, accelerate: bool):
+    """Checkpoints the activations of a model's backbone.
+
+    Args:
+        accelerate: the model is to be accelerated for training, too.
+
+    Raises:
+        UserError: that cannot be together, or the backbone has nothing that could be checkpointed.
+    """
+    key = "MODEL.ACTIVATION_CHECKPOINT (train.activation_checkpoint)"
+    if accelerate:
+        raise UserError(
+            f"{key}: blocks that are fused for training are not computed again; switch off one of it and "
+            "MODEL.ACCELERATE_TRAINING (train.accelerate_training)"
+        )
+    if not hasattr(model, "backbone"):
+        raise UserError(f"{key}: {type(model).__name__} has no backbone")
+    try:
+        count = checkpoint_activations(model.backbone)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+    logging.getLogger(__name__).info("Activations of %d parts of the backbone are computed again", count)
 
 
 def accelerated_for_training(model):

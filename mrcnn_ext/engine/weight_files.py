@@ -92,6 +92,11 @@ def export_weights(source: str | os.PathLike, output: str | os.PathLike, trust: 
 
     content = read_weights(source, trust)
     content = content if isinstance(content, Mapping) else {}
+    if content.get("matching_heuristics"):
+        raise UserError(
+            f"{os.fspath(source)}: its names are matched with a model's by likeness, which a .safetensors file cannot "
+            "ask for: export the checkpoint of a model that has loaded it"
+        )
     weights = content.get(AVERAGED) or content.get("model", content)
     if not isinstance(weights, Mapping) or not weights or not all(map(_is_array, weights.values())):
         raise UserError(f"{os.fspath(source)}: not a checkpoint: it holds no tensors by their names")

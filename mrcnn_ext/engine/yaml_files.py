@@ -53,6 +53,7 @@ def merge_from_file(
     if trust:
         return cfg.merge_from_file(filename, allow_unsafe=True)
     content = CfgNode(_read_with_base(filename, only=only))
+    _make_floats(content, cfg)
     version = content.get("VERSION") or guess_version(content, filename)
     if version >= cfg.VERSION:
         cfg.merge_from_other_cfg(content)
@@ -63,6 +64,16 @@ def merge_from_file(
         new = upgrade_config(old)
         cfg.clear()
         cfg.update(new)
+
+
+def _make_floats(content, cfg):
+    """Whole numbers for keys that are floats: yacs takes 1.0 for a learning rate, and not 1."""
+    for key, value in content.items():
+        known = cfg.get(key) if isinstance(cfg, dict) else None
+        if isinstance(value, dict) and isinstance(known, dict):
+            _make_floats(value, known)
+        elif isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
+            content[key] = float(value)
 
 
 def _read_with_base(filename, within=(), only=None):

@@ -12,7 +12,7 @@ from pycocotools import mask as mask_utils
 
 from .. import compat
 
-__all__ = ["check_labels", "instance_precisions", "store_predictions"]
+__all__ = ["as_text", "check_labels", "instance_precisions", "store_predictions"]
 
 
 def check_labels(names):
@@ -46,10 +46,11 @@ def store_predictions(folder: str, file_name: str, names: list[str], scores: lis
         for i, (name, score) in enumerate(zip(names, scores, strict=True)):
             file.write(f"{stem}_{i} {name2label[name].id} {score}\n")
     with open(f"{path}.json", "w") as file:
-        json.dump([{**rle, "counts": _text(rle["counts"])} for rle in rles], file)
+        json.dump([{**rle, "counts": as_text(rle["counts"])} for rle in rles], file)
 
 
-def _text(counts):
+def as_text(counts: bytes | str) -> str:
+    """The counts of RLE as JSON takes them."""
     return counts.decode() if isinstance(counts, bytes) else counts
 
 
@@ -64,7 +65,8 @@ def instance_precisions(folder: str, gt_dir: str):
         gt_dir: ``gtFine/<split>``: a folder per city with ``*_gtFine_instanceIds.png``.
 
     Returns:
-        (dict, str): {"AP", "AP50"} in points, and the table of the classes.
+        (dict, str): {"AP", "AP50"} and "AP-<class>" of each class in points (NaN for a class without an object), and
+        the table of the classes.
 
     Raises:
         FileNotFoundError: no ground truth there.
@@ -91,6 +93,7 @@ def instance_precisions(folder: str, gt_dir: str):
         raise RuntimeError(f"Cityscapes evaluation: {reason}") from error
     _, _, rows = printed.getvalue().partition("\n\n#")
     precisions = {"AP": 100 * float(averages["allAp"]), "AP50": 100 * float(averages["allAp50%"])}
+    precisions |= {f"AP-{name}": 100 * float(of["ap"]) for name, of in averages["classes"].items()}
     return precisions, f"#{rows.rstrip()}" if rows else ""
 
 

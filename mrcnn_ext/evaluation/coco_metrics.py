@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from ..data.keypoint_names import are_coco_keypoints, suggested_sigmas
 
-__all__ = ["TruthCOCO", "detection_limits", "evaluate_task", "oks_sigmas"]
+__all__ = ["TruthCOCO", "detection_limits", "evaluate_task", "oks_sigmas", "precisions_of"]
 
 _MOST_KEYPOINT_DETECTIONS = 20  # of an image, COCO's keypoint evaluation
 _MOST_DETECTIONS = 100
@@ -179,6 +179,27 @@ def evaluate_task(
     evaluation.accumulate()
     evaluation.summarize()
     return evaluation
+
+
+def precisions_of(evaluation: COCOeval) -> dict[str, float]:
+    """What `evaluate_task` has found, in points: "AP", "AP50", "AP75", "APs" (not of keypoints), "APm", "APl", and
+    "AP-<class>" of each class if there are several; NaN without an object."""
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    if evaluation.params.iouType == "keypoints":
+        names.remove("APs")
+    found = {
+        name: 100 * value if value > -1 else float("nan")
+        for name, value in zip(names, map(float, evaluation.stats), strict=False)
+    }
+    params, precision = evaluation.params, evaluation.eval["precision"]
+    if len(params.catIds) > 1:
+        place = list(params.areaRngLbl).index("all")
+        for k, category in enumerate(params.catIds):
+            values = precision[:, :, k, place, -1]
+            values = values[values > -1]
+            name = evaluation.cocoGt.cats[category]["name"]
+            found[f"AP-{name}"] = 100 * float(values.mean()) if values.size else float("nan")
+    return found
 
 
 def _with_any_limit(evaluation_class: type[COCOeval]) -> type[COCOeval]:

@@ -13,7 +13,7 @@ from torchvision.ops import nms
 from ..layers import roi_align_pyramid
 from ..layers.boxes import scaled_boxes
 from ..layers.mask_losses import mask_log_odds
-from ..modeling import FusedROIPooler
+from ..modeling import FusedROIPooler, TorchvisionAnchorGenerator
 from ..modeling.mask_head import MaskHead, MaskScoringHead
 
 __all__ = ["Detector"]
@@ -68,7 +68,7 @@ class Detector(nn.Module):
         model, heads = self.model, self.model.roi_heads
         features = model.backbone(((image - model.pixel_mean) / model.pixel_std)[None])
         limit = size.flip(0).repeat(2).to(image.dtype)  # of x0, y0, x1, y1
-        proposals = self._proposals(features, limit)
+        proposals = self._proposals(features, limit, image)
         boxes, scores, classes = self._detections(features, proposals, limit)
         outputs = [boxes, scores, classes]
         if heads.mask_on:
@@ -82,13 +82,13 @@ class Detector(nn.Module):
 
     # --- proposals -----------------------------------------------------------------------------------------
 
-    def _proposals(self, features: dict[str, Tensor], limit: Tensor) -> Tensor:
+    def _proposals(self, features: dict[str, Tensor], limit: Tensor, image: Tensor) -> Tensor:
         rpn = self.model.proposal_generator
         logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
         cells, strides = rpn.anchor_generator.cell_anchors, rpn.anchor_generator.strides
         levels = []
         for level in zip(logits, deltas, cells, strides, strict=True):
-            boxes, scores = self._most_likely(*level)
+            boxes, scores = self._most_likely(*level, image)
             finite = boxes.isfinite().all(dim=1) & scores.isfinite()
             boxes = _clipped(boxes, limit)
             large = (boxes[:, 2:] - boxes[:, :2] > rpn.min_box_size).all(dim=1)
@@ -99,9 +99,9 @@ class Detector(nn.Module):
         boxes, scores = (torch.cat(parts) for parts in zip(*levels, strict=True))
         return boxes[scores.sort(descending=True).indices[: rpn.post_nms_topk[False]]]
 
-    def _most_likely(self, logits: Tensor, deltas: Tensor, cells: Tensor, stride: int):
+    def _most_likely(self, logits: Tensor, deltas: Tensor, cells: Tensor, stride: int, image: Tensor):
         """Boxes (N, 4) and logits (N,) of a level's N most likely anchors, from (1, A, H, W), (1, 4 A, H, W)."""
-        rpn, width = self.model.proposal_generator, logits.shape[3]
+        rpn, (height, width) = self.model.proposal_generator, logits.shape[2:]
         count, offset = rpn.pre_nms_topk[False], rpn.anchor_generator.offset
         logits = logits[0].permute(1, 2, 0).flatten()
         deltas = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)
@@ -109,7 +109,13 @@ class Detector(nn.Module):
         index = torch.where(scores.isfinite(), index, 0)  # what fills up lies behind the last anchor
         place = index // len(cells)
         row = place // width
-        centre = (torch.stack([place - row * width, row], dim=1) + offset) * stride
+        column = place - row * width
+        if isinstance(rpn.anchor_generator, TorchvisionAnchorGenerator):
+            # Of the filled up image, and rounded down, where a map was rounded up.
+            x = (column + offset) * (image.shape[2] // width)
+            centre = torch.stack([x, (row + offset) * (image.shape[1] // height)], dim=1)
+        else:
+            centre = (torch.stack([column, row], dim=1) + offset) * stride
         anchors = centre.repeat(1, 2) + cells[index % len(cells)]
         return rpn.box2box_transform.apply_deltas(deltas[index], anchors), scores
 

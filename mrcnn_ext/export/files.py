@@ -95,7 +95,7 @@ def export_model(
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path must end with one of {', '.join(SUFFIXES)}, got {path}")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"path: there is no folder {path.absolute().parent}")
+        raise ValueError(f"{path}: there is no folder {path.absolute().parent} to write it to")
     format = SUFFIXES[path.suffix]
     if precision not in _PRECISIONS.get(format, ("float32",)):
         raise ValueError(

@@ -19,6 +19,7 @@ from ..modeling import (
     FusedROIHeads,
     FusedROIPooler,
     KeypointHead,
+    TorchvisionAnchorGenerator,
 )
 from ..modeling.mask_head import MaskHead, MaskScoringHead
 
@@ -61,8 +62,11 @@ def check_exportable(model: Any, format: str) -> None:
         )
     if not defines(proposals, RPN, "forward", "predict_proposals", "_decode_proposals"):
         _refuse(proposals, "only detectron2's RPN has")
-    if not defines(proposals.anchor_generator, DefaultAnchorGenerator, "forward", "_grid_anchors"):
-        _refuse(proposals.anchor_generator, "only detectron2's DefaultAnchorGenerator has")
+    anchors = proposals.anchor_generator
+    if not defines(anchors, DefaultAnchorGenerator, "forward", "_grid_anchors") and not defines(
+        anchors, TorchvisionAnchorGenerator, "forward"
+    ):
+        _refuse(anchors, "only detectron2's DefaultAnchorGenerator and TorchvisionAnchorGenerator have")
     _check_heads(model.roi_heads, format)
     for name, module in model.roi_heads.named_modules():
         if name == "pooler" or name.endswith("_pooler"):

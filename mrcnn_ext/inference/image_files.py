@@ -89,6 +89,8 @@ class ImageFiles:
     def reader(self, index: int, image_format: str) -> tuple[int, dict, Callable]:
         """Place in the source, record, and what reads the image."""
         record = self._records[index]
+        if (called := self._names.get(os.fspath(record["file_name"]))) is not None:
+            record = {**record, "called": called}
         return index, record, partial(reader_of(record["file_name"]), record["file_name"], image_format)
 
     def record(self, index: int) -> dict:
@@ -135,6 +137,6 @@ def _absolute(file_name):
 
 
 def describe(record: dict) -> str:
-    """The file of a record, and the frame of a video's."""
+    """The file of a record, as its user calls it, and the frame of a video's."""
     frame = f", frame {record['frame']}" if "frame" in record else ""
-    return f"{record['file_name']}{frame}"
+    return f"{record.get('called', record['file_name'])}{frame}"

@@ -22,7 +22,7 @@ from ..engine import Checkpointer, UserError, load_config
 from ..engine.description import config_of, data_of, instantiate_described, metadata_of, read_description
 from ..engine.errors import did_you_mean
 from ..engine.lazy import load_lazy_config, loader_of
-from ..engine.settings import building, check_device, device_here
+from ..engine.settings import building, check_device, check_takes_images, device_here
 from ..engine.setup import complete, merge_options, naming_unknown_objects
 from ..engine.trainer import Trainer
 from ..export import ExportedModel
@@ -50,6 +50,9 @@ class LoadedModel:
     int8: str = ""
     int8_loader: Callable[[str], Iterable] | None = None
     data: Callable[[Iterable[str]], list[list]] = lambda names: []
+
+    def __post_init__(self):
+        check_takes_images(self.model)
 
     def read(self, file: str | os.PathLike) -> Tensor:
         """An image file as the model takes it: (3, H, W) uint8, resized.

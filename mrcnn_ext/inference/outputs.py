@@ -26,6 +26,7 @@ from .downloads import is_url
 from .drawing import Painter, Style
 from .drawing.shapes import soft_mask
 from .identity import digest
+from .image_marks import is_as_marked, marked
 from .sources import IMAGE_SUFFIXES
 
 __all__ = ["ImageOutputs", "OutputOptions", "limbs_of"]
@@ -79,7 +80,7 @@ class ImageOutputs:
         names: of the classes by category id.
         metadata: names of the keypoints, and the lines between them.
         source: of the images.
-        overwrite: replace masks and LabelMe files whoever wrote them.
+        overwrite: replace files whoever wrote them.
 
     Raises:
         UserError: a folder is that of the source's images.
@@ -120,8 +121,8 @@ class ImageOutputs:
             kinds: which of the files to write.
 
         Raises:
-            UserError: a picture would take the place of its image, or a mask or LabelMe file that would be replaced
-                is not as `write` has written it.
+            UserError: a picture would take the place of its image, or a file that would be replaced is not as
+                `write` has written it.
             mrcnn_ext.files.DiskFullError: there is no room.
         """
         if not self.options.folders:
@@ -132,11 +133,11 @@ class ImageOutputs:
         if self._stems[stem] > 1:  # a.jpg and a.png
             stem = path.with_name(path.name.replace(".", "_"))
         options = self.options
-        self._check_replaced(stem, kinds)
+        if options.pictures is not None:
+            _check_apart(Path(options.pictures, path), file_name)
+        self._check_replaced(stem, path, kinds)
         if options.pictures is not None and "pictures" in kinds:
-            _write_image(
-                _apart_from(Path(options.pictures, path), file_name), self._painter.draw(pixels, found)
-            )
+            _write_image(Path(options.pictures, path), self._painter.draw(pixels, found))
         if options.cutouts is not None and "cutouts" in kinds:
             self._write_cutouts(Path(options.cutouts, stem), pixels, found)
         if options.masks is not None and "masks" in kinds:
@@ -144,21 +145,28 @@ class ImageOutputs:
         if options.labelme is not None and "labelme" in kinds:
             self._write_labelme(Path(options.labelme, stem), pixels, image, file_name, found)
 
-    def _check_replaced(self, stem, kinds):
-        """People correct masks and LabelMe files by hand."""
+    def _check_replaced(self, stem, picture, kinds):
+        """Files of others may lie there; and people correct masks and LabelMe files by hand."""
         if self._overwrite:
             return
-        paths = []
-        if self.options.labelme is not None and "labelme" in kinds:
-            paths.append(Path(self.options.labelme, f"{stem}.json"))
-        if self.options.masks is not None and "masks" in kinds:
-            paths += Path(self.options.masks).glob(f"*/{glob.escape(str(stem))}_[0-9][0-9][0-9].png")
-        for path in paths:
-            if path.exists() and not (_labelme_is_ours if path.suffix == ".json" else _mask_is_ours)(path):
-                raise UserError(
-                    f"{path} would be replaced, and is not as this program wrote it (corrected by hand, or of "
-                    "something else): give another folder, or replace it (overwrite=True, --overwrite)"
-                )
+        options, name = self.options, glob.escape(str(stem))
+        if options.pictures is not None and "pictures" in kinds:
+            self._check_ours(Path(options.pictures, picture), is_as_marked)
+        if options.cutouts is not None and "cutouts" in kinds:
+            for path in Path(options.cutouts).glob(f"{name}_[0-9][0-9][0-9]_*.png"):
+                self._check_ours(path, is_as_marked)
+        if options.labelme is not None and "labelme" in kinds:
+            self._check_ours(Path(options.labelme, f"{stem}.json"), _labelme_is_ours)
+        if options.masks is not None and "masks" in kinds:
+            for path in Path(options.masks).glob(f"*/{name}_[0-9][0-9][0-9].png"):
+                self._check_ours(path, _mask_is_ours)
+
+    def _check_ours(self, path, is_ours):
+        if not self._overwrite and path.exists() and not is_ours(path):
+            raise UserError(
+                f"{path} would be replaced, and is not as this program wrote it (changed since, or of something else): "
+                "give another folder, or replace it (overwrite=True, --overwrite)"
+            )
 
     def _write_cutouts(self, stem, pixels, found):
         self._remove(stem.parent, rf"{re.escape(stem.name)}_\d{{3}}_(.+)\.png")
@@ -196,6 +204,7 @@ class ImageOutputs:
             where = Path(os.path.relpath(file_name, path.parent)).as_posix()
         else:
             where = f"{stem.name}.jpg"
+            self._check_ours(path.with_name(where), is_as_marked)
             _write_image(path.with_name(where), pixels)
         content = {
             "version": "5.5.0",
@@ -250,10 +259,9 @@ def _safe(name: str) -> str:
     return re.sub(r'[\\/:*?"<>|\s]+', "_", name).strip("._") or "object"
 
 
-def _apart_from(path: Path, image: str) -> Path:
+def _check_apart(path: Path, image: str) -> None:
     if path.exists() and os.path.exists(image) and path.samefile(image):
         raise UserError(f"{path}: the picture would take the place of the image: give another folder")
-    return path
 
 
 def _cut_out(pixels: np.ndarray, one: Detection) -> np.ndarray | None:
@@ -293,7 +301,7 @@ def _write_image(path: Path, pixels: np.ndarray) -> None:
     if pixels.ndim == 3:
         pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
     _, data = cv2.imencode(path.suffix.lower(), pixels)
-    _write(path, data.tobytes())
+    _write(path, marked(data.tobytes()))
 
 
 def _write_mask(path: Path, mask: np.ndarray) -> None:

@@ -174,6 +174,8 @@ def _read(index, record, read_image, mapper, skip_unreadable, keep_image) -> Sam
     # Decoders raise anything for a damaged file: OSError, ValueError, SyntaxError, struct.error, ...
     except Exception as error:
         reason = str(error) or type(error).__name__
+        if "called" in record:  # a file of ours, whose name says nothing to its user
+            reason = reason.replace(str(record["file_name"]), record["called"])
         if not skip_unreadable:
             raise UserError(
                 f"{describe(record)}: the image cannot be read: {reason}; to leave out images that cannot be read: "

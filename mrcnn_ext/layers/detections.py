@@ -53,7 +53,7 @@ def select_detections(
         min_size: boxes of a smaller width or height are left out; None for none.
     """
     boxes = boxes.view(len(boxes), boxes.shape[1:].numel() // 4, 4)
-    if topk >= 0 and can_select([boxes, scores], nms_thresh):
+    if topk >= 0 and can_select(boxes, scores, nms_thresh):
         found = top_detections(boxes, scores, image_size, score_thresh, nms_thresh, topk, min_size)
         if found is not None:
             return Detections(*found)

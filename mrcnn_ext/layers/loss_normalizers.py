@@ -4,10 +4,11 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["are_shared", "shared_normalizers", "total_count"]
+__all__ = ["are_shared", "share_of_mean", "shared_normalizers", "total_count"]
 
 _processes = contextvars.ContextVar("processes", default=1)
 
@@ -49,3 +50,22 @@ def total_count(count: Tensor) -> Tensor:
         dist.all_reduce(count)
         count = count / _processes.get()
     return count
+
+
+def share_of_mean(count: int, device: torch.device) -> float | Tensor:
+    """What turns a mean over ``count`` objects of this process into its share of the mean over those of all.
+
+    The mean of ``loss * share`` over the processes is the mean over all objects. Every process must call it, those
+    without objects too.
+
+    Args:
+        count: objects of this process.
+        device: of the tensor that is summed up over processes.
+
+    Returns:
+        () float32; 1 outside `shared_normalizers`.
+    """
+    if not are_shared():
+        return 1.0
+    own = torch.tensor(float(count), device=device)
+    return own / total_count(own).clamp(min=1e-6)

@@ -43,7 +43,8 @@ def streaming(model: nn.Module, min_score: float = 0.3, one_video: bool = False)
             for frame in frames:
                 instances = model([{"image": frame}])[0]["instances"]    # with pred_keypoints and track_ids
     """
-    heads = [module for module in model.modules() if isinstance(module, TemporalKeypointHead)]
+    modules = model.modules() if isinstance(model, nn.Module) else ()  # detectron2 evaluates functions too
+    heads = [module for module in modules if isinstance(module, TemporalKeypointHead)]
     if not heads:
         yield model
         return

@@ -1,5 +1,5 @@
-"""Proposals and detections on the CPU, each by one operator: decoding, clipping and non-maximum suppression from the best
-box down, which ends as soon as an image is full."""
+"""Proposals and detections on the CPU, each by one operator: decoding, clipping and non-maximum suppression from the
+best box down, which ends as soon as an image is full."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _extension
 
-__all__ = ["Proposals", "TopDetections", "can_select", "rpn_proposals", "top_detections"]
+__all__ = ["Proposals", "TopDetections", "can_propose", "can_select", "rpn_proposals", "top_detections"]
 
 
 class Proposals(NamedTuple):
@@ -38,13 +38,30 @@ class TopDetections(NamedTuple):
     rows: Tensor
 
 
-def can_select(tensors: list[Tensor], nms_thresh: float) -> bool:
-    """Whether `rpn_proposals` and `top_detections` take these: float32 on the CPU, of which no gradient is wanted."""
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _serves(tensors, nms_thresh, dtypes):
     return (
         _extension.is_available()
         and nms_thresh >= 0
-        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    )
+
+
+def can_select(boxes: Tensor, scores: Tensor, nms_thresh: float) -> bool:
+    """Whether `top_detections` takes these: float32 on the CPU, of which no gradient is wanted."""
+    return _serves([boxes, scores], nms_thresh, (torch.float32,))
+
+
+def can_propose(logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], nms_thresh: float) -> bool:
+    """Whether `rpn_proposals` takes these: of its dtypes, on the CPU, no gradient being wanted."""
+    predictions = [*logits, *deltas]
+    return (
+        _serves(predictions, nms_thresh, (torch.float32, *_HALF))
+        and _serves(anchors, nms_thresh, (torch.float32,))
+        and len({x.dtype for x in logits}) == 1
     )
 
 
@@ -59,13 +76,14 @@ def rpn_proposals(
     pre_topk: int,
     post_topk: int,
     min_size: float,
+    drop_not_finite: bool = True,
 ) -> Proposals:
-    """The proposals of a region proposal network (Faster R-CNN, Ren et al. 2015, section 3.1) at inference: detectron2's
+    """The proposals of a region proposal network (Faster R-CNN, Ren et al. 2015, section 3.1): detectron2's
     ``find_top_rpn_proposals`` of the decoded anchors, order and ties included. Not differentiable.
 
     Args:
-        logits: (N, n_l) float32 of each level.
-        deltas: (N, n_l, 4) float32 of each level: dx, dy, dw, dh.
+        logits: (N, n_l) float32, bfloat16 or float16 of each level.
+        deltas: (N, n_l, 4) of each level, in one of those too, taken to float32: dx, dy, dw, dh.
         anchors: (n_l, 4) float32 of each level: x0, y0, x1, y1 in pixels.
         image_sizes: height and width of each image, to which its boxes are clipped.
         weights: by which the deltas are divided.
@@ -74,8 +92,10 @@ def rpn_proposals(
         pre_topk: so many anchors of a level are looked at.
         post_topk: at most so many proposals in an image.
         min_size: width and height of a proposal are above it, in pixels.
+        drop_not_finite: whether to leave out, rather than to refuse, boxes and logits that are not finite.
 
     Raises:
+        FloatingPointError: one of the best is not finite, in an image, and they are not dropped.
         TypeError, ValueError: an argument has the wrong dtype or shape.
         NotImplementedError: a tensor is not on the CPU, or the operators are not compiled.
     """
@@ -93,8 +113,11 @@ def rpn_proposals(
         pre_topk,
         post_topk,
         min_size,
+        drop_not_finite,
     )
     counts = counts.tolist()
+    if -1 in counts:
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
     return Proposals(
         [of[:count] for of, count in zip(boxes, counts, strict=True)],
         [of[:count] for of, count in zip(found, counts, strict=True)],
@@ -140,11 +163,13 @@ def top_detections(
 if _extension.is_available():
 
     @torch.library.register_fake("mrcnn_ext::rpn_proposals")
-    def _fake_proposals(logits, deltas, anchors, heights, widths, weights, clamp, thresh, pre, post, size):
+    def _fake_proposals(
+        logits, deltas, anchors, heights, widths, weights, clamp, thresh, pre, post, size, drop
+    ):
         most = min(post, sum(min(pre, level.shape[1]) for level in logits))
         images, like = len(heights), logits[0]
         return (
-            like.new_empty(images, most, 4),
+            like.new_empty(images, most, 4, dtype=torch.float32),
             like.new_empty(images, most),
             like.new_empty(images, dtype=torch.int64),
         )

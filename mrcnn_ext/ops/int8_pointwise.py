@@ -105,7 +105,7 @@ def int8_pointwise_conv(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype or shape.
-        NotImplementedError: x is not on the CPU, the processor has no AVX512-VNNI, or the operators are not compiled.
+        NotImplementedError: x is not on the CPU, the processor has no AVX2, or the operators are not compiled.
     """
     _extension.require("int8_pointwise_conv")
     return torch.ops.mrcnn_ext.int8_pointwise_conv(x, *weight, add, stride, relu)

@@ -53,7 +53,8 @@ def losses_figure(history: TrainingHistory) -> Figure:
     names = history.losses
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.9 * columns, 0.4 + 2.1 * rows), layout="constrained")
+    figure = Figure(figsize=(2.9 * columns, 0.4 + 2.2 * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)  # between a row's label and the next one's titles
     grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, name in zip(grid, names, strict=False):
         _draw_loss(axes, history, name)
@@ -174,16 +175,18 @@ def training_figure(history: TrainingHistory, title: str = "") -> Figure:
 def precision_recall_figure(results: dict[str, TaskResult]) -> Figure:
     """A panel a task: the mean over the classes at three thresholds, and each class at 0.5."""
     figure = Figure(figsize=(0.9 + 3.3 * max(1, len(results)), 3.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)  # the ends of two axes, 1.0 and 0.0, apart
     grid = figure.subplots(1, max(1, len(results)), squeeze=False)[0]
     names = list(dict.fromkeys(item.name for result in results.values() for item in result.classes))
     colors = dict(zip(names, _colors(len(names)), strict=True)) if len(names) <= _MOST_LINES else {}
     for axes, result in zip(grid, results.values(), strict=False):
+        # The classes over the means, and thin: neither hides the other.
+        for (threshold, curve), style in zip(result.curves.items(), ("-", "--", ":"), strict=False):
+            look = {"color": _INK, "linewidth": 2.6, "linestyle": style, "alpha": 0.35, "zorder": 2}
+            axes.plot(result.recalls, curve, label=f"mean, {threshold:g}", **look)
         for item in result.classes if len(names) > 1 else ():
             color, label = colors.get(item.name, "#cbd5e1"), item.name if colors else None
-            axes.plot(result.recalls, item.curve, color=color, linewidth=0.9, label=label)
-        for (threshold, curve), style in zip(result.curves.items(), ("-", "--", ":"), strict=False):
-            look = {"color": _INK, "linewidth": 1.9, "linestyle": style}
-            axes.plot(result.recalls, curve, label=f"mean, {threshold:g}", **look)
+            axes.plot(result.recalls, item.curve, color=color, linewidth=1.1, label=label, zorder=3)
         measure = "OKS" if result.task == "keypoints" else "IoU"
         axes.set_title(f"{result.name}: classes at {measure} 0.5", fontsize=9)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
@@ -199,6 +202,7 @@ def precision_recall_figure(results: dict[str, TaskResult]) -> Figure:
 def threshold_figure(curves: dict[str, ThresholdCurves]) -> Figure:
     """Precision, recall and F1 above each score, a panel a task."""
     figure = Figure(figsize=(3.3 * max(1, len(curves)), 3.0), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)
     grid = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
     for axes, (task, curve) in zip(grid, curves.items(), strict=False):
         for name, label, color in (
@@ -209,15 +213,10 @@ def threshold_figure(curves: dict[str, ThresholdCurves]) -> Figure:
             axes.plot(curve.thresholds, getattr(curve, name), color=color, linewidth=1.4, label=label)
         threshold, best = curve.best
         if best:
-            axes.plot([threshold], [best], "o", color=_INK, markersize=5)
-            look = {
-                "textcoords": "offset points",
-                "fontsize": 8,
-                "bbox": {"color": "white", "alpha": 0.8, "pad": 1},
-            }
-            place = (0, 6) if threshold < 0.6 else (-75, 6)
-            axes.annotate(f"{best:.2f} at {threshold:.2f}", (threshold, best), place, **look)
-        axes.set_title(TASK_NAMES[task], fontsize=9)
+            axes.plot([threshold], [best], "o", color=_INK, markersize=5, clip_on=False)
+        # In the title: beside the point it would lie on the curves.
+        told = f": best F1 {best:.2f} at {threshold:.2f}" if best else ""
+        axes.set_title(f"{TASK_NAMES[task]}{told}", fontsize=9)
         axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.05))
         _plain(axes)
     _shared_legend(figure, grid[0])

@@ -140,7 +140,7 @@ def test_float32_answers_and_parameters_are_stock(make_model, make_batch, name, 
         pytest.skip("the compiled operators are not built, or this processor has no AVX2")
     monkeypatch.setattr(policy, "float32_kernels_are_available", lambda: pointwise)
     fast = accelerate(model, bf16=False)
-    assert ("1x1 by mrcnn_ext" in fast.acceleration.steps["convolutions"]) == pointwise
+    assert ("1x1 and the stem by mrcnn_ext" in fast.acceleration.steps["convolutions"]) == pointwise
     assert ("float32 by pointwise_conv" in str(fast)) == pointwise
     assert_same(infer(fast, batch), infer(model, batch))
     assert_same_state(fast.state_dict(), state)

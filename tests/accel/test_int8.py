@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from mrcnn_ext.benchmark.model import calibrate
 
 needs_it = pytest.mark.skipif(
     not (cpu_features.int8_kernels_are_available() and cpu_features.float32_kernels_are_available()),
-    reason="the compiled operators are not built, or there is no AVX512-VNNI",
+    reason="the compiled operators are not built, or there is no AVX2",
 )
 BOXES = ([4, 4, 40, 60], [30, 10, 76, 50])
 
@@ -148,7 +150,7 @@ def test_what_cannot_be_had_is_said(model, inputs, monkeypatch):
     with pytest.raises(ValueError, match="int8 cannot be had: convolutions is False"):
         accelerate(model, convolutions=False, int8=inputs)
     monkeypatch.setattr(int8, "int8_kernels_are_available", lambda: False)
-    with pytest.raises(ValueError, match="int8 cannot be had: .* a processor with AVX512-VNNI"):
+    with pytest.raises(ValueError, match="int8 cannot be had: .* a processor with AVX2"):
         accelerate(model, int8=inputs)
     monkeypatch.setattr(int8, "int8_kernels_are_available", lambda: True)
     with pytest.raises(TypeError, match="int8 must be a list of inputs, .*, got int"):
@@ -239,3 +241,41 @@ def test_the_digest_is_of_names_and_values():
     assert digest != state_digest(nn.Sequential(model[0]))
     model[1].running_mean[1] += 1
     assert digest != state_digest(model)
+
+
+@needs_it
+def test_what_calibration_did_not_reach_is_said(model, inputs, caplog):
+    """Images in which nothing is found reach no head of masks."""
+    blind = copy.deepcopy(model)
+    blind.roi_heads.box_predictor.test_score_thresh = 2.0
+    fast = accelerate(blind, bf16=False, int8=inputs[:1])
+    assert "none of the inputs reached roi_heads.mask_head, which is not in int8" in caplog.text
+    assert "backbone.fpn_lateral3" in fast.acceleration.int8.layers and "no layer" not in caplog.text
+    caplog.clear()
+    plain = accelerate(model, bf16=False)
+    strict = calibrate_int8(plain, [("backbone", False)], inputs[:1], layer_bound=1e-6)
+    assert not strict.layers and re.search(
+        r"no layer is in int8, of \d+: .*: its error would be", caplog.text
+    )
+    assert "no layer can be in int8" not in caplog.text
+    calibrate_int8(model, [("backbone", False)], inputs[:1])  # not accelerated
+    assert "no layer can be in int8: `print(model)` shows none" in caplog.text
+
+
+@needs_it
+def test_two_threads_at_once_get_what_one_gets(model, fast, inputs):
+    """Sizes of their own, so that memory, prepared weights and scratch are shared in turns."""
+    copies = [accelerate(model, bf16=False, int8=fast.acceleration.int8) for _ in range(2)]
+    batches = [inputs[0], [{"image": inputs[1][0]["image"][:, :64]}]]
+
+    def run(network, batch):
+        with torch.no_grad():
+            return network.backbone(network.preprocess_image(batch).tensor)
+
+    expected = [run(copies[0], batch) for batch in batches]
+    shared = copies[1]  # nothing of it is prepared yet
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda number: run(shared, batches[number % 2]), range(12)))
+    for number, result in enumerate(found):
+        for name, value in expected[number % 2].items():
+            assert torch.equal(result[name], value)

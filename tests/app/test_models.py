@@ -1,6 +1,7 @@
 """What the app's model gives is what the package's prediction gives, to any number of callers."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.structures import Boxes, Instances
 
+from mrcnn_ext.app import models as app_models
 from mrcnn_ext.app.agreement import agreement
 from mrcnn_ext.app.inputs import Picture, sample_scene
 from mrcnn_ext.app.models import ShownModel
@@ -119,3 +121,16 @@ def test_agreement_pairs_each_object_once():
     assert same.only_first == [1, 3] and same.only_second == [2]  # the class of the last differs
     assert agreement(first, objects([], [])).only_first == [0, 1, 2, 3]
     assert agreement(objects([], []), second).only_second == [0, 1, 2]
+
+
+def test_int8_is_taken_where_the_config_says_so(checkpoints, tmp_path, monkeypatch):
+    calibration = tmp_path / "int8.json"
+    calibration.write_text("{}")
+    loaded = app_models.load_predictor(weights=str(checkpoints[0]))
+    given = []
+    monkeypatch.setattr(app_models, "load_predictor", lambda *_: replace(loaded, int8=str(calibration)))
+    monkeypatch.setattr(
+        app_models, "accelerate", lambda model, **options: given.append(options["int8"]) or model
+    )
+    ShownModel(checkpoints[0])
+    assert given == [str(calibration)]

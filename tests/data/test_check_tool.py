@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from coco_examples import change, check_main, with_keypoints
 from PIL import Image
@@ -120,10 +121,13 @@ def test_pictures_of_samples_and_of_what_is_odd(odd_file, tmp_path, capsys):
         "1",
     ]
     assert check_main(arguments) == WRONG
-    assert sorted(path.name for path in folder.iterdir()) == ["1_1.jpg", "4_4.jpg"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1_1.jpg", "4_4.jpg", "page_1.jpg"]
+    # Enlarged, so that what is drawn can be read.
     drawn = Image.open(folder / "1_1.jpg")
-    assert drawn.size == (30, 20)
-    assert drawn.tobytes() != Image.open(tmp_path / "1.png").tobytes()
+    assert drawn.size == (30 * 24, 20 * 24)
+    plain = Image.open(tmp_path / "1.png").convert("RGB").resize(drawn.size, Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(drawn, int) - np.asarray(plain)).max() > 50
+    assert Image.open(folder / "page_1.jpg").size == (1600, 540)
 
 
 def test_exit_codes_for_scripts(write, tmp_path):

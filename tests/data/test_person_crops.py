@@ -62,6 +62,12 @@ def test_a_crop_has_the_whole_box_in_its_middle(box):
     assert ratio == pytest.approx(1 / 1.25), "the longer side, as the crop sees it, decides"
 
 
+def test_an_image_without_a_box_is_resized_to_fit():
+    given = T.AugInput(np.zeros((60, 100, 3), np.uint8))
+    CropToBox((128, 96))(given)
+    assert given.image.shape == (58, 96, 3)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_keypoints_follow_the_pixels(dicts, flip):
     augmentations = [CropToBox((128, 96), jitter=0.2), *([T.HFlipTransform(96)] if flip else [])]

@@ -22,7 +22,9 @@ pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md")) + [ROOT / "docs" / "watching.md", ROOT / "docs" / "video.md"]
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md")) + [
+    ROOT / "docs" / name for name in ("watching.md", "weights.md", "video.md")
+]
 NOTEBOOK = ROOT / "docs" / "look-at-a-model.ipynb"
 _BLOCK = re.compile(
     r"(?:<!-- (?P<how>not run|run with): (?P<what>.*?) -->\n+)?"

@@ -141,3 +141,15 @@ def test_an_error_in_a_lazy_file(tmp_path):
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), building("the model"):
         raise ZeroDivisionError
+
+
+def test_whole_numbers_are_floats_where_floats_are_wanted(tmp_path):
+    (tmp_path / "a.yaml").write_text("SOLVER: {BASE_LR: 1, WEIGHT_DECAY: 0}\n")
+    cfg = load_config(
+        str(tmp_path / "a.yaml"), ["SOLVER.MOMENTUM", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1]
+    )
+    values = (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM)
+    assert values == (1, 0, 0) and {type(value) for value in values} == {float}
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1.0
+    with pytest.raises(UserError, match="SOLVER.MAX_ITER must be of type int, got 1.5"):
+        load_config("", ["SOLVER.MAX_ITER", "1.5"])

@@ -310,3 +310,12 @@ def test_the_train_command_hands_it_on(user_file, monkeypatch):
     assert done.exit_code == 0, done.output
     assert given[0].recipe == "auto"
     assert setup(given[0]).SOLVER.MAX_ITER == 1900
+
+
+def test_few_objects_change_neither_sizes_nor_anchors():
+    few, enough = (chosen(number=images, side=8) for images in (10, 30))  # of 4 objects each
+    for name in ("train_sizes", "test_size", "anchor_sizes", "anchor_ratios"):
+        assert not few[name].changed and few[name].why == (
+            "40 objects are too few to choose by, of which there should be 50"
+        )
+    assert enough["train_sizes"].changed or enough["anchor_sizes"].changed

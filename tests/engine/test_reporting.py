@@ -95,8 +95,11 @@ def test_yaml(dataset, monkeypatch, wanted):
         return evaluate(evaluators[0] if evaluators else cls.build_evaluator(cfg, NAME))
 
     monkeypatch.setattr(DefaultTrainer, "test", classmethod(test))
+    cfg.TEST.TABLES = wanted
     results = Trainer.test(cfg, torch.nn.Identity())
     assert results["bbox"]["AP"] == pytest.approx(50)
+    for suffix in ("csv", "md", "png"):
+        assert (dataset / "out" / "inference" / NAME / f"results.{suffix}").is_file() == wanted
     assert (dataset / "out" / f"report_{NAME}.html").is_file() == wanted
 
 
@@ -108,6 +111,9 @@ def test_lazy_config(dataset, monkeypatch, wanted):
     cfg.dataloader.evaluator = L(COCOEvaluator)(dataset_name=NAME, tasks=("bbox",))
     if wanted:
         cfg.train.report = True
+    else:
+        cfg.train.tables = False
     monkeypatch.setattr(lazy, "inference_on_dataset", lambda model, loader, evaluator: evaluate(evaluator))
     assert lazy.do_test(cfg, None)["bbox"]["AP"] == pytest.approx(50)
     assert (dataset / f"report_{NAME}.html").is_file() == wanted
+    assert (dataset / "inference" / "test" / "results.csv").is_file() == wanted

@@ -93,6 +93,9 @@ def test_the_command_exports_weights(checkpoint, tmp_path):
     (tmp_path / "list.pth").write_bytes(pickle.dumps([1, 2]))
     message = str(run("--weights", tmp_path / "list.pth", "--output", output).exception)
     assert "list.pth: not a checkpoint" in message
+    (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps({"model": {}, "matching_heuristics": True}))
+    message = str(run("--weights", tmp_path / "caffe2.pkl", "--output", output).exception)
+    assert "matched with a model's by likeness" in message
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from detectron2.evaluation import CityscapesInstanceEvaluator as StockEvaluator
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext import add_mrcnn_ext_config
 from mrcnn_ext.engine import Trainer
@@ -97,7 +97,9 @@ def evaluate(dataset, model, evaluators=None):
     add_mrcnn_ext_config(cfg)
     cfg.DATASETS.TEST = (dataset,)
     cfg.DATALOADER.NUM_WORKERS = 0
-    return Trainer.test(cfg, model, evaluators)["segm"]
+    cfg.TEST.TABLES = False
+    results = Trainer.test(cfg, model, evaluators)["segm"]
+    return {key: results[key] for key in ("AP", "AP50")}
 
 
 def test_dataset_loads_through_detectron2(dataset):
@@ -226,3 +228,28 @@ def test_missing_prediction_is_an_error_not_an_exit(dataset):
     evaluator.reset()
     with pytest.raises(RuntimeError, match="Found no prediction for ground truth .*instanceIds.png"):
         evaluator.evaluate()
+
+
+def test_classes_and_cocos_measure_of_the_same_predictions(dataset):
+    class Boxed(Oracle):
+        """Right in the first four classes, and boxes that are exact where masks are off."""
+
+        def predict(self, file_name):
+            instances = super().predict(file_name)
+            image = int(os.path.basename(file_name).split("_")[1])
+            corners = [(x, y, x + w, y + h) for x, y, w, h in BOXES[image][: self.num_classes]]
+            instances.pred_boxes = Boxes(torch.tensor(corners, dtype=torch.float32))
+            return instances
+
+    cfg = get_cfg()
+    add_mrcnn_ext_config(cfg)
+    cfg.DATASETS.TEST, cfg.DATALOADER.NUM_WORKERS, cfg.TEST.TABLES = (dataset,), 0, False
+    results = Trainer.test(cfg, Boxed(5, 4))
+    assert [round(results["segm"][f"AP-{name}"]) for name in CLASSES] == [50] * 4 + [0] * 4
+    # IoU of the masks 25 / 35: five of ten thresholds; void does not matter to COCO.
+    assert results["coco_segm"]["AP"] == pytest.approx(25, abs=0.1)
+    assert results["coco_bbox"]["AP"] == pytest.approx(50, abs=0.1)
+    assert results["coco_bbox"]["AP-person"] == pytest.approx(100) and results["coco_bbox"]["AP-bus"] == 0
+    assert "coco_segm" not in Trainer.test(
+        cfg, Boxed(5), CityscapesInstanceEvaluator(dataset, coco_style=False)
+    )

@@ -181,6 +181,11 @@ HEADS = {
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True", "MODEL.ROI_KEYPOINT_HEAD.DECODING", "dark"),
     ),
     "thousands of candidates": CROWD,
+    # Their distances on P6, which is rounded up, are no strides.
+    "anchors of torchvision": (
+        *("MODEL.KEYPOINT_ON", "False", "MODEL.ANCHOR_GENERATOR.NAME", "TorchvisionAnchorGenerator"),
+        *("MODEL.RPN.PRE_NMS_TOPK_TEST", "400"),
+    ),
     "keypoints of a C4 model": (
         *C4,
         "MODEL.ROI_HEADS.NAME",

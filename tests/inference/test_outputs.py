@@ -417,3 +417,26 @@ def test_what_belongs_to_the_config_and_what_to_the_sources(tmp_path, monkeypatc
     assert cli._split(("IMG.JPG", "http://x/y?a=b")) == (["IMG.JPG", "http://x/y?a=b"], [])
     (tmp_path / "INPUT.PNG").write_bytes(b"")
     assert cli._split(("INPUT.PNG",)) == (["INPUT.PNG"], [])
+
+
+def test_pictures_and_cutouts_of_someone_else_are_not_replaced(predictor, pictures, tmp_path):
+    folders = {"pictures": tmp_path / "drawn", "cutouts": tmp_path / "cut"}
+    output, options = tmp_path / "out.json", {"picture_score": 0.0, **QUIET}
+    for folder in folders.values():
+        folder.mkdir()
+    theirs = [folders["pictures"] / "a.png", folders["cutouts"] / "a_png_001_car.png"]
+    for kind, path in zip(folders, theirs, strict=True):
+        cv2.imwrite(str(path), np.zeros((9, 9, 3), np.uint8))
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=f"{path.name} would be replaced, .* --overwrite"):
+            predict(predictor, pictures, output, **{kind: folders[kind]}, **options)
+        assert path.read_bytes() == before
+    predict(predictor, pictures, output, **folders, **options, overwrite=True)
+    # One's own are drawn anew, and by another run too, unless somebody has changed them.
+    options["picture_score"] = 0.1
+    assert predict(predictor, pictures, output, **folders, **options)["drawn"] == 3
+    predict(predictor, pictures, tmp_path / "other.json", **folders, **options)
+    cv2.imwrite(str(theirs[0]), 255 - cv2.imread(str(theirs[0])))
+    options["picture_score"] = 0.2
+    with pytest.raises(UserError, match="a.png would be replaced"):
+        predict(predictor, pictures, output, **folders, **options)

@@ -18,7 +18,7 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mrcnn_ext.engine import UserError
-from mrcnn_ext.inference import downloads
+from mrcnn_ext.inference import downloads, pipeline
 from mrcnn_ext.inference.sources import ImageFiles, Video, Webcam, open_source
 
 pytestmark = pytest.mark.detectron2
@@ -247,3 +247,12 @@ def test_a_data_file_stands_for_its_val(tmp_path):
         open_source(f"data={file}")
     with pytest.raises(UserError, match="there is no such file"):
         open_source("data=none.yaml")
+
+
+def test_what_is_wrong_with_standard_input_names_it(folder, monkeypatch):
+    content = (folder / "a.png").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content[: len(content) // 2])))
+    source = open_source("-")
+    ((index, record, reader),) = source.readers("RGB", set())
+    with pytest.raises(UserError, match=r"^stdin.png: the image cannot be read: (?!.*/mrcnn_ext-)"):
+        pipeline._read(index, record, reader, None, False, False)

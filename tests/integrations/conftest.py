@@ -1,10 +1,15 @@
 """Small models of torchvision's detectors and targets to train them on."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from mrcnn_ext.integrations.torchvision import FPNBackbone
 from mrcnn_ext.layers import TimmFeatures
+
+sys.path.insert(0, str(Path(__file__).parent))  # for small_detectors
 
 
 @pytest.fixture

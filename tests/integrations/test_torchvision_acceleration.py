@@ -1,7 +1,9 @@
 import copy
 
 import pytest
+import small_detectors
 import torch
+from small_detectors import SETTINGS
 from torch import nn
 from torchvision.models.detection import (
     fasterrcnn_mobilenet_v3_large_fpn,
@@ -39,27 +41,8 @@ def assert_norms_are_folded(model):
     assert not calls and any(isinstance(layer, FusedConv2d) for layer in model.modules())
 
 
-SETTINGS = {
-    "weights": None,
-    "weights_backbone": None,
-    "min_size": 64,
-    "rpn_pre_nms_top_n_test": 100,
-    "rpn_post_nms_top_n_test": 16,
-    "box_score_thresh": 0.0,
-    "box_detections_per_img": 4,
-}
-
-
 def settled(model, dtype):
-    """Gives a model of random weights the statistics of its features, without which they would explode."""
-    model = model.to(dtype).eval()
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in norms:
-        layer.train()
-        layer.momentum = 1.0
-    with torch.no_grad():
-        model(images(dtype))
-    return model.eval()
+    return small_detectors.settled(model.to(dtype), images(dtype))
 
 
 def images(dtype):

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from small_detectors import SETTINGS, settled
 from synchronizations import Synchronizations
 from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn,
@@ -17,15 +18,6 @@ from mrcnn_ext.accel import cuda_graphs
 from mrcnn_ext.layers import LazyMasks
 from mrcnn_ext.ops import keypoint_decoding
 
-SETTINGS = {
-    "weights": None,
-    "weights_backbone": None,
-    "min_size": 64,
-    "rpn_pre_nms_top_n_test": 100,
-    "rpn_post_nms_top_n_test": 16,
-    "box_score_thresh": 0.0,
-    "box_detections_per_img": 4,
-}
 MODELS = {"masks": (maskrcnn_resnet50_fpn, {"num_classes": 4}), "keypoints": (keypointrcnn_resnet50_fpn, {})}
 
 
@@ -42,16 +34,7 @@ def make_model():
         if name not in made:
             torch.manual_seed(0)
             build, options = MODELS[name]
-            model = build(**SETTINGS, **options)
-            norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-            for layer in norms:
-                layer.momentum = 1.0
-            model.eval()
-            for layer in norms:
-                layer.train()
-            with torch.no_grad():
-                model(images())
-            made[name] = model.eval()
+            made[name] = settled(build(**SETTINGS, **options), images())
         return made[name]
 
     return make

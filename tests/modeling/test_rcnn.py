@@ -11,7 +11,9 @@ from detectron2.utils.events import EventStorage
 from mrcnn_ext import accelerate
 from mrcnn_ext.accel import FusedModule
 from mrcnn_ext.benchmark.model import calibrate
+from mrcnn_ext.engine import Predictor, UserError
 from mrcnn_ext.export import export_model
+from mrcnn_ext.inference import load_predictor
 from mrcnn_ext.modeling import CropPooler, HingeOutputLayers, RCNNROIHeads
 
 pytestmark = pytest.mark.detectron2
@@ -107,6 +109,17 @@ def test_export_is_refused(make_model, tmp_path, name):
     message = "HingeOutputLayers has no export" if "hinge" in name else "without proposal generator"
     with pytest.raises(NotImplementedError, match=message):
         export_model(make_model(name).eval(), tmp_path / "model.onnx")
+
+
+def test_predicting_for_images_alone_is_refused(tiny_cfg, tmp_path):
+    cfg = tiny_cfg(*MODELS["Fast R-CNN"])
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "weights.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    for predictor in (Predictor, load_predictor):
+        with pytest.raises(
+            UserError, match="the proposals of this model are inputs .*, and an image alone has"
+        ):
+            predictor(cfg)
 
 
 def test_a_crop_is_the_resized_box_and_its_surroundings():

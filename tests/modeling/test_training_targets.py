@@ -62,6 +62,30 @@ def test_anchors_are_labelled_and_sampled_as_by_stock(tiny_cfg, low_quality, bou
     assert (results[0][0][0] == 1).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_proposals_of_training_are_stocks(tiny_cfg, dtype):
+    """Under autocast the predictions are bfloat16, many of them equal."""
+    stock = build_model(tiny_cfg()).train()
+    fast = accelerate(stock).proposal_generator
+    assert "predict_proposals" in vars(fast) and fast.training
+    anchors = [Boxes(random_boxes(count, count)) for count in (3000, 700, 50)]
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, len(level), generator=generator).to(dtype) for level in anchors]
+    deltas = [torch.randn(2, len(level), 4, generator=generator).to(dtype) for level in anchors]
+    predictions = [[x.requires_grad_() for x in of] for of in (logits, deltas)]
+    results = [
+        rpn.predict_proposals(anchors, *predictions, [(SIDE, SIDE + 10)] * 2)
+        for rpn in (stock.proposal_generator, fast)
+    ]
+    for expected, image in zip(*results, strict=True):
+        assert torch.equal(image.proposal_boxes.tensor, expected.proposal_boxes.tensor)
+        assert torch.equal(image.objectness_logits, expected.objectness_logits)
+        assert len(image) > 20 and not image.proposal_boxes.tensor.requires_grad
+    logits[1].detach()[0, 3] = torch.inf
+    with pytest.raises(FloatingPointError, match="Training has diverged"):
+        fast.predict_proposals(anchors, *predictions, [(SIDE, SIDE + 10)] * 2)
+
+
 def test_crops_are_stocks_bit_for_bit():
     masks = random_masks(6)
     index = torch.tensor([0, 0, 5, 3, 3, 3, 2, 1, 4, 4, 5, 5])

@@ -6,7 +6,7 @@ from torchvision.ops import batched_nms
 
 from mrcnn_ext.layers import detections as layers
 from mrcnn_ext.ops import _extension
-from mrcnn_ext.ops.detections import can_select, rpn_proposals, top_detections
+from mrcnn_ext.ops.detections import can_propose, can_select, rpn_proposals, top_detections
 
 pytestmark = pytest.mark.skipif(not _extension.is_available(), reason="the compiled operators are not built")
 OP = torch.ops.mrcnn_ext
@@ -43,18 +43,21 @@ def detectron2s(logits, deltas, anchors, sizes, weights, nms_thresh, pre_topk, p
 
 
 @pytest.mark.parametrize("counts", [(900, 400, 30), (700,), (40, 0, 7)], ids=str)
-@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize(
+    "rounded, dtype", [(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)]
+)
 @pytest.mark.parametrize("topks", [(600, 100), (300, 1000), (5, 0)], ids=str)
-def test_proposals_are_detectron2s(counts, rounded, topks):
+def test_proposals_are_detectron2s(counts, rounded, dtype, topks):
     """Enough boxes for suppression level by level, and so few that they are moved apart."""
-    inputs = levels(counts, rounded=rounded)
+    logits, deltas, anchors = levels(counts, rounded=rounded)
+    inputs = [x.to(dtype) for x in logits], [x.to(dtype) for x in deltas], anchors
     for weights, nms_thresh, min_size in (((1.0,) * 4, 0.7, 0.0), ((10.0, 10.0, 5.0, 5.0), 0.3, 9.0)):
         clamp = 4.135166556742356
         found = rpn_proposals(*inputs, SIZES, weights, clamp, nms_thresh, *topks, min_size)
         expected = detectron2s(*inputs, SIZES, weights, nms_thresh, *topks, min_size)
         for boxes, logits, image in zip(*found, expected, strict=True):
             assert torch.equal(boxes, image.proposal_boxes.tensor)
-            assert torch.equal(logits, image.objectness_logits)
+            assert torch.equal(logits, image.objectness_logits) and logits.dtype == dtype
 
 
 def test_proposals_that_are_no_number_are_left_out():
@@ -68,6 +71,12 @@ def test_proposals_that_are_no_number_are_left_out():
     for boxes, of, image in zip(*found, expected, strict=True):
         assert len(boxes) > 50
         assert torch.equal(boxes, image.proposal_boxes.tensor) and torch.equal(of, image.objectness_logits)
+    arguments = (SIZES, options[0], 4.135166556742356, *options[1:])
+    with pytest.raises(FloatingPointError, match="Training has diverged"):
+        rpn_proposals(logits, deltas, anchors, *arguments, drop_not_finite=False)
+    logits, deltas, anchors = levels((300, 100))
+    kept = rpn_proposals(logits, deltas, anchors, *arguments, drop_not_finite=False)
+    assert torch.equal(kept.boxes[0], rpn_proposals(logits, deltas, anchors, *arguments).boxes[0])
 
 
 def stock_detections(boxes, scores, size, score_thresh, nms_thresh, topk, min_size):
@@ -127,7 +136,7 @@ def test_layers_select_in_one_pass_where_it_serves(monkeypatch):
 
 def test_opcheck():
     logits, deltas, anchors = levels((50, 20))
-    arguments = ([90, 60], [80, 100], (1.0,) * 4, 4.0, 0.7, 30, 40, 0.0)
+    arguments = ([90, 60], [80, 100], (1.0,) * 4, 4.0, 0.7, 30, 40, 0.0, True)
     torch.library.opcheck(OP.rpn_proposals, (logits, deltas, anchors, *arguments))
     boxes, scores = anchors[0][:, None], logits[0].T.sigmoid().contiguous()
     torch.library.opcheck(OP.select_detections, (boxes, scores, 90, 80, 0.5, 0.5, 20, None))
@@ -151,7 +160,7 @@ def test_errors_name_the_argument():
         (
             lambda: rpn_proposals([x.double() for x in logits], deltas, anchors, *rest),
             TypeError,
-            "must be float32, got Double",
+            "logits and deltas must be float32, bfloat16 or float16, got Double",
         ),
         (
             lambda: rpn_proposals(logits, deltas, anchors, SIZES[:1], *rest[1:]),
@@ -176,12 +185,15 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(error, match=message):
             call()
-    assert not can_select([boxes.half()], 0.5) and not can_select([boxes], -1.0)
+    assert not can_select(boxes.half(), scores, 0.5) and not can_select(boxes, scores, -1.0)
+    assert can_propose(logits, [x.half() for x in deltas], anchors, 0.5)
+    assert not can_propose(logits, deltas, [x.half() for x in anchors], 0.5)
+    assert not can_propose([logits[0], logits[1].half()], deltas, anchors, 0.5)
 
 
 def test_without_the_compiled_operators_it_says_so(monkeypatch):
     monkeypatch.setattr(_extension, "_why_absent", "there is no compiled library")
     boxes, scores = torch.zeros(1, 1, 4), torch.zeros(1, 1)
-    assert not can_select([boxes, scores], 0.5)
+    assert not can_select(boxes, scores, 0.5)
     with pytest.raises(NotImplementedError, match="select_detections has no slower path, .* `pip install"):
         top_detections(boxes, scores, (9, 9), 0.5, 0.5, 1)

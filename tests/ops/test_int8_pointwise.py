@@ -1,9 +1,5 @@
 """1x1 convolutions and linear layers in int8 against PyTorch's of the quantised values in float64."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -19,7 +15,7 @@ from mrcnn_ext.ops.int8_pointwise import (
 
 needs_it = pytest.mark.skipif(
     not int8_kernels_are_available(),
-    reason="the compiled operators are not built, or there is no AVX512-VNNI",
+    reason="the compiled operators are not built, or there is no AVX2",
 )
 # N, C, O, H, W, stride
 SIZES = [
@@ -101,8 +97,12 @@ def test_the_largest_sums_are_exact(sign):
 
 @needs_it
 def test_what_is_not_finite_counts_as_an_end_of_the_range():
-    weight = torch.ones(1, 1)
     x = torch.tensor([float("inf"), -float("inf"), float("nan"), 1e30, -1e30, 0.0])[:, None, None, None]
+    check_ends_of_the_range(x)
+
+
+def check_ends_of_the_range(x):
+    weight = torch.ones(1, 1)
     result = int8_pointwise_conv(x, int8_weight(weight, None, SCALE, ZERO_POINT)).flatten()
     low, high = -SCALE * ZERO_POINT, SCALE * (255 - ZERO_POINT)
     torch.testing.assert_close(result, torch.tensor([high, low, low, high, low, 0.0]))
@@ -131,14 +131,6 @@ def test_nothing_gives_nothing():
         assert int8_pointwise_conv(x, ready).shape == (size[0], 32, *size[2:])
         total = torch.zeros(size[0], 32, *size[2:]).contiguous(memory_format=torch.channels_last)
         add_int8_pointwise_conv_(total, x, ready)
-
-
-@needs_it
-@pytest.mark.skipif(sys.platform != "linux", reason="mprotect of a mapping is Linux's here")
-def test_stays_within_its_memory():
-    program = Path(__file__).with_name("int8_pointwise_within_bounds.py")
-    ran = subprocess.run([sys.executable, program], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
 
 
 @needs_it

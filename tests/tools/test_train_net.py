@@ -48,7 +48,15 @@ def test_training_leaves_checkpoint_metrics_and_a_readable_line(trained, read_me
     assert read_scores(trained.log)["bbox"][1] > 10, "it has learned nothing"
 
 
-@pytest.mark.parametrize("how", ["one process", "two processes", "two machines"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "one process",
+        "two processes",
+        pytest.param("four processes", marks=pytest.mark.slow),  # of which two have an image more
+        "two machines",
+    ],
+)
 def test_evaluation_is_the_same_in_one_process_and_in_several(
     how, trained, run, start, configs, tmp_path, read_scores
 ):
@@ -63,9 +71,11 @@ def test_evaluation_is_the_same_in_one_process_and_in_several(
         output = run(*args, *shared, "--machine-rank", 0, *opts)
         assert other.wait(timeout=600) == 0, other.log.read_text()
     else:
-        flags = ["--num-gpus", 0, "--num-processes", 2] if how == "two processes" else []
+        number = {"two processes": 2, "four processes": 4}.get(how, 1)
+        flags = ["--num-gpus", 0, "--num-processes", number] if number > 1 else []
         output = run(*args, *flags, *opts)
-    assert ("on 2 devices" in output) == (how != "one process")
+    devices = {"one process": 1, "four processes": 4}.get(how, 2)
+    assert (f"on {devices} devices" in output) == (devices > 1)
     expected, found = read_scores(trained.log), read_scores(output)
     assert set(found) == {"bbox", "segm"}
     for task in expected:

@@ -232,10 +232,13 @@ void scatter_max_nchw(const Image<const T>& grad, const Image<const Code>& codes
     int shift;
   };
   thread_local std::vector<Bin> bins;
+  thread_local std::vector<int64_t> firsts;  // of `bins` too
   bins.clear();
+  firsts.clear();
   for_each_bin(rows, columns, grad_feature, [&](int32_t y, int32_t x, int64_t first, int shift) {
     const int64_t index = int64_t(y) * columns.outputs + x;
     bins.push_back({first, index, index * codes.column_stride, y, x, shift});
+    firsts.push_back(first);
   });
   constexpr int64_t kCacheLine = 64;
   const int64_t length = int64_t(rows.outputs) * columns.outputs;
@@ -250,6 +253,15 @@ void scatter_max_nchw(const Image<const T>& grad, const Image<const Code>& codes
       __builtin_prefetch(winners + ahead + i);
     }
     const int64_t plane = c * grad_feature.channel_stride;
+    if (kCells && int64_t(firsts.size()) == length && codes.column_stride == 1) {
+      acc* const cells = grad_feature.data + plane;
+      const int64_t* const first = firsts.data();
+      for (int64_t i = 0; i < length; ++i) {
+        const int64_t code = winners[i];
+        if (code >= 0) cells[first[i] + code] += acc(values[i]);
+      }
+      continue;
+    }
     for (const Bin& bin : bins) {
       const int64_t code = winners[bin.code];
       if (code < 0) continue;

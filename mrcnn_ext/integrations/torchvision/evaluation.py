@@ -120,7 +120,7 @@ def _categories_with_keypoints(dataset: CocoInstances) -> list[int]:
 
 
 def evaluate_cityscapes(dataset: CocoInstances, results: list[dict], gt_dir: str) -> dict[str, float]:
-    """Cityscapes' instance metrics, in points: {"AP": ..., "AP50": ...}.
+    """Cityscapes' instance metrics, in points: "AP", "AP50", and "AP-<class>" of each class.
 
     Args:
         dataset: what was predicted on; its images are named as Cityscapes', its categories too.

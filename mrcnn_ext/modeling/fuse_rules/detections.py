@@ -10,7 +10,7 @@ from ...accel import MethodStep
 from ...accel.padding import padded_results
 from ...layers.detections import select_detections
 from ...layers.padded_detections import is_padding, pad_detections, pad_proposals
-from ...ops.detections import can_select, rpn_proposals
+from ...ops.detections import can_propose, rpn_proposals
 
 __all__ = ["CachedAnchors", "FastDetections", "FastProposals", "can_pad_proposals"]
 
@@ -50,19 +50,19 @@ class CachedAnchors(MethodStep):
 
 
 class FastProposals(MethodStep):
-    """``predict_proposals`` of RPN: only the anchors that reach non-maximum suppression are turned into boxes."""
+    """``predict_proposals`` of RPN: only the anchors that reach non-maximum suppression are turned into boxes; on the
+    CPU by one operator, in training too."""
 
+    @torch.no_grad()
     def __call__(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        predictions = (anchors, pred_objectness_logits, pred_anchor_deltas)
+        if padded_results() is None and self._runs_in_one(*predictions):
+            return self._in_one(*predictions, image_sizes)
         if self.module.training:
-            return self.stock(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
-        with torch.no_grad():
-            return self._best_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
+            return self.stock(*predictions, image_sizes)
+        return self._best_proposals(*predictions, image_sizes)
 
     def _best_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
-        if padded_results() is None and self._runs_in_one(
-            anchors, pred_objectness_logits, pred_anchor_deltas
-        ):
-            return self._in_one(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
         rpn, logits, proposals = self.module, [], []
         for level, all_logits, all_deltas in zip(
             anchors, pred_objectness_logits, pred_anchor_deltas, strict=True
@@ -89,8 +89,9 @@ class FastProposals(MethodStep):
 
     def _runs_in_one(self, anchors, logits, deltas):
         rpn = self.module
-        tensors = [*logits, *deltas, *(level.tensor for level in anchors)]
-        return type(rpn.box2box_transform) is Box2BoxTransform and can_select(tensors, rpn.nms_thresh)
+        return type(rpn.box2box_transform) is Box2BoxTransform and can_propose(
+            logits, deltas, [level.tensor for level in anchors], rpn.nms_thresh
+        )
 
     def _in_one(self, anchors, logits, deltas, image_sizes):
         rpn = self.module
@@ -102,9 +103,10 @@ class FastProposals(MethodStep):
             rpn.box2box_transform.weights,
             rpn.box2box_transform.scale_clamp,
             rpn.nms_thresh,
-            rpn.pre_nms_topk[False],
-            rpn.post_nms_topk[False],
+            rpn.pre_nms_topk[rpn.training],
+            rpn.post_nms_topk[rpn.training],
             rpn.min_box_size,
+            drop_not_finite=not rpn.training,
         )
         return [
             Instances(image_size, proposal_boxes=Boxes(boxes), objectness_logits=of)

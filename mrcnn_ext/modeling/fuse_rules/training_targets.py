@@ -12,15 +12,19 @@ from torchvision.ops import roi_align
 from ...accel import MethodStep, replace_method
 from ...accel.fused_module import defines
 from ...ops.box_matching import match_boxes
+from .detections import FastProposals
 
 __all__ = ["IndexedBitMasks", "make_targets_fast"]
 
 
 def make_targets_fast(model: GeneralizedRCNN) -> list[str]:
-    """Lets a model match anchors without the matrix of all overlaps, and keep one copy of the bitmaps of its
-    instances, however many proposals they are targets of. Returns what was done."""
+    """Lets a model match anchors without the matrix of all overlaps, find its proposals by one operator, and keep one
+    copy of the bitmaps of its instances, however many proposals they are targets of. Returns what was done."""
     done = []
     generator = model.proposal_generator
+    if defines(generator, RPN, "predict_proposals", "_decode_proposals"):
+        replace_method(FastProposals(generator, "predict_proposals"))
+        done.append("proposals")
     if defines(generator, RPN, "label_and_sample_anchors") and type(generator.anchor_matcher) is Matcher:
         replace_method(_AnchorTargets(generator, "label_and_sample_anchors"))
         done.append("anchors matched in blocks")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...accel import KernelPolicy, replace_method
 from ...accel.fused_module import defines
 from ...config import with_defaults
+from ...layers.loss_normalizers import share_of_mean
 from ...layers.mask_losses import mask_log_odds, mask_sigmoid_loss, mask_softmax_loss
 from ..fuse_rules.heads import PredictedClassMethod, fuse_layers, predicted_class_tail
 
@@ -30,6 +31,7 @@ class MaskTargets:
         instances: those of the images that have any.
         classes: (R,) int64 in [0, K).
         masks: (R, m, m) float32, 0 or 1: the object within the RoI.
+        share: factor of a mean over the RoIs; see `share_of_mean`.
     """
 
     def __init__(self, instances: list[Instances], size: int, device: torch.device):
@@ -43,6 +45,7 @@ class MaskTargets:
                 for image in self.instances
             ]
             self.masks = (cat(masks) > 0.5).float()
+        self.share = share_of_mean(len(self), device)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -129,7 +132,7 @@ class MaskHead(BaseMaskRCNNHead):
         with torch.no_grad():
             _store(self.log_odds(logits, targets.classes), targets.masks, self.vis_period)
         loss = mask_softmax_loss if self.softmax else mask_sigmoid_loss
-        return {"loss_mask": loss(logits, targets.classes, targets.masks) * self.loss_weight}
+        return {"loss_mask": loss(logits, targets.classes, targets.masks) * targets.share * self.loss_weight}
 
     def log_odds(self, logits: Tensor, classes: Tensor) -> Tensor:
         """(R, m, m) log-odds of the given class of each RoI, from what ``layers`` gave; maps after the first

@@ -110,7 +110,7 @@ class BoundaryMaskHead(MaskHead):
             losses["loss_mask_boundary"] = boundaries.sum() * 0
         else:
             loss = boundary_loss(boundaries, mask_boundaries(targets.masks))
-            losses["loss_mask_boundary"] = loss * self.boundary_loss_weight
+            losses["loss_mask_boundary"] = loss * targets.share * self.boundary_loss_weight
         return losses
 
 

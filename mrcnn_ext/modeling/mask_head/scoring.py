@@ -75,7 +75,7 @@ class MaskScoringHead(BaseMaskRCNNHead):
             logits = self.layers(x)
             targets = MaskTargets(instances, logits.shape[-1], logits.device)
             losses = self.mask_head.losses(logits, targets)
-            losses["loss_mask_iou"] = self._iou_loss(x, logits, targets) * self.loss_weight
+            losses["loss_mask_iou"] = self._iou_loss(x, logits, targets) * targets.share * self.loss_weight
             return losses
         else:
             self.mask_head.predict(x, instances)

@@ -1,7 +1,9 @@
 """Trains R-CNN, Fast R-CNN, Faster R-CNN and Mask R-CNN, step by step, on the same scenes for the same iterations, and
-shows what each step buys. What is in the output folder already is not trained again."""
+shows what each step buys. What is in the output folder already is not trained again, an interrupted training goes on,
+and several processes may share the work."""
 
 import argparse
+import contextlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,8 +61,26 @@ def _train(lineage, args):
         search.write_text(json.dumps(search_seconds(lineage, args.output)))
     for seed in args.seeds:
         for step in steps:
-            result = train_step(step, seed, args.output, args.iterations)
-            print(f"{step.title}, seed {seed}: {result['metrics']}")
+            with _alone(args.output / f"{step.name}-{seed}.lock") as is_alone:
+                if is_alone:
+                    result = train_step(step, seed, args.output, args.iterations)
+                    print(f"{step.title}, seed {seed}: {result['metrics']}")
+                else:
+                    print(f"{step.title}, seed {seed}: another process is at it")
+
+
+@contextlib.contextmanager
+def _alone(file):
+    """Whether no other process holds the file; until then none gets it."""
+    import fcntl
+
+    with open(file, "w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _rows(lineage, output):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -67,7 +68,8 @@ def search_seconds(lineage: Lineage, output: Path, images: int = 20) -> float:
 
 
 def train_step(step: Step, seed: int, output: Path, iterations: int | None = None) -> dict:
-    """Trains a step and evaluates it, unless its result is there already.
+    """Trains a step and evaluates it, unless its result is there already. A training that was interrupted goes on at
+    its last checkpoint.
 
     Args:
         step: of the study.
@@ -82,19 +84,24 @@ def train_step(step: Step, seed: int, output: Path, iterations: int | None = Non
     """
     folder = output / step.name / f"seed{seed}"
     options = _options(step, seed, output, iterations)
-    wanted = json.loads(json.dumps({k: v for k, v in options.items() if k != "OUTPUT_DIR"}, default=list))
+    wanted = {k: v for k, v in options.items() if k != "OUTPUT_DIR" and "CHECKPOINT" not in k}
+    wanted = json.loads(json.dumps(wanted, default=list))
     path = folder / "result.json"
     if path.is_file() and (result := json.loads(path.read_text()))["options"] == wanted:
         return result
+    begun = folder / "options.json"
+    if not begun.is_file() or json.loads(begun.read_text()) != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with replacing(begun, "w") as file:
+            json.dump(wanted, file)
     _register(output)
     cv2.setNumThreads(1)
     cfg = load_config(step.file, [part for pair in options.items() for part in pair])
     cfg.freeze()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    timer = _StepTimer()
+    trainer.resume_or_load(resume=True)
+    timer = _StepTimer(folder / "seconds.json")
     trainer.register_hooks([timer])
     trainer.train()
     metrics = _metrics(trainer._last_eval_results)
@@ -107,7 +114,7 @@ def train_step(step: Step, seed: int, output: Path, iterations: int | None = Non
         "seconds": stages,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "proposals": proposals,
-        "train_seconds": timer.seconds,
+        "train_seconds": timer.mean * cfg.SOLVER.MAX_ITER,
         "iterations": cfg.SOLVER.MAX_ITER,
     }
     with replacing(path, "w") as file:
@@ -141,15 +148,27 @@ def _options(step, seed, output, iterations):
 
 
 class _StepTimer(HookBase):
-    """The processor's seconds that the iterations take, without evaluation."""
+    """The processor's seconds that an iteration takes, without evaluation: the mean since the training was begun or
+    resumed, kept for who goes on at the evaluation."""
 
-    seconds = 0.0
+    def __init__(self, file: Path):
+        self.file, self.total, self.count = file, 0.0, 0
+        self._start = None
 
     def before_step(self):
         self._start = time.process_time()
 
     def after_step(self):
-        self.seconds += time.process_time() - self._start
+        if self._start is None:  # hooks run once before the first step of a resumed training
+            return
+        self.total += time.process_time() - self._start
+        self.count += 1
+        if self.count % 20 == 0 or self.trainer.iter + 1 >= self.trainer.max_iter:
+            self.file.write_text(json.dumps(self.total / self.count))
+
+    @property
+    def mean(self) -> float:
+        return json.loads(self.file.read_text())
 
 
 def _metrics(results):
