@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 
 from mrcnn_ext import model_zoo
 from mrcnn_ext.data.build import build_mapper
+from mrcnn_ext.data.register_video import register_video_dataset
 from mrcnn_ext.engine.optim import build_optimizer
 
 pytestmark = pytest.mark.detectron2
@@ -35,6 +36,16 @@ def models():
 def timm_backbone(model):
     """Of a LazyConfig."""
     return model.backbone.get("bottom_up") or model.backbone.get("net") or model.backbone
+
+
+@pytest.fixture(autouse=True, scope="module")
+def posetrack():
+    """Registered, which by themselves datasets of videos are only where they are on the disk."""
+    names = register_video_dataset("posetrack18", "posetrack18")
+    yield
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def configs(name):
