@@ -96,7 +96,9 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
         checkpoint,
         data=own.get("data", ""),
         weights=weights,
-        output=output or own.get("output") or _own_folder(ctx, own.get("data", ""), config, checkpoint, others),
+        output=output
+        or own.get("output")
+        or _own_folder(ctx, own.get("data", ""), config, checkpoint, others),
         words=[*_view(view, config), *others],
         trust=ctx.params["trust_files"],
     )
