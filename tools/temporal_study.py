@@ -28,8 +28,13 @@ if __name__ == "__main__":
     ):
         default = getattr(StudySize, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=help)
+    parser.add_argument(
+        "--weights",
+        default="",
+        help="checkpoint of the quickstart to begin with; with --iterations 0 as it is",
+    )
     args = parser.parse_args()
-    size = StudySize(args.num_train, args.num_val, args.iterations, args.updates)
+    size = StudySize(args.num_train, args.num_val, args.iterations, args.updates, weights=args.weights)
     results = run_study(args.output, size, args.heads, args.seeds)
     tables = [study_table(results), *(history_table(results, key) for key in ("AP", "AP occluded", "jitter"))]
     (args.output / "tables.md").write_text("\n\n".join(tables) + "\n")

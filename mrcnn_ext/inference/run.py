@@ -131,6 +131,11 @@ def predict(
     predictor = _predictor(model, mapper)
     source = _open(source, predictor)
     follows = carries_state(predictor.model) and source.sequential
+    if follows and ray is not None:
+        raise UserError(
+            "the model's keypoint head carries a state from frame to frame: its videos go through one process, without "
+            "Ray (ray=, --ray)"
+        )
     metadata = _metadata(metadata, source, predictor)
     kinds = categories(metadata)
     keep = make_filter(kinds, min_score, only, top_k)

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("detectron2")
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, ListConfig
 
 from mrcnn_ext import model_zoo
 from mrcnn_ext.data.build import build_mapper
+from mrcnn_ext.data.register_video import register_video_dataset
 from mrcnn_ext.engine.optim import build_optimizer
 
 pytestmark = pytest.mark.detectron2
@@ -35,6 +37,16 @@ def models():
 def timm_backbone(model):
     """Of a LazyConfig."""
     return model.backbone.get("bottom_up") or model.backbone.get("net") or model.backbone
+
+
+@pytest.fixture(autouse=True, scope="module")
+def posetrack():
+    """Registered, which by themselves datasets of videos are only where they are on the disk."""
+    names = register_video_dataset("posetrack18", "posetrack18")
+    yield
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def configs(name):

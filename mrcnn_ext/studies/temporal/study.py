@@ -34,10 +34,13 @@ class StudySize:
     """
     Attributes:
         num_train, num_val: clips of 8 frames, of the preset "hard".
-        iterations: of the detector, with a head of single frames, on batches of 4 frames.
+        iterations: of the detector, with a head of single frames, on batches of 4 frames; 0 to take ``weights`` as they
+            are.
         updates: of each head.
         people: of an update, with all their frames.
         histories: numbers of frames that the heads are tried with, on frames with so many before them.
+        weights: a checkpoint of the quickstart's that the detector begins with, and all heads with its keypoint head,
+            as far as they have its layers; "" to begin at random.
     """
 
     num_train: int = 100
@@ -46,6 +49,7 @@ class StudySize:
     updates: int = 200
     people: int = 6
     histories: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def run_study(output: Path, size: StudySize, heads: list[str], seeds: list[int])
     output = Path(output)
     _keep_size(output, size)
     cfg = _detector_config(output, size)
-    names = _detector(cfg, output, size)
-    train, val = _features(cfg, output, names)
+    weights = _detector(cfg, output, size)
+    train, val = _features(cfg, output, weights)
     content = json.loads(Path(MetadataCatalog.get(f"{_PREFIX}_person_val").json_file).read_text())
     results: dict[str, dict[str, dict]] = {}
     for name in HEADS:
@@ -108,7 +112,8 @@ def run_study(output: Path, size: StudySize, heads: list[str], seeds: list[int])
             path = output / "heads" / f"{name}_{seed}.json"
             if not path.is_file() and name in heads:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                result = _head(cfg, name, seed, size, train, val, content, path.with_suffix(".pth"))
+                known = _known_head(weights) if size.weights else {}
+                result = _head(cfg, name, seed, size, train, val, content, known, path.with_suffix(".pth"))
                 path.write_text(json.dumps(result, indent=1))
             if path.is_file():
                 results.setdefault(name, {})[str(seed)] = json.loads(path.read_text())
@@ -146,7 +151,9 @@ def _detector_config(output: Path, size: StudySize) -> CfgNode:
         "INPUT.MIN_SIZE_TRAIN": (192,),
         "INPUT.MIN_SIZE_TEST": 192,
         "INPUT.COLOR_JITTER": 0.2,
-        "SOLVER.MAX_ITER": size.iterations,
+        "SOLVER.MAX_ITER": max(1, size.iterations),
+        "MODEL.WEIGHTS": size.weights,
+        "MODEL.ALLOW_PARTIAL_WEIGHTS": True,  # of another number of classes
         "SOLVER.CHECKPOINT_PERIOD": 150,
         "TEST.EVAL_PERIOD": 0,
         "TEST.REPORT": False,
@@ -157,29 +164,43 @@ def _detector_config(output: Path, size: StudySize) -> CfgNode:
     return load_config(get_config_file("quickstart.yaml"), [part for pair in keys.items() for part in pair])
 
 
-def _detector(cfg: CfgNode, output: Path, size: StudySize) -> list[str]:
-    """Trains the detector, if there is none; gives the names of the keypoints."""
+def _detector(cfg: CfgNode, output: Path, size: StudySize) -> str:
+    """Trains the detector, if there is none; gives its checkpoint."""
+    if size.iterations == 0:
+        return size.weights
     if not (output / "detector" / "model_final.pth").is_file():
         (output / "detector").mkdir(parents=True, exist_ok=True)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=True)
         trainer.train()
-    return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).keypoint_names)
+    return str(output / "detector" / "model_final.pth")
 
 
-def _features(cfg: CfgNode, output: Path, names: list[str]) -> tuple[Tracks, Tracks]:
+def _features(cfg: CfgNode, output: Path, weights: str) -> tuple[Tracks, Tracks]:
     found, model = [], None
     for split, seed in (("train", 1), ("val", 2)):
         path = output / f"features_{split}.pt"
         if not path.is_file():
             if model is None:
                 model = build_model(cfg)
-                Checkpointer(model).load(str(output / "detector" / "model_final.pth"))
-            dataset = f"{_PREFIX}_person_{split}"
-            flips = list(MetadataCatalog.get(dataset).keypoint_flip_map) if split == "train" else None
-            pooled_tracks(model, dataset, flips, names, seed).save(path)
+                Checkpointer(model, allow_partial=True).load(weights)
+            metadata = MetadataCatalog.get(f"{_PREFIX}_person_{split}")
+            flips = list(metadata.keypoint_flip_map) if split == "train" else None
+            tracks = pooled_tracks(model, metadata.name, flips, list(metadata.keypoint_names), seed)
+            tracks.save(path)
         found.append(Tracks.load(path))
     return found[0], found[1]
+
+
+def _known_head(weights: str) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's keypoint head."""
+    prefix = "roi_heads.keypoint_head."
+    state = torch.load(weights, map_location="cpu", weights_only=True)["model"]
+    return {
+        key.removeprefix(prefix): torch.as_tensor(value)
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
 
 
 def head_config(cfg: CfgNode, name: str) -> CfgNode:
@@ -190,10 +211,11 @@ def head_config(cfg: CfgNode, name: str) -> CfgNode:
     return cfg
 
 
-def _head(cfg, name, seed, size, train, val, content, path) -> dict:
+def _head(cfg, name, seed, size, train, val, content, known, path) -> dict:
     shape = ShapeSpec(channels=train.features.shape[1], height=14, width=14)
     torch.manual_seed(seed)
     head = build_keypoint_head(head_config(cfg, name), shape)
+    head.load_state_dict(known, strict=False)
     parameters = sum(p.numel() for p in head.parameters())
     seconds = train_head(
         head,
