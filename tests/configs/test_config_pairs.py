@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("detectron2")
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
