@@ -91,9 +91,8 @@ TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "rpn_proposals(Tensor[] logits, Tensor[] deltas, Tensor[] anchors, int[] heights, int[] widths, "
       "float[] "
-      "weights, float scale_clamp, float nms_thresh, int pre_topk, int post_topk, float min_size) -> "
-      "(Tensor, "
-      "Tensor, Tensor)");
+      "weights, float scale_clamp, float nms_thresh, int pre_topk, int post_topk, float min_size, bool "
+      "drop_not_finite) -> (Tensor, Tensor, Tensor)");
   m.def(
       "select_detections(Tensor boxes, Tensor scores, int height, int width, float score_thresh, float "
       "nms_thresh, int topk, float? min_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

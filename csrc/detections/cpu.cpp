@@ -82,7 +82,7 @@ class Kept {
 
 // As torchvision's batched_nms puts in order what it keeps group by group: by ATen's sort, which is not
 // stable and depends on all of them.
-std::vector<const Candidate*> sorted_by_aten(std::vector<const Candidate*> kept) {
+std::vector<const Candidate*> sorted_by_aten(std::vector<const Candidate*> kept, at::ScalarType dtype) {
   std::sort(kept.begin(), kept.end(),
             [](const Candidate* a, const Candidate* b) { return a->place < b->place; });
   const at::Tensor scores = at::empty({int64_t(kept.size())}, at::kFloat);
@@ -202,12 +202,10 @@ void check_level(const at::Tensor& logits, const at::Tensor& deltas, const at::T
                    anchors.scalar_type());
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(at::TensorList logits, at::TensorList deltas,
-                                                             at::TensorList anchors, at::IntArrayRef heights,
-                                                             at::IntArrayRef widths,
-                                                             at::ArrayRef<double> weights, double scale_clamp,
-                                                             double nms_thresh, int64_t pre_topk,
-                                                             int64_t post_topk, double min_size) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> rpn_proposals(
+    at::TensorList logits, at::TensorList deltas, at::TensorList anchors, at::IntArrayRef heights,
+    at::IntArrayRef widths, at::ArrayRef<double> weights, double scale_clamp, double nms_thresh,
+    int64_t pre_topk, int64_t post_topk, double min_size, bool drop_not_finite) {
   const int64_t images = heights.size(), levels = logits.size();
   TORCH_CHECK_VALUE(levels > 0 && deltas.size() == logits.size() && anchors.size() == logits.size(),
                     "rpn_proposals: logits, deltas and anchors must have one tensor per level, got ", levels,

@@ -103,6 +103,7 @@ def measure_forms(
     images = [loaded.read(file) for file in files]
     inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images]
     Path(folder).mkdir(parents=True, exist_ok=True)
+    loaded.model.eval()
     stock = _predicted(loaded.model, inputs)
     rows = []
     for form in [known[name] for name in forms] or FORMS:

@@ -68,7 +68,15 @@ class CityscapesInstanceEvaluator(_CityscapesInstanceEvaluator):
             gt_dir = PathManager.get_local_path(self._metadata.gt_dir)
             precisions, table = instance_precisions(self._temp_dir, gt_dir)
             self._logger.info("Cityscapes instance segmentation:\n%s", table)
-            return OrderedDict(segm=precisions, **(self._coco_results() if self._coco_style else {}))
+            results = OrderedDict(segm=precisions)
+            if self._coco_style:
+                try:
+                    results.update(self._coco_results())
+                except Exception:  # Cityscapes' own measure is worth more than the other
+                    self._logger.exception(
+                        "COCO's measure of the predictions on %s failed", self.dataset_name
+                    )
+            return results
         finally:
             self._working_dir.cleanup()
 

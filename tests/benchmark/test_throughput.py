@@ -59,13 +59,13 @@ def test_row_of_a_dataset(dataset):
 
 
 def test_part_of_a_dataset(dataset):
-    with throughput._part_of(dataset, 2) as name:
+    with throughput.part_of(dataset, 2) as name:
         records = DatasetCatalog.get(name)
         truth = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
         assert [image["id"] for image in truth["images"]] == [record["image_id"] for record in records]
         assert {a["image_id"] for a in truth["annotations"]} <= {record["image_id"] for record in records}
         assert MetadataCatalog.get(name).thing_classes == MetadataCatalog.get(dataset).thing_classes
-    with throughput._part_of(dataset, 0) as name:
+    with throughput.part_of(dataset, 0) as name:
         assert len(DatasetCatalog.get(name)) == 5
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -154,6 +155,23 @@ def test_trainings_without_a_folder_are_numbered(run, data_file, monkeypatch):
     assert _started(monkeypatch, run, "--config-file", "mine.yaml")[1] == "output/mine"
     assert "give one of them" in run("train", *words, "output=a", "--output", "b", code=2)
     assert "--overwrite replaces it" in run("train", *words, "--resume", "--overwrite", code=2)
+
+
+def test_a_job_of_slurm_takes_the_folder_that_was_told(run, data_file, monkeypatch):
+    submitted = []
+
+    def submit(words, text):
+        submitted.append(words)
+        return SimpleNamespace(job_id="7", paths=SimpleNamespace(stdout="log"))
+
+    monkeypatch.setattr(importlib.import_module("mrcnn_ext.cli.train"), "submit", submit)
+    words = ["train", f"data={data_file}", "model=quickstart", "--slurm", "nodes=2"]
+    Path("output/skiers").mkdir(parents=True)
+    Path("output/skiers/metrics.json").touch()
+    assert "results: output/skiers-2;" in run(*words)
+    assert submitted[0][:3] == ["train", "--output", "output/skiers-2"]
+    run(*words, "output=here")
+    assert "--output" not in submitted[1] and "output=here" in submitted[1]
 
 
 def test_epochs(run, data_file, monkeypatch, caplog):

@@ -69,6 +69,14 @@ def test_layers_compute_with_rounded_values(tmp_path):
     np.testing.assert_allclose(found, result.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def matched(one, other):
+    """The share of detections, masks aside, which are not pasted."""
+    for instances in (one, other):
+        if instances.has("pred_masks"):
+            instances.remove("pred_masks")
+    return agreement([one], [other])["matched"]
+
+
 def test_calibrations_of_other_models_are_refused(tmp_path):
     network = small_network()
     other = Int8Calibration("0" * 64, {})
@@ -112,9 +120,9 @@ def test_a_detector_gives_what_it_gives_accelerated(tiny_cfg, make_batch, tmp_pa
     kinds = [node.op_type for node in onnx.load(onnx_path).graph.node]
     assert kinds.count("QuantizeLinear") == len(fast.acceleration.int8.layers)
     found = found.instances(batch[0]["image"])
-    assert agreement([same], [found])["matched"] > 0.9
-    assert agreement([expected], [found])["matched"] > 0.7
+    assert matched(same, found) > 0.9
+    assert matched(expected, found) > 0.7
     assert not torch.equal(found.scores, plain.scores)
     pytest.importorskip("openvino")
     found = export_model(model, xml_path, calibration=fast.acceleration.int8, **options)
-    assert agreement([same], [found.instances(batch[0]["image"])])["matched"] > 0.7
+    assert matched(same, found.instances(batch[0]["image"])) > 0.7

@@ -1,4 +1,4 @@
-"""Trains R-CNN, Fast R-CNN, Faster R-CNN and Mask R-CNN, step by step, on the same scenes for the same iterations, and
+"""Trains R-CNN, Fast R-CNN, Faster R-CNN and Mask R-CNN, step by step, on the same scenes, and
 shows what each step buys. What is in the output folder already is not trained again, an interrupted training goes on,
 and several processes may share the work."""
 

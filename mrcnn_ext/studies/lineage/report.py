@@ -6,6 +6,7 @@ from statistics import mean
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
@@ -16,6 +17,8 @@ __all__ = ["STAGES", "averages", "checks", "lineage_figure", "lineage_table", "s
 
 STAGES = ("proposals", "CNN", "heads")
 _COLORS = {"proposals": "#f59e0b", "CNN": "#2563eb", "heads": "#c026d3"}
+# Legends: above the bars, whose labels they would cover.
+_BELOW = {"fontsize": 8, "frameon": False, "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
 _METRICS = {"bbox/AP": "box AP", "bbox/AP50": "AP50", "segm/AP": "mask AP", "segm/AP75": "mask AP75"}
 
 
@@ -30,7 +33,10 @@ def averages(results: list[dict], search_seconds: float | None) -> dict:
     if "proposals" not in seconds and search_seconds is not None:
         seconds["proposals"] = search_seconds
     metrics = {key: mean(r["metrics"][key] for r in results) for key in results[0]["metrics"]}
-    others = {key: mean(r[key] for r in results) for key in ("parameters", "proposals", "train_seconds")}
+    others = {
+        key: mean(r[key] for r in results)
+        for key in ("parameters", "proposals", "train_seconds", "iterations")
+    }
     return {"metrics": metrics, "seconds": seconds, "seeds": len(results), **others}
 
 
@@ -49,7 +55,7 @@ def lineage_table(lineage: Lineage, rows: dict[str, dict]) -> str:
         "proposals",
         "parameters",
     ]
-    lines = [head + ["training, s"], ["---"] * (len(head) + 1)]
+    lines = [head + ["training"], ["---"] * (len(head) + 1)]
     for name, step in lineage.steps.items():
         if name not in rows:
             continue
@@ -62,7 +68,7 @@ def lineage_table(lineage: Lineage, rows: dict[str, dict]) -> str:
                 *(f"{1e3 * value:.1f}" for value in (*seconds, sum(seconds))),
                 f"{row['proposals']:.0f}",
                 f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['train_seconds']:.0f}",
+                f"{row['iterations']:.0f} iterations, {row['train_seconds']:.0f} s",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -108,7 +114,7 @@ def lineage_figure(lineage: Lineage, rows: dict[str, dict]) -> Figure:
         times.bar_label(bars, [f"{v:.3g}" if v == v else "" for v in values], padding=2, fontsize=7.5)
     times.set(xscale="log", xlabel="processor's milliseconds an image", yticks=places, yticklabels=titles)
     times.set_xlim(right=times.get_xlim()[1] * 2)
-    times.legend(fontsize=8, frameon=False, loc="lower right")
+    times.legend(**_BELOW)
     for k, (metric, color) in enumerate(
         (("bbox/AP", "#16a34a"), ("segm/AP", "#dc2626"), ("segm/AP75", "#fb923c"))
     ):
@@ -117,7 +123,7 @@ def lineage_figure(lineage: Lineage, rows: dict[str, dict]) -> Figure:
         points.bar_label(bars, [f"{v:.1f}" if v == v else "" for v in values], padding=2, fontsize=7.5)
     points.set_xlabel("AP")
     points.set_xlim(right=points.get_xlim()[1] * 1.2)
-    points.legend(fontsize=8, frameon=False, loc="upper right")
+    points.legend(**_BELOW)
     for axes in (times, points):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -150,18 +156,14 @@ def step_sheet(lineage: Lineage, output: Path, seed: int, scene: int, threshold:
             )
     pictures = []
     for title, annotations in panels:
-        drawn = draw_annotations(pixels, [_drawable(a) for a in annotations], scale=2)
+        drawn = draw_annotations(pixels, [_drawable(a, *pixels.shape[:2]) for a in annotations], scale=2)
         strip = np.full((22, drawn.shape[1], 3), 255, np.uint8)
         cv2.putText(strip, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         pictures.append(np.concatenate([strip, drawn]))
     return contact_sheet(pictures, columns=3)
 
 
-def _drawable(annotation):
+def _drawable(annotation, height, width):
     """Without keypoints; of a box without a mask the empty one."""
-    return {
-        "segmentation": [],
-        "iscrowd": 0,
-        **annotation,
-        "keypoints": [0] * 51,
-    }
+    nothing = mask_util.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
+    return {"segmentation": nothing, "iscrowd": 0, **annotation, "keypoints": [0] * 51}
