@@ -26,7 +26,7 @@ def data():
     frames, tracks = torch.arange(N) % 4, torch.arange(N) // 4
     order = torch.randperm(N)
     boxes = torch.tensor([[10.0, 10, 60, 90]]).repeat(N, 1) + 3 * frames[:, None]
-    points = torch.rand(N, 3, 2) * 40 + 15
+    points = torch.rand(N, 3, 2) * 35 + 22  # in all boxes
     keypoints = torch.cat([points, torch.tensor([2.0, 1, 0])[None, :, None].repeat(N, 1, 1)], dim=2)
     fields = (
         torch.randn(N, 4, 14, 14).half(),
