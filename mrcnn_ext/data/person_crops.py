@@ -78,7 +78,7 @@ class CropToBox(T.Augmentation):
     def get_transform(self, image, boxes) -> T.Transform:
         height, width = self.size
         if boxes is None:
-            return _fitting(*image.shape[:2], height, width)
+            return _fitting(image.shape[0], image.shape[1], height, width)
         x0, y0, x1, y1 = (float(v) for v in boxes[0])
         half = np.array([max(x1 - x0, (y1 - y0) * width / height), 0.0]) / 2
         half[1] = half[0] * height / width

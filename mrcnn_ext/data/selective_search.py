@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -61,7 +62,8 @@ def selective_search(image: np.ndarray, mode: str = "fast", limit: int = 2000, s
     if factor < 1:
         smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    contrib: Any = cv2  # of which the types of the plain package know no ximgproc
+    search = contrib.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image))
     (search.switchToSelectiveSearchFast if mode == "fast" else search.switchToSelectiveSearchQuality)()
     _seed_c_library()

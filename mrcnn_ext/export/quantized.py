@@ -31,7 +31,8 @@ def calibration_for(
         calibration = Int8Calibration.load(calibration)
     if not isinstance(calibration, Int8Calibration):
         inputs = [[{"image": image}] for image in calibration]
-        return accelerate(model, training=False, int8=inputs).acceleration.int8  # type: ignore[union-attr]
+        accelerated: Any = accelerate(model, training=False, int8=inputs)
+        return accelerated.acceleration.int8
     if calibration.digest != state_digest(model):
         raise ValueError("int8: the calibration was made for other weights; calibrate this model")
     return calibration
@@ -58,7 +59,7 @@ class _Quantized(nn.Module):
 
     def __init__(self, original: Any, scale: float, zero_point: int):
         super().__init__()
-        self.original = original
+        self.original: Any = original
         self.scale, self.zero_point = scale, zero_point
         if not isinstance(original, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             raise ValueError(f"int8: {type(original).__name__} cannot be exported in int8")
@@ -70,10 +71,9 @@ class _Quantized(nn.Module):
             and activation_of(norm) is None
         ):
             weight, bias = folded(original.weight.detach(), original.bias, norm)
-            original.weight, original.bias = (
-                nn.Parameter(value, requires_grad=False) for value in (weight, bias)
-            )
-            original.norm = None
+            self.original.weight = nn.Parameter(weight, requires_grad=False)
+            self.original.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+            self.original.norm = None
         # Output channels first. Scales of transposed convolutions are of the cells, too: the largest serves all.
         self.axis = 1 if isinstance(original, nn.ConvTranspose2d) else 0
         rows = original.weight.detach().transpose(0, self.axis).flatten(1)

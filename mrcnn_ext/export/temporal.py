@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ def export_temporal_head(
         )
     onnx = require("onnx", "to write ONNX files")
     runtime = require("onnxruntime", "to check ONNX files")
-    step = _Step(restore(copy.deepcopy(head))).eval().float().cpu().requires_grad_(False)
+    plain: Any = restore(copy.deepcopy(head))
+    step = _Step(plain).eval().float().cpu().requires_grad_(False)
     example = step.example(_COUNTS[0], channels, size)
     names, inputs = step.state_names, step.input_names
     axes = {name: {0: "tracks"} for name in [*inputs, "heatmaps", *_next(names)]}
@@ -90,9 +92,9 @@ class _Step(nn.Module):
 
     def __init__(self, head: TemporalKeypointHead):
         super().__init__()
-        self.head = head
+        self.head: Any = head
         boxes = ["boxes"] if head.align_state else []
-        self.state_names = [*head.network.state_names, *(f"last_{name}" for name in boxes)]
+        self.state_names = [*self.head.network.state_names, *(f"last_{name}" for name in boxes)]
         self.input_names = ["features", *boxes, *self.state_names]
 
     def forward(self, features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -31,9 +31,11 @@ class ConvLSTMCell(nn.Module):
             in_channels + hidden_channels, 4 * hidden_channels, kernel_size, padding=kernel_size // 2
         )
         nn.init.xavier_uniform_(self.gates.weight)
-        nn.init.zeros_(self.gates.bias)
-        with torch.no_grad():  # at first it remembers (Jozefowicz et al., ICML 2015)
-            self.gates.bias[hidden_channels : 2 * hidden_channels] = 1.0
+        bias = torch.zeros(4 * hidden_channels)
+        bias[hidden_channels : 2 * hidden_channels] = (
+            1.0  # at first it remembers (Jozefowicz et al., ICML 2015)
+        )
+        self.gates.bias = nn.Parameter(bias)
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """(N, in_channels, H, W) and two states (N, hidden_channels, H, W) -> the two states after it."""
@@ -82,6 +84,10 @@ class _TemporalKeypointNetwork(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The part without a state, of any number of frames at once: (R, in_channels, H, W) -> (R, D, H, W)."""
         return self.wasp(self.convs(x))
+
+    def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The part with a state: (R, D, H, W) of one frame -> heatmaps and the state, as `forward`."""
+        raise NotImplementedError
 
     def initial_state(self, features: Tensor) -> list[Tensor]:
         """The state before the first frame, zero and in float32 or wider: each (R, its channels, H, W).
@@ -183,8 +189,9 @@ class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
         self.lstm = ConvLSTMCell(self.feature_channels + num_keypoints, hidden_channels)
         self.after = nn.Sequential()
         for _ in range(num_convs):
-            self.after.append(ConvNormReLU(hidden_channels, hidden_channels, norm))
-            msra_fill(self.after[-1])
+            conv = ConvNormReLU(hidden_channels, hidden_channels, norm)
+            msra_fill(conv)
+            self.after.append(conv)
         self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
         _zero(self.merge)
         self.state_names = ["hidden", "cell", "last_heatmaps"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from ..check_cityscapes import check_cityscapes_tree
 from ..problems import Problems
@@ -91,7 +92,7 @@ def prepare_cityscapes(
 
 def _check_split(folder: Path, split: str, say) -> bool:
     name = f"cityscapes_fine_instance_seg_{split}"
-    metadata = {
+    metadata: dict[str, Any] = {
         "image_dir": str(folder / "leftImg8bit" / split),
         "gt_dir": str(folder / "gtFine" / split),
         "thing_classes": _CLASSES,

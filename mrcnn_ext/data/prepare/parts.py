@@ -80,9 +80,14 @@ class Plan:
     unpack_to: dict[str, str] = field(default_factory=dict)
 
     @property
+    def parts(self) -> list[AnnotationFile | Images]:
+        """Files, then images."""
+        return [*self.files, *self.images]
+
+    @property
     def archives(self) -> list[Archive]:
         """Each archive once, in the order of the parts."""
-        return list(dict.fromkeys(part.archive for part in (*self.files, *self.images)))
+        return list(dict.fromkeys(part.archive for part in self.parts))
 
     def only(self, **counts: int) -> Plan:
         """The same with other counts and archives of any size, for copies that are smaller than the original.

@@ -50,12 +50,12 @@ def get_parts(plan: Plan, root: Path, archives: Path, download: bool, progress: 
         say(f"{path}: {written} files unpacked, their checksums are right")
 
 
-def _parts(plan: Plan, archive: Archive) -> list[Images | AnnotationFile]:
-    return [part for part in (*plan.files, *plan.images) if part.archive == archive]
+def _parts(plan: Plan, archive: Archive) -> list[AnnotationFile | Images]:
+    return [part for part in plan.parts if part.archive == archive]
 
 
-def _lacking(plan: Plan, archive: Archive, root: Path) -> list[Images | AnnotationFile]:
-    lacking: list[Images | AnnotationFile] = []
+def _lacking(plan: Plan, archive: Archive, root: Path) -> list[AnnotationFile | Images]:
+    lacking: list[AnnotationFile | Images] = []
     for part in _parts(plan, archive):
         if isinstance(part, Images):
             folder = root / part.folder

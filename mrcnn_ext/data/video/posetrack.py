@@ -86,4 +86,4 @@ def _add(content: VideoContent, folder: Path, path: Path, keep_ids: bool) -> Non
         regions = zip(image.get("ignore_regions_x", ()), image.get("ignore_regions_y", ()), strict=True)
         for xs, ys in regions:
             if len(xs) >= 3:
-                content.region(np.stack([xs, ys], axis=1))
+                content.region(np.stack([xs, ys], axis=1).ravel().tolist())
