@@ -58,8 +58,7 @@ def export_temporal_head(
         )
     onnx = require("onnx", "to write ONNX files")
     runtime = require("onnxruntime", "to check ONNX files")
-    plain: Any = restore(copy.deepcopy(head))
-    step = _Step(plain).eval().float().cpu().requires_grad_(False)
+    step = _Step(restore(copy.deepcopy(head))).eval().float().cpu().requires_grad_(False)
     example = step.example(_COUNTS[0], channels, size)
     names, inputs = step.state_names, step.input_names
     axes = {name: {0: "tracks"} for name in [*inputs, "heatmaps", *_next(names)]}
@@ -90,9 +89,9 @@ def export_temporal_head(
 class _Step(nn.Module):
     """A frame of a head with the state as arguments and results of their own."""
 
-    def __init__(self, head: TemporalKeypointHead):
+    def __init__(self, head: Any):  # a TemporalKeypointHead
         super().__init__()
-        self.head: Any = head
+        self.head = head
         boxes = ["boxes"] if head.align_state else []
         self.state_names = [*self.head.network.state_names, *(f"last_{name}" for name in boxes)]
         self.input_names = ["features", *boxes, *self.state_names]
