@@ -50,11 +50,11 @@ optimizer.update(lr=0.0015, weight_decay=0.05, fused=True)
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
     warmup_factor=0.001,
-    warmup_length=80 / 900,
+    warmup_length=80 / 1800,
     warmup_method="linear",
 )
 
-train.update(device="cpu", init_checkpoint="", max_iter=900, output_dir="output/quickstart", seed=0)
+train.update(device="cpu", init_checkpoint="", max_iter=1800, output_dir="output/quickstart", seed=0)
 train.channels_last = train.amp.enabled = True
-train.checkpointer.period = train.eval_period = 450
+train.checkpointer.period = train.eval_period = 600
 train.val_loss.max_images = 32

@@ -1,6 +1,7 @@
 """The quickstart's training and evaluation, by detectron2."""
 
 import logging
+import tempfile
 from pathlib import Path
 
 from ..engine.checks import check_config
@@ -9,7 +10,9 @@ from ..engine.setup import load_config, save_config, start
 from ..engine.trainer import Trainer
 from .stock_components import STOCK_COMPONENTS
 
-__all__ = ["train_and_evaluate"]
+__all__ = ["measure_pace", "train_and_evaluate"]
+
+_PACE_ITERATIONS = 40
 
 
 def train_and_evaluate(
@@ -37,12 +40,43 @@ def train_and_evaluate(
         "iterations"; "train_seconds", evaluations left out; "folder", of the checkpoints; "predictions", the COCO
         results file; "report", the page of the last evaluation.
     """
-    opts = {"OUTPUT_DIR": str(output_dir)} | (STOCK_COMPONENTS if stock else {}) | (opts or {})
+    trainer = _train(config_file, output_dir, budget_iterations, seed, stock, opts or {})
+    cfg = trainer.cfg
+    results = trainer._last_eval_results
+    coco, cityscapes = cfg.DATASETS.TEST
+    return {
+        "coco": {task: _points(results[coco][task]) for task in ("bbox", "segm", "keypoints")},
+        "cityscapes": _points(results[cityscapes]["segm"]),
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "train_seconds": round(_seconds(trainer), 1),
+        "folder": str(output_dir),
+        "report": str(Path(output_dir, f"report_{coco}.html")),
+        "predictions": str(Path(output_dir, "inference", coco, "coco_instances_results.json")),
+    }
+
+
+def measure_pace(config_file: str, *, seed: int | None = None, stock: bool = False) -> dict:
+    """Trains the model of a config for a few iterations, of which nothing stays.
+
+    Args:
+        config_file, seed, stock: as of `train_and_evaluate`.
+
+    Returns:
+        dict: "iterations" and "train_seconds", as of `train_and_evaluate`.
+    """
+    opts = {"DATASETS.TEST": (), "TEST.EVAL_PERIOD": 0, "TEST.REPORT": False, "VAL_LOSS.ENABLED": False}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _train(config_file, folder, _PACE_ITERATIONS, seed, stock, opts)
+    return {"iterations": _PACE_ITERATIONS, "train_seconds": _seconds(trainer)}
+
+
+def _train(config_file, output_dir, iterations, seed, stock, opts) -> Trainer:
+    opts = {"OUTPUT_DIR": str(output_dir)} | (STOCK_COMPONENTS if stock else {}) | opts
     if seed is not None:
         opts["SEED"] = seed
     cfg = load_config(config_file, [part for pair in opts.items() for part in pair])
-    if budget_iterations:
-        _stretch(cfg, budget_iterations)
+    if iterations:
+        _stretch(cfg, iterations)
     cfg.freeze()
     check_config(cfg)
     for name in ("detectron2", "fvcore", "mrcnn_ext"):
@@ -55,19 +89,12 @@ def train_and_evaluate(
     trainer.resume_or_load(resume=False)
     save_config(cfg, str(output_dir))
     trainer.train()
-    # Of the iterations alone: evaluation on the way is not training.
-    seconds = trainer.storage.history("time").global_avg() * cfg.SOLVER.MAX_ITER
-    results = trainer._last_eval_results
-    coco, cityscapes = cfg.DATASETS.TEST
-    return {
-        "coco": {task: _points(results[coco][task]) for task in ("bbox", "segm", "keypoints")},
-        "cityscapes": _points(results[cityscapes]["segm"]),
-        "iterations": cfg.SOLVER.MAX_ITER,
-        "train_seconds": round(seconds, 1),
-        "folder": str(output_dir),
-        "report": str(Path(output_dir, f"report_{coco}.html")),
-        "predictions": str(Path(output_dir, "inference", coco, "coco_instances_results.json")),
-    }
+    return trainer
+
+
+def _seconds(trainer) -> float:
+    """Of the iterations alone: evaluation on the way is not training."""
+    return trainer.storage.history("time").global_avg() * trainer.cfg.SOLVER.MAX_ITER
 
 
 def _stretch(cfg, iterations):
