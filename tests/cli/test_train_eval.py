@@ -346,7 +346,9 @@ def test_what_a_training_has_written_stays(run, data_file, tmp_path):
     assert [path.name for path in config.parent.glob("*.html")] == ["report_skiers_val_eval.html"]
 
     words = ["train", f"data={data_file}", "--num-gpus", 0, "SOLVER.MAX_ITER", 1]
-    assert "would replace the weights that it starts from" in run(*words, "model=out/model_final.pth", code=2)
+    assert "would replace the weights that it starts from" in run(
+        *words, "model=out/model_final.pth", "output=out", code=2
+    )
     others = [*words, "model=quickstart", *SMALL, "--output", "out"]
     assert "out holds a finished training: give another" in run(*others, code=2)
     refused = [*others, "--overwrite", "MODEL.ROI_HEADS.NUM_CLASSES", 5]

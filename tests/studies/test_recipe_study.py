@@ -22,7 +22,7 @@ def catalog():
 
 
 def test_it_trains_both_ways_once(tmp_path):
-    options = {"iterations": 5, "num_train": 3, "num_val": 2, "seed": 0}
+    options = {"iterations": 5, "num_train": 24, "num_val": 2, "seed": 0}
     results = run_study(tmp_path, ["elongated"], ["config", "recipe"], **options)["elongated"]
     assert results["recipe"]["fit"] > results["config"]["fit"] + 0.05
     assert any("SOLVER.MAX_ITER 5: as you have set it" in line for line in results["recipe"]["choices"])
