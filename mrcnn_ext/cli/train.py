@@ -9,6 +9,7 @@ from ..model_zoo import find_config, zoo_name
 from .arguments import CONTEXT, launch_options, namespace, split_words, words_argument
 from .jobs import engine_job, weights_of
 from .run_folders import new_folder
+from .slurm import submit, words_of
 
 
 @click.command(context_settings=CONTEXT)
@@ -41,9 +42,15 @@ from .run_folders import new_folder
     default=None,
     help="Bars on a terminal, or plain lines. Default: what TERMINAL_VIEW of the config says, bars as a rule.",
 )
+@click.option(
+    "--slurm",
+    metavar="KEY=VALUE,...",
+    help="Submit a SLURM job that trains: nodes, gpus (of each node), cpus (of each process), memory (GB), minutes, "
+    "partition, account, qos, constraint, name.",
+)
 @launch_options
 @click.pass_context
-def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **_):
+def command(ctx, words, config_file, output, recipe, overwrite, resume, view, slurm, **_):
     """Train a model.
 
     \b
@@ -69,6 +76,7 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
       mrcnn-ext train model=quickstart.py train.max_iter=500
       mrcnn-ext train data=skiers.yaml model=mask_rcnn_R_50_FPN --output output/skiers --resume
       torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m mrcnn_ext train model=NAME data=coco
+      mrcnn-ext train model=NAME data=coco --slurm nodes=2,gpus=8,minutes=1440,partition=gpu
     """
     from ..engine.elastic import is_restart
     from ..engine.epochs import checked_epochs
@@ -91,7 +99,7 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
     checkpoint = model if model.endswith((".pth", ".safetensors", ".pkl")) else ""  # a config is a file too
     config = "" if checkpoint else find_config(model)
     weights = weights_of(own["weights"]) if "weights" in own else checkpoint
-    main, values, folder = engine_job(
+    main, values, folder = engine_job(  # with --slurm, too: what is wrong is told now
         config,
         checkpoint,
         data=own.get("data", ""),
@@ -104,6 +112,9 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, **
     )
     if not resume and not is_restart():
         _check_not_overwritten(folder, weights, overwrite)
+    if slurm:
+        job = submit(words_of(ctx, without="slurm"), slurm)
+        return click.echo(f"job {job.job_id}; results: {folder}; log: {job.paths.stdout}")
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun runs the command in each process
     if is_main:
         click.echo(f"model: {zoo_name(config) if config else checkpoint}; results: {folder}")
