@@ -211,6 +211,9 @@ def _ddp_without_device_ids_on_cpu(defaults):
 
     @functools.wraps(create_ddp_model)
     def create_cpu_safe_ddp_model(model, *, fp16_compression=False, **kwargs):
+        sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+        if isinstance(model, sharded):  # mrcnn_ext.engine.sharding
+            return model
         if all(parameter.device.type == "cpu" for parameter in model.parameters()):
             kwargs["device_ids"] = None
         return create_ddp_model(model, fp16_compression=fp16_compression, **kwargs)

@@ -229,6 +229,10 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # SOLVER.IMS_PER_BATCH over the number of processes must be a multiple of it.
     cfg.SOLVER.setdefault("ACCUMULATE", 1)
 
+    # Fully sharded data parallelism (FSDP) in the place of DistributedDataParallel: each process keeps a part of the
+    # weights, gradients and the optimiser's state.
+    cfg.SOLVER.setdefault("SHARDED", False)
+
     # Iterations with a loss or gradient that is not finite which are skipped, in all; one more ends the training.
     cfg.SOLVER.setdefault("SKIP_NONFINITE", 0)
 

@@ -22,6 +22,7 @@ from .class_mapping import ClassMapping
 from .errors import NonFiniteError, UserError
 from .evaluated_names import check_evaluated_names
 from .load_report import load_report
+from .sharding import is_sharded, whole
 from .weight_files import ABOUT, AVERAGED, read_weights
 
 __all__ = ["Checkpointer", "not_finite"]
@@ -80,7 +81,7 @@ class Checkpointer(DetectionCheckpointer):
         self._resuming = False
 
     def save(self, name: str, *, tag: bool = True, **kwargs):
-        """Writes ``<name>.pth`` in the main process.
+        """Writes ``<name>.pth`` in the main process. Of a sharded model in all processes at once.
 
         Args:
             name: without folder and suffix.
@@ -91,10 +92,12 @@ class Checkpointer(DetectionCheckpointer):
             NonFiniteError: a weight is not finite; nothing is written.
             mrcnn_ext.files.DiskFullError: there is no room for it; the last checkpoint is as it was.
         """
-        if not self.save_dir or not self.save_to_disk:
+        sharded = is_sharded(self.model)
+        if not self.save_dir or not (self.save_to_disk or sharded):
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
-        weights = self.model.state_dict()
+        gather = whole if sharded else lambda state: state
+        weights = gather(self.model.state_dict())
         if wrong := not_finite(weights):
             raise NonFiniteError(
                 f"{name}.pth was not saved: {len(wrong)} of the model's {len(weights)} tensors are not finite "
@@ -102,7 +105,9 @@ class Checkpointer(DetectionCheckpointer):
                 "learning rate, a longer warm-up or gradient clipping may keep them finite"
             )
         data = {"model": weights}
-        data.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
+        data.update((key, gather(obj.state_dict())) for key, obj in self.checkpointables.items())
+        if not self.save_to_disk:
+            return  # it has given its parts
         if self.averaged is not None and (averaged := self.averaged.state_dict()) is not None:
             data[AVERAGED] = averaged
         if self.about is not None:

@@ -49,6 +49,7 @@ from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumeHook, TrainingState, evaluation_hook
 from .settings import building, check_lazy_settings, check_output_dir, tell_of_warmup
 from .setup import is_of_training, register_datasets, save_config, start
+from .sharding import is_sharded, shard, whole_model
 from .steps import StepTrainer
 from .terminal import build_terminal_view
 from .trainer import (
@@ -261,6 +262,8 @@ def do_test(cfg, model):
     """
     if "evaluator" not in cfg.dataloader:
         return {}
+    if is_sharded(model):
+        model = whole_model(model, lambda: _instantiate(cfg.model, "model").to(cfg.train.device))
     evaluator = instantiate(_writing(cfg))
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
@@ -310,7 +313,8 @@ def do_train(
         cfg: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, and ``train`` with the
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
-            ``train.accelerate_training``, ``train.activation_checkpoint``, ``train.accumulate``,
+            ``train.accelerate_training``, ``train.activation_checkpoint``, ``train.sharded``,
+            ``train.accumulate``,
             ``train.skip_nonfinite``, ``train.ema_decay``,
             ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
             ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
@@ -334,6 +338,8 @@ def do_train(
         checkpointed(model, train.get("accelerate_training", False))
     if train.get("accelerate_training", False):
         accelerated_for_training(model)
+    if train.get("sharded", False):
+        shard(model, _unfit_for_shards(cfg))
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg.optimizer, "optimizer")
     loader = _instantiate(cfg.dataloader.train, "dataloader.train")
@@ -413,6 +419,18 @@ def do_train(
     )
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _unfit_for_shards(cfg) -> dict[str, bool]:
+    train = cfg.train
+    return {
+        "train.accelerate_training": train.get("accelerate_training", False),
+        "train.amp.enabled": train.amp.enabled and train.device != "cpu",
+        "train.accumulate": train.get("accumulate", 1) > 1,
+        "train.skip_nonfinite": train.get("skip_nonfinite", 0) > 0,
+        "train.ema_decay": bool(train.get("ema_decay", 0)),
+        "train.val_loss.enabled": train.get("val_loss", {}).get("enabled", True) and "test" in cfg.dataloader,
+    }
 
 
 def _instantiate(cfg, key):

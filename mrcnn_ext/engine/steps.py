@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..layers.loss_normalizers import shared_normalizers
 from .errors import NonFiniteError, UserError
 from .interruption import Interruption
+from .sharding import distribute_state, local
 from .stopping import Stoppable
 
 __all__ = ["StepTrainer"]
@@ -120,7 +121,10 @@ class _Steps(SimpleTrainer):
         """Whether losses and gradients are finite in all processes. Tells the others of a signal, too."""
         total = sum(losses.values())
         finite = total.isfinite()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+        gradients = [
+            gradient for gradient in gradients if gradient.numel()
+        ]  # a process may have no part of it
         # The gradients of float16 overflow now and then, which is what the scaler looks for.
         if self.grad_scaler is None and gradients:
             largest = torch.stack(torch._foreach_norm(gradients, torch.inf))
@@ -168,6 +172,7 @@ class _Steps(SimpleTrainer):
         """
         self._check_optimizer(state_dict.get("optimizer"))
         super().load_state_dict(state_dict)
+        distribute_state(self.optimizer)
         self._skipped = state_dict.get("skipped", 0)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -47,6 +47,7 @@ from .result_tables import write_result_tables
 from .saving import BestHook, CheckpointHook, ResumingWriter, TrainingState, evaluation_hook
 from .settings import building, tell_of_warmup
 from .setup import complete, naming_unknown_objects
+from .sharding import is_sharded, shard, whole_model
 from .steps import StepTrainer
 from .stopping import Stoppable
 from .terminal import build_terminal_view
@@ -89,6 +90,8 @@ class Trainer(Stoppable, DefaultTrainer):
             cfg.defrost()
             cfg.SOLVER.AMP.ENABLED = False
             cfg.freeze()
+        if cfg.SOLVER.SHARDED:
+            self.build_model = lambda cfg: shard(type(self).build_model(cfg), _unfit_for_shards(cfg))
         super().__init__(cfg)
         scaler = getattr(self._trainer, "grad_scaler", None)
         precision = torch.float16 if scaler is not None else None
@@ -227,6 +230,8 @@ class Trainer(Stoppable, DefaultTrainer):
         written beside them, with ``TEST.REPORT`` a report of each data set in COCO's format. Images with a ``video_id``
         are frames of a video for a keypoint head that carries a state (`mrcnn_ext.modeling.streaming`)."""
         cfg = complete(cfg)
+        if is_sharded(model):
+            model = whole_model(model, lambda: cls.build_model(cfg))
         augmented = isinstance(model, GeneralizedRCNNWithTTA)
         if evaluators is None and (cfg.TEST.REPORT or (cfg.MODEL.ACCELERATE and not augmented)):
             # detectron2 says what is missing where a subclass has none.
@@ -291,6 +296,21 @@ def accelerated(model, evaluators=(), int8=None):
     if model.acceleration.int8 is not None:
         logging.getLogger(__name__).info("%s", model.acceleration.int8)
     return model
+
+
+def _unfit_for_shards(cfg) -> dict[str, bool]:
+    solver = cfg.SOLVER
+    return {
+        "MODEL.ACCELERATE_TRAINING": cfg.MODEL.ACCELERATE_TRAINING,
+        "SOLVER.AMP.ENABLED": solver.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu",
+        "SOLVER.CLIP_GRADIENTS.ENABLED": solver.CLIP_GRADIENTS.ENABLED,
+        "SOLVER.ACCUMULATE": solver.ACCUMULATE > 1,
+        "SOLVER.SKIP_NONFINITE": solver.SKIP_NONFINITE > 0,
+        "SOLVER.EMA_DECAY": bool(solver.EMA_DECAY),
+        "VAL_LOSS.ENABLED": cfg.VAL_LOSS.ENABLED and bool(cfg.DATASETS.TEST),
+        "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+    }
 
 
 def checkpointed(model, accelerate: bool):
