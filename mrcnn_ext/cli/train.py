@@ -113,7 +113,10 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, sl
     if not resume and not is_restart():
         _check_not_overwritten(folder, weights, overwrite)
     if slurm:
-        job = submit(words_of(ctx, without="slurm"), slurm)
+        again = words_of(ctx, without="slurm")
+        if not (output or own.get("output")):  # its processes are to take the folder that is told here
+            again[1:1] = ["--output", folder]
+        job = submit(again, slurm)
         return click.echo(f"job {job.job_id}; results: {folder}; log: {job.paths.stdout}")
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun runs the command in each process
     if is_main:

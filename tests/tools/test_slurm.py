@@ -51,7 +51,7 @@ def test_a_preempted_job_goes_on(configs, environment, tmp_path, monkeypatch):
         os.kill(int(path.name), signal.SIGUSR2)
     while not job.done() and time.monotonic() < deadline:
         time.sleep(0.2)
-    job.result()
+    job.results()
     saved = re.search(r"SIGUSR2: stopped after iteration (\d+) and saved model_\d+.pth", log())
     assert f"Starting training from iteration {saved[1]}" in log()
     assert torch.load(folder / "model_final.pth")["iteration"] == 99
