@@ -60,7 +60,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor."""
-    return tensor.to_local() if _is_part(tensor) else tensor
+    part: Any = tensor
+    return part.to_local() if _is_part(tensor) else tensor
 
 
 def whole(state: Any) -> Any:

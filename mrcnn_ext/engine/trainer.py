@@ -91,7 +91,8 @@ class Trainer(Stoppable, DefaultTrainer):
             cfg.SOLVER.AMP.ENABLED = False
             cfg.freeze()
         if cfg.SOLVER.SHARDED:
-            self.build_model = lambda cfg: shard(type(self).build_model(cfg), _unfit_for_shards(cfg))
+            build = type(self).build_model
+            self.build_model = lambda cfg: shard(build(cfg), _unfit_for_shards(cfg))  # type: ignore[method-assign]
         super().__init__(cfg)
         scaler = getattr(self._trainer, "grad_scaler", None)
         precision = torch.float16 if scaler is not None else None
