@@ -12,9 +12,11 @@ RUNTIME = "mrcnn_runtime.py"  # name of the copy
 
 
 @click.command()
-@click.argument("opts", nargs=-1, metavar="[KEY VALUE]...")
+@click.argument("opts", nargs=-1, metavar="[CHECKPOINT] [KEY VALUE]...")
 @click.option(
-    "--weights", default="", help="Checkpoint, or name of detectron2's zoo [default: the config's]."
+    "--weights",
+    default="",
+    help="The same as CHECKPOINT: a file, or name of detectron2's zoo [default: the config's].",
 )
 @click.option(
     "--config-file",
@@ -68,12 +70,16 @@ def command(
 
     \b
     Examples:
-      mrcnn-ext export --weights model_final.pth --output model.onnx --with-runtime
+      mrcnn-ext export model_final.pth --output model.onnx --with-runtime
       mrcnn-ext export --weights model_final.pth --output model.ts --image photo.jpg
       mrcnn-ext export --weights model_final.pth --output model.xml --precision int8 --calibrate photos
       mrcnn-ext export --config-file CONFIG --output model.onnx MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5
       mrcnn-ext export --weights model_final.pth --output model_final.safetensors
     """
+    if opts and opts[0].endswith((".pth", ".safetensors", ".pkl")):
+        if weights:
+            raise UserError(f"{opts[0]} and --weights {weights}: give one checkpoint")
+        weights, *opts = opts
     if output.endswith(".safetensors"):
         given = {"KEY VALUE": opts, "--config-file": config_file, "--image": image, "--calibrate": calibrate}
         _export_weights(weights, output, trust_files, [name for name, value in given.items() if value])

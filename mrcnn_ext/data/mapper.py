@@ -16,6 +16,11 @@ class DatasetMapper(_DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg, is_train=True):
+        if not is_train:
+            # detectron2 asks the training datasets how keypoints are flipped: here nothing is, and they may be unknown.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.KEYPOINT_ON = False
         arguments = super().from_config(cfg, is_train)
         if not is_train:
             return arguments

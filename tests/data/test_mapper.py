@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("detectron2")
 
 from coco_examples import with_keypoints
+from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 
 from mrcnn_ext.data import DatasetMapper, build_train_loader, load_dataset
@@ -79,3 +80,12 @@ def test_rare_classes_are_sampled_more_often(register, tmp_path):
     ids = [next(loader)[0]["image_id"] for _ in range(200)]
     # The root of 1 over 1/9 of the images: three times as often.
     assert 0.2 < ids.count(9) / len(ids) < 0.35
+
+
+def test_in_testing_the_training_datasets_need_not_be_known():
+    cfg = get_cfg()
+    cfg.MODEL.KEYPOINT_ON, cfg.DATASETS.TRAIN = True, ("keypoints_of_another_machine",)
+    mapper = DatasetMapper(cfg, False)
+    assert kinds(mapper) == [T.ResizeShortestEdge] and cfg.MODEL.KEYPOINT_ON
+    with pytest.raises(AttributeError, match="keypoint_names"):
+        DatasetMapper(cfg, True)

@@ -90,6 +90,9 @@ def test_the_command_exports_weights(checkpoint, tmp_path):
     message = str(run("--weights", path, "--output", output, "--config-file", "x.yaml").exception)
     assert "--config-file: a .safetensors file holds the weights as they are" in message
     assert "give the checkpoint" in str(run("--output", output).exception)
+    result = run(path, "--output", tmp_path / "again.safetensors")
+    assert result.exit_code == 0 and f"the 4 tensors of {path}" in result.output, result.output
+    assert "give one checkpoint" in str(run(path, "--weights", path, "--output", output).exception)
     (tmp_path / "list.pth").write_bytes(pickle.dumps([1, 2]))
     message = str(run("--weights", tmp_path / "list.pth", "--output", output).exception)
     assert "list.pth: not a checkpoint" in message
