@@ -18,6 +18,9 @@ pytestmark = [
         reason="the compiled operators are not built, or there is no AVX2",
     ),
     pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux"),
+    pytest.mark.skipif(
+        "libasan" in os.environ.get("LD_PRELOAD", ""), reason="no memory is kept under AddressSanitizer"
+    ),
 ]
 FAULTS = """
 import resource, torch
