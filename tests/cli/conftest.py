@@ -1,7 +1,6 @@
 """Data that a data file names, and the command, run in this process."""
 
 import json
-import sys
 
 import cv2
 import numpy as np
@@ -43,8 +42,6 @@ def run():
     """
 
     def run(*arguments, code=0):
-        if (log := sys.modules.get("detectron2.utils.logger")) is not None:
-            log._cached_log_stream.cache_clear()  # it keeps log files by their names, and here folders change
         result = CliRunner().invoke(command, [str(argument) for argument in arguments])
         found, output = result.exit_code, result.output
         if isinstance(result.exception, (ValueError, OSError)):  # as mrcnn_ext_command.main

@@ -37,35 +37,36 @@ def clean_catalog():
 
 
 def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_path, monkeypatch):
+    # Folders that no other test has: in a process, detectron2 opens the log file of a name once.
     words = ["train", f"data={data_file}", "model=quickstart", "--num-gpus", 0, *SMALL]
-    printed = run(*words, "SOLVER.MAX_ITER=2", "--output", "out")
-    assert "model: quickstart.yaml; results: out" in printed
-    assert "trained: out/model_final.pth" in printed
-    checkpoint = torch.load("out/model_final.pth")
+    printed = run(*words, "SOLVER.MAX_ITER=2", "--output", "learnt")
+    assert "model: quickstart.yaml; results: learnt" in printed
+    assert "trained: learnt/model_final.pth" in printed
+    checkpoint = torch.load("learnt/model_final.pth")
     assert checkpoint["iteration"] == 1
     assert checkpoint["about"]["metadata"]["thing_classes"] == ["skier", "sledge"]
     config = yaml.safe_load(checkpoint["about"]["config"])
     assert config["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 2, "it does not follow the data"
     # What fills the screen is in the log file alone.
-    log = (tmp_path / "out" / "log.txt").read_text()
+    log = (tmp_path / "learnt" / "log.txt").read_text()
     assert "Running with full config" in log and "Running with full config" not in printed
 
-    resumed = [*words, "SOLVER.MAX_ITER", 3, "--output", "out", "--resume"]
+    resumed = [*words, "SOLVER.MAX_ITER", 3, "--output", "learnt", "--resume"]
     message = "another optimizer than SGD .its groups lack dampening, momentum.*give SOLVER.OPTIMIZER"
     assert re.search(message, run(*resumed, "SOLVER.OPTIMIZER", "SGD", code=2))
-    message = "--resume: out/model_final.pth is of another model, .*mask_head.*weights="
+    message = "--resume: learnt/model_final.pth is of another model, .*mask_head.*weights="
     assert re.search(message, run(*resumed, "MODEL.ROI_MASK_HEAD.NUM_CONV", 4, code=2))
     run(*resumed)
-    assert torch.load("out/model_final.pth")["iteration"] == 2
+    assert torch.load("learnt/model_final.pth")["iteration"] == 2
 
     for name in ("skiers_train", "skiers_val"):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
     printed = run(
-        "eval", "out/model_final.pth", f"data={data_file}", "--num-gpus", 0, "--output", "evaluated"
+        "eval", "learnt/model_final.pth", f"data={data_file}", "--num-gpus", 0, "--output", "judged"
     )
     assert re.search(r"copypaste: Task: segm\n.*\n.*copypaste: [\d.]+", printed)
-    assert (tmp_path / "evaluated" / "log.txt").is_file()
+    assert (tmp_path / "judged" / "log.txt").is_file()
 
     # The checkpoint and the folder know their data, from other folders and after a move.
     def forget():
@@ -75,27 +76,27 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
 
     forget()
     (tmp_path / "moved").mkdir()
-    for name in ("skis", "out"):
+    for name in ("skis", "learnt"):
         shutil.copytree(name, tmp_path / "moved" / name)
     os.rename("skis", "gone")
     monkeypatch.chdir("/")
     moved = tmp_path / "moved"
-    words_of_eval = [moved / "out" / "model_final.pth", "--num-gpus", 0, "--output", tmp_path / "evaluated"]
+    words_of_eval = [moved / "learnt" / "model_final.pth", "--num-gpus", 0, "--output", tmp_path / "judged"]
     assert "copypaste: Task: segm" in run("eval", *words_of_eval)
     forget()
-    compared = run("compare", moved / "out", tmp_path / "evaluated", "--samples", 5)
-    assert f"| bbox | {moved / 'out'} |" in compared
+    compared = run("compare", moved / "learnt", tmp_path / "judged", "--samples", 5)
+    assert f"| bbox | {moved / 'learnt'} |" in compared
     forget()
-    assert run("report", moved / "out").strip() == str(moved / "out" / "report.html")
-    assert "<img" in (moved / "out" / "report.html").read_text()
+    assert run("report", moved / "learnt").strip() == str(moved / "learnt" / "report.html")
+    assert "<img" in (moved / "learnt" / "report.html").read_text()
     forget()
     run(
-        *("predict", "skiers_val", "--weights", moved / "out" / "model_final.pth"),
+        *("predict", "skiers_val", "--weights", moved / "learnt" / "model_final.pth"),
         *("--output", tmp_path / "found.json", "--no-accelerate"),
     )
     assert len(json.loads((tmp_path / "found.images.json").read_text())["images"]) == 4
     forget()
-    message = run("eval", tmp_path / "out" / "model_final.pth", "--num-gpus", 0, code=2)
+    message = run("eval", tmp_path / "learnt" / "model_final.pth", "--num-gpus", 0, code=2)
     assert "was trained with the dataset 'skiers_val', of which" in message and "give data=FILE" in message
     monkeypatch.chdir(tmp_path)
     os.rename("gone", "skis")
@@ -104,14 +105,14 @@ def test_train_needs_data_and_model_and_eval_a_checkpoint(run, data_file, tmp_pa
     run(
         "train",
         f"data={data_file}",
-        "model=out/model_final.pth",
+        "model=learnt/model_final.pth",
         "SOLVER.MAX_ITER=1",
         "--num-gpus",
         0,
         "--output",
         "o2",
     )
-    before, after = (torch.load(f"{folder}/model_final.pth")["model"] for folder in ("out", "o2"))
+    before, after = (torch.load(f"{folder}/model_final.pth")["model"] for folder in ("learnt", "o2"))
     assert before.keys() == after.keys()
     torch.testing.assert_close(
         after["backbone.fpn_lateral2.weight"], before["backbone.fpn_lateral2.weight"], atol=0.01, rtol=0
