@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +13,7 @@ from .geometry import Camera, Light
 from .motion import ACTIONS, Motion, Path
 from .painting import ACTOR_SIZES, Actor, Instance, Scene, compose, measure, paint_colors
 from .sketch import Sketch
+from .spec import changed_preset
 from .street import FURNITURE, Backdrop, Road, draw_board
 from .vehicles import DRAWERS
 
@@ -141,14 +141,7 @@ def get_clip_preset(name: str, **overrides) -> ClipPreset:
     Raises:
         ValueError: an unknown name or field, or a value out of range.
     """
-    if name not in CLIP_PRESETS:
-        raise ValueError(f"unknown clip preset {name!r}; presets: {', '.join(CLIP_PRESETS)}")
-    known = {f.name for f in dataclasses.fields(ClipPreset)}
-    if set(overrides) - known:
-        raise ValueError(
-            f"unknown clip preset fields {sorted(set(overrides) - known)}; fields: {sorted(known)}"
-        )
-    return dataclasses.replace(CLIP_PRESETS[name], **overrides)
+    return changed_preset(CLIP_PRESETS, "clip preset", name, overrides)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import cv2
 
 from . import coco_format, posetrack_format
 from .clip import CLIP_VERSION, Clip, ClipPreset, generate_clip, get_clip_preset
-from .dataset import FIRST_INDEX, map_indices, write_folder, write_json
+from .dataset import FIRST_INDEX, check_counts, map_indices, write_folder, write_json
 
 _JPEG_QUALITY = 95
 
@@ -61,16 +61,7 @@ def write_clips(
         FileExistsError: `root` holds something else, and `force` is not set.
     """
     preset = get_clip_preset(preset) if isinstance(preset, str) else preset
-    for name, value, least in (
-        ("num_train", num_train, 0),
-        ("num_val", num_val, 0),
-        ("seed", seed, 0),
-        ("workers", workers, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if num_train + num_val < 1:
-        raise ValueError("num_train and num_val are both 0: there is nothing to write")
+    check_counts(num_train, num_val, seed, workers)
     meta = {
         "generator": "mrcnn_ext.scenes.clips",
         "version": CLIP_VERSION,

@@ -64,16 +64,7 @@ def write_dataset(
     """
     preset = get_preset(preset) if isinstance(preset, str) else preset
     formats = [f for f in FORMATS if f in set(_checked(formats))]
-    for name, value, least in (
-        ("num_train", num_train, 0),
-        ("num_val", num_val, 0),
-        ("seed", seed, 0),
-        ("workers", workers, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if num_train + num_val < 1:
-        raise ValueError("num_train and num_val are both 0: there is nothing to write")
+    check_counts(num_train, num_val, seed, workers)
     meta = {
         "generator": "mrcnn_ext.scenes",
         "version": VERSION,
@@ -89,6 +80,23 @@ def write_dataset(
             _write_split(building, preset, seed, split, count, workers, formats, progress)
 
     return write_folder(root, meta, force, write)
+
+
+def check_counts(num_train: int, num_val: int, seed: int, workers: int) -> None:
+    """
+    Raises:
+        ValueError: an argument of `write_dataset` out of range.
+    """
+    for name, value, least in (
+        ("num_train", num_train, 0),
+        ("num_val", num_val, 0),
+        ("seed", seed, 0),
+        ("workers", workers, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if num_train + num_val < 1:
+        raise ValueError("num_train and num_val are both 0: there is nothing to write")
 
 
 def write_folder(root, meta: dict, force: bool, write: Callable[[Path], None]) -> bool:

@@ -212,9 +212,23 @@ def get_preset(name: str, **overrides) -> ScenePreset:
     Raises:
         ValueError: an unknown name or field, or a value out of range.
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; presets: {', '.join(PRESETS)}")
-    known = {f.name for f in dataclasses.fields(ScenePreset)}
+    return changed_preset(PRESETS, "preset", name, overrides)
+
+
+def changed_preset(presets: dict, kind: str, name: str, overrides: dict):
+    """
+    Args:
+        presets: dataclass instances by name.
+        kind: what they are called in messages.
+        name: of one of them.
+        overrides: fields of it to change.
+
+    Raises:
+        ValueError: an unknown name or field, or a value out of range.
+    """
+    if name not in presets:
+        raise ValueError(f"unknown {kind} {name!r}; presets: {', '.join(presets)}")
+    known = {f.name for f in dataclasses.fields(presets[name])}
     if set(overrides) - known:
-        raise ValueError(f"unknown preset fields {sorted(set(overrides) - known)}; fields: {sorted(known)}")
-    return dataclasses.replace(PRESETS[name], **overrides)
+        raise ValueError(f"unknown {kind} fields {sorted(set(overrides) - known)}; fields: {sorted(known)}")
+    return dataclasses.replace(presets[name], **overrides)
