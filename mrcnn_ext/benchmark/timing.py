@@ -67,3 +67,23 @@ def race_times(
             before.get(name, _nothing)()
             times[name].append(_seconds(function, device))
     return times
+
+
+def kernel_seconds(function: Callable, calls: int = 5) -> float:
+    """Seconds that a call keeps a CUDA device busy: the sum of its kernels and copies, as torch.profiler has them.
+
+    The time of a call, by events, begins before the host has found out what to launch; in a program that launches
+    ahead of the device this is what the call costs.
+    """
+    function()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(calls):
+            function()
+        torch.cuda.synchronize()
+    microseconds = sum(event.self_device_time_total for event in profile.key_averages())
+    if microseconds == 0:
+        raise RuntimeError(
+            "torch.profiler saw no kernel on the CUDA device: are its counters to be had here?"
+        )
+    return microseconds / calls / 1e6

@@ -60,6 +60,17 @@ inline Geometry geometry_of(at::TensorList levels, const PoolingOptions& options
   return geometry;
 }
 
+inline void share_out_tiles(Geometry& geometry, int64_t channels, int32_t warps) {
+  for (int32_t level = 0; level < geometry.level_count; ++level) {
+    const int64_t tiles = geometry.first_tile[level + 1] - geometry.first_tile[level];
+    const auto count = [&](int32_t shares) { return tiles * divide_up(channels, warps / shares * kWarp); };
+    int32_t shares = 1;
+    while (shares < warps && count(shares) < kEnoughBlocks) shares *= 2;
+    geometry.shares[level] = shares;
+    geometry.first_block[level + 1] = geometry.first_block[level] + count(shares);
+  }
+}
+
 inline Parameters parameters_of(const PoolingOptions& options) {
   return {options.mode,
           int32_t(options.pooled_height),
@@ -122,6 +133,7 @@ OwnedPlan<acc> allocate_plan(at::TensorList features, const at::Tensor& rois, co
   plan.row_bins = int32_t(options.pooled_height);
   plan.column_bins = int32_t(options.pooled_width);
   plan.with_gradients = with_gradients;
+  plan.grouped = plan.count > kUngroupedRoIs;
   if (!is_max_mode(options.mode)) {
     int64_t column_capacity = 0;
     for (const at::Tensor& level : features) {
@@ -159,6 +171,7 @@ OwnedPlan<acc> make_plan(at::TensorList features, const at::Tensor& rois, const 
 
 template <typename acc>
 void group_by_map(const OwnedPlan<acc>& owned, at::TensorList features) {
+  if (!owned.plan.grouped) return;
   launch<kGroupThreads / kWarp * sizeof(int32_t)>(
       group_rois<acc>, int64_t(features.size()) * features[0].size(0), 1, kGroupThreads, owned.plan);
 }
@@ -222,7 +235,7 @@ template <typename T, bool kNhwc>
 void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<acc_t<T>>& owned,
              const PoolingOptions& options, at::TensorList grad_features) {
   using acc = acc_t<T>;
-  const Geometry geometry = geometry_of(features, options);
+  Geometry geometry = geometry_of(features, options);
   const auto pyramid = writable_pyramid<T>(grad_features);
   const int64_t tiles = geometry.first_tile[geometry.level_count];
   const auto bin_values = [&](const auto* data) {
@@ -232,8 +245,9 @@ void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<ac
   const auto incoming = bin_values(grad.const_data_ptr<T>());
   if (!is_max_mode(options.mode)) {
     constexpr int32_t kThreads = kAverageThreads<acc>;
-    launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>, tiles,
-                                            divide_up(pyramid.channels, kThreads), kThreads, geometry,
+    share_out_tiles(geometry, pyramid.channels, kThreads / kWarp);
+    launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>,
+                                            geometry.first_block[geometry.level_count], 1, kThreads, geometry,
                                             pyramid, incoming, owned.plan);
     return;
   }
