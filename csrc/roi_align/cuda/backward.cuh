@@ -279,21 +279,47 @@ struct alignas(16) CellWeights {
   acc of_cells[kTile];
 };
 
-// What a warp needs for one RoI: the weights of the tile's rows and columns for each of up to kWarp bins, and
-// values of bins where they are staged.
-template <typename T, bool kNhwc>
+// Brings gradients (R, C, bins) to (R, bins, C), where the channels of a bin are read together. A block has
+// one RoI and kWarp channels.
+template <typename T>
+__global__ void __launch_bounds__(kTransposeThreads)
+    transpose_bins(const T* from, int64_t channels, int32_t bins, T* to) {
+  T* const piece = shared_memory<T>();
+  const int64_t roi = blockIdx.x;
+  const int64_t first_channel = int64_t(blockIdx.y) * kWarp;
+  const int32_t count = channels - first_channel < kWarp ? int32_t(channels - first_channel) : kWarp;
+  for (int32_t base = 0; base < bins; base += kTransposedBins) {
+    const int32_t width = bins - base < kTransposedBins ? bins - base : kTransposedBins;
+    const T* const source = from + (roi * channels + first_channel) * bins + base;
+    for (int32_t i = threadIdx.x; i < count * width; i += kTransposeThreads) {
+      piece[i / width * kTransposedStride + i % width] =
+          read_global(source + int64_t(i / width) * bins + i % width);
+    }
+    __syncthreads();
+    T* const target = to + (roi * bins + base) * channels + first_channel;
+    if (lane_of_thread() < count) {
+      for (int32_t i = warp_of_thread(); i < width; i += kTransposeThreads / kWarp) {
+        write_global(target + i * channels + lane_of_thread(),
+                     piece[lane_of_thread() * kTransposedStride + i]);
+      }
+    }
+    __syncthreads();  // the piece is read no longer
+  }
+}
+
+// What a warp needs for one RoI: the weights of the tile's rows and columns for each of up to kWarp bins.
+template <typename acc>
 struct VisitMemory {
-  CellWeights<acc_t<T>> row_weights[kWarp];
-  CellWeights<acc_t<T>> column_weights[kWarp];
-  T staged[kNhwc ? 1 : kWarp * kStagedStride];
+  CellWeights<acc> row_weights[kWarp];
+  CellWeights<acc> column_weights[kWarp];
 };
 
-template <typename T, bool kNhwc>
+template <typename T>
 struct AverageMemory {  // shared
   static constexpr int32_t kWarps = kAverageThreads<acc_t<T>> / kWarp;
   TouchingRoIs<kAverageThreads<acc_t<T>>> touching;
   union {
-    VisitMemory<T, kNhwc> visits[kWarps];
+    VisitMemory<acc_t<T>> visits[kWarps];
     acc_t<T> sums[kWarps][kTile * kTile][kSumStride];  // of each warp, when all visits are over
   };
 };
@@ -318,10 +344,10 @@ __device__ CellWeights<acc> weights_of_tile(const Tap& tap, const acc* weights, 
 // k-th RoI and so on; their sums are added up in the order of the warps.
 template <typename T, bool kNhwc>
 __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>, kAverageBlocks)
-    scatter_average(Geometry geometry, Pyramid<T> pyramid, BinValues<T, kNhwc> grad, Plan<acc_t<T>> plan) {
+    scatter_average(Geometry geometry, Pyramid<T> pyramid, BinValues<T, true> grad, Plan<acc_t<T>> plan) {
   using acc = acc_t<T>;
-  constexpr int32_t kWarps = AverageMemory<T, kNhwc>::kWarps;
-  AverageMemory<T, kNhwc>& memory = *shared_memory<AverageMemory<T, kNhwc>>();
+  constexpr int32_t kWarps = AverageMemory<T>::kWarps;
+  AverageMemory<T>& memory = *shared_memory<AverageMemory<T>>();
   const int32_t warp = warp_of_thread();
   const int32_t lane = lane_of_thread();
   const BlockTask task = task_of_block<kWarps>(geometry, pyramid.channels);
@@ -329,7 +355,7 @@ __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>, kAverageBlocks)
   const int32_t share = warp % task.shares;
   const int64_t first_channel = task.first_channel + warp / task.shares * kWarp;
   const int64_t channel = first_channel + lane;
-  VisitMemory<T, kNhwc>& own = memory.visits[warp];
+  VisitMemory<acc>& own = memory.visits[warp];
   acc sums[kTile][kTile] = {};
 
   const auto visit_bins = [&](int64_t roi, int32_t ph, int32_t pw, const BinRange& rows,
@@ -369,8 +395,8 @@ __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>, kAverageBlocks)
 #pragma unroll
       for (int32_t x = 0; x < kTile; ++x) row_sums[x] = acc(0);
     };
-    for_each_bin<kBinsAtOnce>(grad, roi, channel, ph, pw, rows, columns, own.staged, keep_weights, add_to_row,
-                              add_row);
+    for_each_bin<kBinsAtOnce>(grad, roi, channel, ph, pw, rows, columns, static_cast<T*>(nullptr),
+                              keep_weights, add_to_row, add_row);
   };
   const auto visit = [&](int64_t roi, const FirstTaps& taps) {
     if (lane == 0) MRCNN_EXT_COUNT(visits, 1);

@@ -10,7 +10,7 @@ namespace cuda {
 
 #define KNOB_DEFAULTS
 #ifndef AVERAGE_BLOCKS
-#define AVERAGE_BLOCKS 3
+#define AVERAGE_BLOCKS 4
 #endif
 #ifndef PLANE_BLOCKS
 #define PLANE_BLOCKS 6
@@ -19,10 +19,10 @@ namespace cuda {
 #define KNOB_ROWS 4
 #endif
 #ifndef KNOB_CELLS
-#define KNOB_CELLS 4
+#define KNOB_CELLS 6
 #endif
 #ifndef KNOB_BINS
-#define KNOB_BINS 8
+#define KNOB_BINS 4
 #endif
 #ifndef KNOB_ENOUGH
 #define KNOB_ENOUGH 512
@@ -31,7 +31,7 @@ namespace cuda {
 #define KNOB_CHANNELS 16
 #endif
 #ifndef KNOB_POOL_BLOCKS
-#define KNOB_POOL_BLOCKS 7
+#define KNOB_POOL_BLOCKS 5
 #endif
 constexpr int32_t kMostLevels = 8;
 constexpr int32_t kWarp = 32;
@@ -70,6 +70,9 @@ constexpr int32_t kSumStride = kWarp + 4;
 template <typename acc>
 constexpr int32_t kAverageThreads = sizeof(acc) > 4 ? 64 : 128;
 constexpr int32_t kMaximumThreads = 64;
+constexpr int32_t kTransposeThreads = 256;
+constexpr int32_t kTransposedBins = 64;
+constexpr int32_t kTransposedStride = kTransposedBins + 1;
 constexpr int32_t kStagedBins = kWarp;
 constexpr int32_t kStagedStride = kStagedBins + 1;  // odd, so that lanes meet in no bank of shared memory
 // Gradients of boxes: a block per RoI.

@@ -231,6 +231,19 @@ void forward(at::TensorList features, const at::Tensor& rois, const PoolingOptio
   }
 }
 
+// Dense, and with the channels last.
+template <typename T>
+at::Tensor with_channels_last(const at::Tensor& grad) {
+  constexpr at::MemoryFormat kLast = at::MemoryFormat::ChannelsLast;
+  if (grad.is_contiguous(kLast)) return dense(grad, kLast);
+  const at::Tensor from = dense(grad, at::MemoryFormat::Contiguous);
+  const at::Tensor to = dense(at::empty(grad.sizes(), grad.options().memory_format(kLast)), kLast);
+  launch<kWarp * kTransposedStride * sizeof(T)>(
+      transpose_bins<T>, grad.size(0), divide_up(grad.size(1), kWarp), kTransposeThreads,
+      from.const_data_ptr<T>(), grad.size(1), int32_t(grad.size(2) * grad.size(3)), to.mutable_data_ptr<T>());
+  return to;
+}
+
 template <typename T, bool kNhwc>
 void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<acc_t<T>>& owned,
              const PoolingOptions& options, at::TensorList grad_features) {
@@ -242,15 +255,17 @@ void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<ac
     return BinValues<std::remove_const_t<std::remove_pointer_t<decltype(data)>>, kNhwc>{
         data, pyramid.channels, owned.plan.row_bins, owned.plan.column_bins};
   };
-  const auto incoming = bin_values(grad.const_data_ptr<T>());
   if (!is_max_mode(options.mode)) {
     constexpr int32_t kThreads = kAverageThreads<acc>;
+    const at::Tensor bins_first = with_channels_last<T>(grad);
+    const BinValues<T, true> incoming{bins_first.const_data_ptr<T>(), pyramid.channels, owned.plan.row_bins,
+                                      owned.plan.column_bins};
     share_out_tiles(geometry, pyramid.channels, kThreads / kWarp);
-    launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>,
-                                            geometry.first_block[geometry.level_count], 1, kThreads, geometry,
-                                            pyramid, incoming, owned.plan);
+    launch<sizeof(AverageMemory<T>)>(scatter_average<T, kNhwc>, geometry.first_block[geometry.level_count], 1,
+                                     kThreads, geometry, pyramid, incoming, owned.plan);
     return;
   }
+  const auto incoming = bin_values(grad.const_data_ptr<T>());
   const bool cells = options.mode == RoIMode::kPool;
   const at::MemoryFormat format = kNhwc ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const at::Tensor winners =
@@ -349,7 +364,7 @@ inline std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
   const at::MemoryFormat format = features[0].suggest_memory_format();
   const bool nhwc = format == at::MemoryFormat::ChannelsLast;
   const at::Tensor coordinates = coordinates_of(rois, features[0]);
-  const at::Tensor dense_grad = dense(grad, format);
+  const at::Tensor dense_grad = is_max_mode(options.mode) ? dense(grad, format) : grad;
   std::vector<at::Tensor> grad_features;
   for (const at::Tensor& feature : features) {
     grad_features.push_back(at::empty(feature.sizes(), feature.options().memory_format(format)));
