@@ -35,14 +35,14 @@ struct BlockTask {
 };
 
 template <int32_t kWarps>
-__device__ BlockTask task_of_block(const Geometry& geometry, int64_t channels) {
-  const int64_t number = geometry.first_block[geometry.level_count] - 1 - int64_t(blockIdx.x);
+__device__ BlockTask task_of_block(const Geometry& geometry, const TileBlocks& blocks, int64_t channels) {
+  const int64_t number = blocks.first[geometry.level_count] - 1 - int64_t(blockIdx.x);
   int32_t level = 0;
-  while (number >= geometry.first_block[level + 1]) ++level;
-  const uint32_t index = uint32_t(number - geometry.first_block[level]);
-  const int32_t channels_of_block = kWarps / geometry.shares[level] * kWarp;
+  while (number >= blocks.first[level + 1]) ++level;
+  const uint32_t index = uint32_t(number - blocks.first[level]);
+  const int32_t channels_of_block = kWarps / blocks.shares[level] * kWarp;
   const uint32_t groups = uint32_t(divide_up(channels, channels_of_block));
-  return {tile_of_level(geometry, level, index / groups), geometry.shares[level],
+  return {tile_of_level(geometry, level, index / groups), blocks.shares[level],
           int64_t(index % groups) * channels_of_block};
 }
 
@@ -60,19 +60,15 @@ __device__ void for_touching(const Geometry& geometry, const Plan<acc>& plan, co
   constexpr int32_t kWarps = kThreads / kWarp;
   const int32_t lane = lane_of_thread();
   const int32_t warp = warp_of_thread();
-  const int32_t number = int32_t(tile.level * geometry.images + tile.image);
-  const Group all{0, plan.count};
-  const Group group = plan.grouped ? read_global_by_warp(plan.groups + number) : all;
+  const Group group = read_global_by_warp(plan.groups + tile.level * geometry.images + tile.image);
   for (int32_t base = 0; base < group.count; base += kWindowsAtOnce * kThreads) {
     const int32_t place = base + int32_t(threadIdx.x);
     Window windows[kWindowsAtOnce];
 #pragma unroll
     for (int32_t k = 0; k < kWindowsAtOnce; ++k) {
       const Window none{};
-      const int32_t at = group.first + place + k * kThreads;
-      const bool there = at < group.first + group.count;
-      windows[k] = there ? read_global(plan.windows + at) : none;
-      if (!plan.grouped && there && read_global(plan.groups_of_rois + at) != number) windows[k] = none;
+      const bool there = place + k * kThreads < group.count;
+      windows[k] = there ? read_global(plan.windows + group.first + place + k * kThreads) : none;
     }
     uint32_t votes[kWindowsAtOnce];
 #pragma unroll
@@ -91,8 +87,7 @@ __device__ void for_touching(const Geometry& geometry, const Plan<acc>& plan, co
         found += touching.of_warps[k][i];
       }
       if ((votes[k] >> lane & 1) != 0) {
-        const int32_t found_at = group.first + place + k * kThreads;
-        touching.rois[at] = plan.grouped ? read_global(plan.order + found_at) : found_at;
+        touching.rois[at] = read_global(plan.order + group.first + place + k * kThreads);
       }
     }
     __syncthreads();
@@ -279,47 +274,21 @@ struct alignas(16) CellWeights {
   acc of_cells[kTile];
 };
 
-// Brings gradients (R, C, bins) to (R, bins, C), where the channels of a bin are read together. A block has
-// one RoI and kWarp channels.
-template <typename T>
-__global__ void __launch_bounds__(kTransposeThreads)
-    transpose_bins(const T* from, int64_t channels, int32_t bins, T* to) {
-  T* const piece = shared_memory<T>();
-  const int64_t roi = blockIdx.x;
-  const int64_t first_channel = int64_t(blockIdx.y) * kWarp;
-  const int32_t count = channels - first_channel < kWarp ? int32_t(channels - first_channel) : kWarp;
-  for (int32_t base = 0; base < bins; base += kTransposedBins) {
-    const int32_t width = bins - base < kTransposedBins ? bins - base : kTransposedBins;
-    const T* const source = from + (roi * channels + first_channel) * bins + base;
-    for (int32_t i = threadIdx.x; i < count * width; i += kTransposeThreads) {
-      piece[i / width * kTransposedStride + i % width] =
-          read_global(source + int64_t(i / width) * bins + i % width);
-    }
-    __syncthreads();
-    T* const target = to + (roi * bins + base) * channels + first_channel;
-    if (lane_of_thread() < count) {
-      for (int32_t i = warp_of_thread(); i < width; i += kTransposeThreads / kWarp) {
-        write_global(target + i * channels + lane_of_thread(),
-                     piece[lane_of_thread() * kTransposedStride + i]);
-      }
-    }
-    __syncthreads();  // the piece is read no longer
-  }
-}
-
-// What a warp needs for one RoI: the weights of the tile's rows and columns for each of up to kWarp bins.
-template <typename acc>
+// What a warp needs for one RoI: the weights of the tile's rows and columns for each of up to kWarp bins, and
+// values of bins where they are staged.
+template <typename T, bool kNhwc>
 struct VisitMemory {
-  CellWeights<acc> row_weights[kWarp];
-  CellWeights<acc> column_weights[kWarp];
+  CellWeights<acc_t<T>> row_weights[kWarp];
+  CellWeights<acc_t<T>> column_weights[kWarp];
+  T staged[kNhwc ? 1 : kWarp * kStagedStride];
 };
 
-template <typename T>
+template <typename T, bool kNhwc>
 struct AverageMemory {  // shared
   static constexpr int32_t kWarps = kAverageThreads<acc_t<T>> / kWarp;
   TouchingRoIs<kAverageThreads<acc_t<T>>> touching;
   union {
-    VisitMemory<acc_t<T>> visits[kWarps];
+    VisitMemory<T, kNhwc> visits[kWarps];
     acc_t<T> sums[kWarps][kTile * kTile][kSumStride];  // of each warp, when all visits are over
   };
 };
@@ -344,18 +313,19 @@ __device__ CellWeights<acc> weights_of_tile(const Tap& tap, const acc* weights, 
 // k-th RoI and so on; their sums are added up in the order of the warps.
 template <typename T, bool kNhwc>
 __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>, kAverageBlocks)
-    scatter_average(Geometry geometry, Pyramid<T> pyramid, BinValues<T, true> grad, Plan<acc_t<T>> plan) {
+    scatter_average(Geometry geometry, TileBlocks blocks, Pyramid<T> pyramid, BinValues<T, kNhwc> grad,
+                    Plan<acc_t<T>> plan) {
   using acc = acc_t<T>;
-  constexpr int32_t kWarps = AverageMemory<T>::kWarps;
-  AverageMemory<T>& memory = *shared_memory<AverageMemory<T>>();
+  constexpr int32_t kWarps = AverageMemory<T, kNhwc>::kWarps;
+  AverageMemory<T, kNhwc>& memory = *shared_memory<AverageMemory<T, kNhwc>>();
   const int32_t warp = warp_of_thread();
   const int32_t lane = lane_of_thread();
-  const BlockTask task = task_of_block<kWarps>(geometry, pyramid.channels);
+  const BlockTask task = task_of_block<kWarps>(geometry, blocks, pyramid.channels);
   const Tile& tile = task.tile;
   const int32_t share = warp % task.shares;
   const int64_t first_channel = task.first_channel + warp / task.shares * kWarp;
   const int64_t channel = first_channel + lane;
-  VisitMemory<acc>& own = memory.visits[warp];
+  VisitMemory<T, kNhwc>& own = memory.visits[warp];
   acc sums[kTile][kTile] = {};
 
   const auto visit_bins = [&](int64_t roi, int32_t ph, int32_t pw, const BinRange& rows,
@@ -395,8 +365,8 @@ __global__ void __launch_bounds__(kAverageThreads<acc_t<T>>, kAverageBlocks)
 #pragma unroll
       for (int32_t x = 0; x < kTile; ++x) row_sums[x] = acc(0);
     };
-    for_each_bin<kBinsAtOnce>(grad, roi, channel, ph, pw, rows, columns, static_cast<T*>(nullptr),
-                              keep_weights, add_to_row, add_row);
+    for_each_bin<kBinsAtOnce>(grad, roi, channel, ph, pw, rows, columns, own.staged, keep_weights, add_to_row,
+                              add_row);
   };
   const auto visit = [&](int64_t roi, const FirstTaps& taps) {
     if (lane == 0) MRCNN_EXT_COUNT(visits, 1);

@@ -54,11 +54,14 @@ struct Geometry {
   int32_t widths[kMostLevels];
   double scales[kMostLevels];
   int64_t first_tile[kMostLevels + 1];  // tiles of level l are [first_tile[l], first_tile[l + 1])
-  // Of scatter_average: the blocks of each level, and the warps that share out the RoIs of a tile.
-  int64_t first_block[kMostLevels + 1];
-  int32_t shares[kMostLevels];
   int32_t level_count;
   int64_t images;
+};
+
+// The blocks that scatter_average has for the tiles of each level.
+struct TileBlocks {
+  int64_t first[kMostLevels + 1];  // those of level l are [first[l], first[l + 1])
+  int32_t shares[kMostLevels];     // warps that share out the RoIs of a tile
 };
 
 struct Parameters {

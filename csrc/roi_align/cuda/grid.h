@@ -8,31 +8,6 @@
 namespace mrcnn_ext {
 namespace cuda {
 
-#define KNOB_DEFAULTS
-#ifndef AVERAGE_BLOCKS
-#define AVERAGE_BLOCKS 4
-#endif
-#ifndef PLANE_BLOCKS
-#define PLANE_BLOCKS 6
-#endif
-#ifndef KNOB_ROWS
-#define KNOB_ROWS 4
-#endif
-#ifndef KNOB_CELLS
-#define KNOB_CELLS 6
-#endif
-#ifndef KNOB_BINS
-#define KNOB_BINS 4
-#endif
-#ifndef KNOB_ENOUGH
-#define KNOB_ENOUGH 512
-#endif
-#ifndef KNOB_CHANNELS
-#define KNOB_CHANNELS 16
-#endif
-#ifndef KNOB_POOL_BLOCKS
-#define KNOB_POOL_BLOCKS 5
-#endif
 constexpr int32_t kMostLevels = 8;
 constexpr int32_t kWarp = 32;
 
@@ -40,8 +15,6 @@ constexpr int32_t kWarp = 32;
 constexpr int32_t kPlanThreads = 2 * kWarp;
 // Grouping: a block per level and image.
 constexpr int32_t kGroupThreads = 256;
-// So few RoIs are not grouped: a tile looks at all of them, of whichever map, in hardly more time.
-constexpr int32_t kUngroupedRoIs = 1200;
 // Forward: a block per RoI and group of channels.
 constexpr int32_t kPoolWarps = 4;
 constexpr int32_t kPoolThreads = kPoolWarps * kWarp;
@@ -50,8 +23,8 @@ constexpr int32_t kBufferedCells = 256;
 // NCHW: channels that a warp pools together; NHWC: cells that it reads before it uses the first.
 template <typename acc>
 constexpr int32_t kPlanesAtOnce = 16 / sizeof(acc);
-constexpr int32_t kRowsAtOnce = KNOB_ROWS;
-constexpr int32_t kCellsAtOnce = KNOB_CELLS;
+constexpr int32_t kRowsAtOnce = 2;
+constexpr int32_t kCellsAtOnce = 6;
 constexpr int32_t kBandTaps = 64;  // of a RoI, kept in shared memory
 constexpr int32_t kBandWeights = 512;
 // Backward: a block per tile of kTile x kTile cells and group of channels: kWarp of them in the average
@@ -59,33 +32,32 @@ constexpr int32_t kBandWeights = 512;
 constexpr int32_t kTile = 8;
 // Of a level: as many as keep a large GPU busy. Where one warp for 32 channels of a tile makes fewer, several
 // do.
-constexpr int64_t kEnoughBlocks = KNOB_ENOUGH;
-constexpr int32_t kWindowsAtOnce = 4;       // of RoIs that may touch the tile, by a thread
-constexpr int32_t kBinsAtOnce = KNOB_BINS;  // NHWC: of a row of bins, read before the first is used
+constexpr int64_t kEnoughBlocks = 512;
+constexpr int32_t kWindowsAtOnce = 4;  // of RoIs that may touch the tile, by a thread
+constexpr int32_t kBinsAtOnce = 4;     // NHWC: of a row of bins, read before the first is used
 constexpr int32_t kWinnersAtOnce = 4;
-constexpr int32_t kChannelsAtOnce = KNOB_CHANNELS;  // NCHW: of a bin, by a lane
+constexpr int32_t kChannelsAtOnce = 8;  // NCHW: of a bin, by a lane
 // A row of the sums of a tile's channels; so that lanes that write 8 columns of 4 channels meet in no bank.
 constexpr int32_t kSumStride = kWarp + 4;
 // Half as many where numbers are twice as wide, which keeps shared memory under the 48 KB of every GPU.
 template <typename acc>
 constexpr int32_t kAverageThreads = sizeof(acc) > 4 ? 64 : 128;
 constexpr int32_t kMaximumThreads = 64;
-constexpr int32_t kTransposeThreads = 256;
-constexpr int32_t kTransposedBins = 64;
-constexpr int32_t kTransposedStride = kTransposedBins + 1;
 constexpr int32_t kStagedBins = kWarp;
 constexpr int32_t kStagedStride = kStagedBins + 1;  // odd, so that lanes meet in no bank of shared memory
 // Gradients of boxes: a block per RoI.
 constexpr int32_t kBoxThreads = 256;
 
-// Blocks that a multiprocessor is to hold: few enough that no kernel has to spill registers.
-constexpr int32_t kAverageBlocks = AVERAGE_BLOCKS;
+// Blocks that a multiprocessor is to hold: few enough that no kernel has to spill registers, but for
+// scatter_average: in NHWC on an H200 4 blocks that spill some are faster, by a fifth, than 3 that spill
+// none.
+constexpr int32_t kAverageBlocks = 4;
 constexpr int32_t kMaximumBlocks = 8;
 constexpr int32_t kPlanBlocks = 8;
 template <typename acc>
-constexpr int32_t kPoolBlocks = sizeof(acc) > 4 ? 5 : KNOB_POOL_BLOCKS;
+constexpr int32_t kPoolBlocks = 5;
 template <typename acc>
-constexpr int32_t kPlaneBlocks = sizeof(acc) > 4 ? 4 : PLANE_BLOCKS;
+constexpr int32_t kPlaneBlocks = sizeof(acc) > 4 ? 4 : 8;
 template <typename acc>
 constexpr int32_t kPoolMaximumBlocks = sizeof(acc) > 4 ? 5 : 6;
 

@@ -60,15 +60,17 @@ inline Geometry geometry_of(at::TensorList levels, const PoolingOptions& options
   return geometry;
 }
 
-inline void share_out_tiles(Geometry& geometry, int64_t channels, int32_t warps) {
+inline TileBlocks blocks_of_tiles(const Geometry& geometry, int64_t channels, int32_t warps) {
+  TileBlocks blocks{};
   for (int32_t level = 0; level < geometry.level_count; ++level) {
     const int64_t tiles = geometry.first_tile[level + 1] - geometry.first_tile[level];
     const auto count = [&](int32_t shares) { return tiles * divide_up(channels, warps / shares * kWarp); };
     int32_t shares = 1;
     while (shares < warps && count(shares) < kEnoughBlocks) shares *= 2;
-    geometry.shares[level] = shares;
-    geometry.first_block[level + 1] = geometry.first_block[level] + count(shares);
+    blocks.shares[level] = shares;
+    blocks.first[level + 1] = blocks.first[level] + count(shares);
   }
+  return blocks;
 }
 
 inline Parameters parameters_of(const PoolingOptions& options) {
@@ -133,7 +135,6 @@ OwnedPlan<acc> allocate_plan(at::TensorList features, const at::Tensor& rois, co
   plan.row_bins = int32_t(options.pooled_height);
   plan.column_bins = int32_t(options.pooled_width);
   plan.with_gradients = with_gradients;
-  plan.grouped = plan.count > kUngroupedRoIs;
   if (!is_max_mode(options.mode)) {
     int64_t column_capacity = 0;
     for (const at::Tensor& level : features) {
@@ -171,7 +172,6 @@ OwnedPlan<acc> make_plan(at::TensorList features, const at::Tensor& rois, const 
 
 template <typename acc>
 void group_by_map(const OwnedPlan<acc>& owned, at::TensorList features) {
-  if (!owned.plan.grouped) return;
   launch<kGroupThreads / kWarp * sizeof(int32_t)>(
       group_rois<acc>, int64_t(features.size()) * features[0].size(0), 1, kGroupThreads, owned.plan);
 }
@@ -231,41 +231,25 @@ void forward(at::TensorList features, const at::Tensor& rois, const PoolingOptio
   }
 }
 
-// Dense, and with the channels last.
-template <typename T>
-at::Tensor with_channels_last(const at::Tensor& grad) {
-  constexpr at::MemoryFormat kLast = at::MemoryFormat::ChannelsLast;
-  if (grad.is_contiguous(kLast)) return dense(grad, kLast);
-  const at::Tensor from = dense(grad, at::MemoryFormat::Contiguous);
-  const at::Tensor to = dense(at::empty(grad.sizes(), grad.options().memory_format(kLast)), kLast);
-  launch<kWarp * kTransposedStride * sizeof(T)>(
-      transpose_bins<T>, grad.size(0), divide_up(grad.size(1), kWarp), kTransposeThreads,
-      from.const_data_ptr<T>(), grad.size(1), int32_t(grad.size(2) * grad.size(3)), to.mutable_data_ptr<T>());
-  return to;
-}
-
 template <typename T, bool kNhwc>
 void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<acc_t<T>>& owned,
              const PoolingOptions& options, at::TensorList grad_features) {
   using acc = acc_t<T>;
-  Geometry geometry = geometry_of(features, options);
+  const Geometry geometry = geometry_of(features, options);
   const auto pyramid = writable_pyramid<T>(grad_features);
   const int64_t tiles = geometry.first_tile[geometry.level_count];
   const auto bin_values = [&](const auto* data) {
     return BinValues<std::remove_const_t<std::remove_pointer_t<decltype(data)>>, kNhwc>{
         data, pyramid.channels, owned.plan.row_bins, owned.plan.column_bins};
   };
+  const auto incoming = bin_values(grad.const_data_ptr<T>());
   if (!is_max_mode(options.mode)) {
     constexpr int32_t kThreads = kAverageThreads<acc>;
-    const at::Tensor bins_first = with_channels_last<T>(grad);
-    const BinValues<T, true> incoming{bins_first.const_data_ptr<T>(), pyramid.channels, owned.plan.row_bins,
-                                      owned.plan.column_bins};
-    share_out_tiles(geometry, pyramid.channels, kThreads / kWarp);
-    launch<sizeof(AverageMemory<T>)>(scatter_average<T, kNhwc>, geometry.first_block[geometry.level_count], 1,
-                                     kThreads, geometry, pyramid, incoming, owned.plan);
+    const TileBlocks blocks = blocks_of_tiles(geometry, pyramid.channels, kThreads / kWarp);
+    launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>, blocks.first[geometry.level_count], 1,
+                                            kThreads, geometry, blocks, pyramid, incoming, owned.plan);
     return;
   }
-  const auto incoming = bin_values(grad.const_data_ptr<T>());
   const bool cells = options.mode == RoIMode::kPool;
   const at::MemoryFormat format = kNhwc ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const at::Tensor winners =
@@ -364,7 +348,7 @@ inline std::tuple<std::vector<at::Tensor>, at::Tensor> roi_align_backward(
   const at::MemoryFormat format = features[0].suggest_memory_format();
   const bool nhwc = format == at::MemoryFormat::ChannelsLast;
   const at::Tensor coordinates = coordinates_of(rois, features[0]);
-  const at::Tensor dense_grad = is_max_mode(options.mode) ? dense(grad, format) : grad;
+  const at::Tensor dense_grad = dense(grad, format);
   std::vector<at::Tensor> grad_features;
   for (const at::Tensor& feature : features) {
     grad_features.push_back(at::empty(feature.sizes(), feature.options().memory_format(format)));

@@ -54,10 +54,9 @@ struct Plan {
   Tap* taps;                // (R, row_bins + column_bins)
   acc* weights;             // (R, with_gradients ? 3 : 1, capacity), rows first
   int32_t* groups_of_rois;  // (R), level * images + image; -1 where the window is empty
-  Window* windows;          // (R), in the order below or, if they are not grouped, of the RoIs
-  bool grouped;             // whether there is an order
   Group* groups;            // (levels * images)
   int32_t* order;           // (R), numbers of RoIs by group, ascending in each
+  Window* windows;          // (R), in that order
 
   __device__ Tap* row_taps(int64_t roi) const { return taps + roi * (row_bins + column_bins); }
   __device__ Tap* column_taps(int64_t roi) const { return row_taps(roi) + row_bins; }
@@ -186,7 +185,6 @@ __global__ void __launch_bounds__(kPlanThreads, kPlanBlocks)
                       int32_t(columns.first + columns.count)};
   }
   write_global(plan.rois + roi, planned);
-  if (!plan.grouped) write_global(plan.windows + roi, planned.window);
   const bool empty = planned.window.top == planned.window.bottom;
   write_global(plan.groups_of_rois + roi,
                empty ? -1 : int32_t(planned.level * geometry.images + planned.image));

@@ -10,16 +10,16 @@
   INSTANCE void scatter_maximum<T, nhwc, cells>(Geometry, Pyramid<T>, BinValues<T, nhwc>,              \
                                                 BinValues<int32_t, nhwc>, Plan<acc_t<T>>);
 
-#define INSTANCES_OF_LAYOUT(T, nhwc)                                                                \
-  INSTANCE void scatter_average<T, nhwc>(Geometry, Pyramid<T>, BinValues<T, true>, Plan<acc_t<T>>); \
-  INSTANCES_OF_MAXIMUM(T, nhwc, true)                                                               \
+#define INSTANCES_OF_LAYOUT(T, nhwc)                                                           \
+  INSTANCE void scatter_average<T, nhwc>(Geometry, TileBlocks, Pyramid<T>, BinValues<T, nhwc>, \
+                                         Plan<acc_t<T>>);                                      \
+  INSTANCES_OF_MAXIMUM(T, nhwc, true)                                                          \
   INSTANCES_OF_MAXIMUM(T, nhwc, false)
 
 #define INSTANCES_OF_TYPE(T, vector)                                                              \
   INSTANCE void pool_average_nhwc<T, 1>(Pyramid<const T>, Plan<acc_t<T>>, Map<T>);                \
   INSTANCE void pool_average_nhwc<T, vector>(Pyramid<const T>, Plan<acc_t<T>>, Map<T>);           \
   INSTANCE void pool_average_nchw<T>(Pyramid<const T>, Plan<acc_t<T>>, Map<T>);                   \
-  INSTANCE void transpose_bins<T>(const T*, int64_t, int32_t, T*);                                \
   INSTANCE void box_gradient<T>(Pyramid<const T>, Map<const T>, Plan<acc_t<T>>, bool, acc_t<T>*); \
   INSTANCES_OF_LAYOUT(T, true)                                                                    \
   INSTANCES_OF_LAYOUT(T, false)
