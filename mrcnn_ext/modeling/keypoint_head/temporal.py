@@ -92,7 +92,8 @@ class TemporalKeypointHead(KeypointHead):
         """
         *maps, before = state
         if self.align_state:
-            maps = [move_maps(part, before, boxes) for part in maps]
+            moved = move_maps(torch.cat(maps, dim=1), before, boxes)
+            maps = list(moved.split(self.network.state_channels, dim=1))
         heatmaps, maps = self.network.step(features, maps)
         return heatmaps, [*maps, boxes]
 
