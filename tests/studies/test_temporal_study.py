@@ -11,7 +11,15 @@ from detectron2.layers import ShapeSpec
 
 from mrcnn_ext.modeling import ConvLSTMKeypointHead, HeatmapKeypointHead
 from mrcnn_ext.scenes import get_clip_preset
-from mrcnn_ext.studies.temporal import StudySize, history_table, plot_history, run_study, study, study_table
+from mrcnn_ext.studies.temporal import (
+    StudySize,
+    detector,
+    history_table,
+    plot_history,
+    run_study,
+    study,
+    study_table,
+)
 from mrcnn_ext.studies.temporal.features import Tracks, pooled_tracks
 from mrcnn_ext.studies.temporal.heads import heatmaps_of, train_head
 from mrcnn_ext.studies.temporal.people import noisy, read_pixels
@@ -203,6 +211,36 @@ class PooledPixels(torch.nn.Module):
 
     def backbone(self, x):
         return {"p2": x}
+
+
+def test_frames_of_the_detector_move_with_their_people(small_clips):
+    """A white dot at each person's first keypoint is where the moved keypoint says."""
+    output, size = small_clips
+    study._detector_config(output, size, "cpu", 1)
+    people = [one for one in study._people("train") if one.keypoints[0, 0, 2] > 0]
+    frames = detector._Frames(people, torch.device("cpu"))
+    frames.pixels.zero_()
+    for one in people:
+        x, y = one.keypoints[0, 0, :2].tolist()
+        x = 96 - x if one.mirrored else x
+        frames.pixels[frames.rows[one.image["file_name"]], :, int(y), int(x)] = 255
+    model = SimpleNamespace(pixel_mean=torch.zeros(3, 1, 1), pixel_std=torch.ones(3, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    scales = []
+    for _ in range(3):
+        batch = frames.batch(model, list(range(len(people))), generator)
+        for image, one, instances, before in zip(
+            batch.images.tensor, batch.people, batch.instances, people, strict=True
+        ):
+            y, x = divmod(int(image.sum(0).argmax()), 96)
+            torch.testing.assert_close(
+                torch.tensor([x + 0.5, y + 0.5]), one.keypoints[0, 0, :2], rtol=0, atol=1.01
+            )
+            assert torch.equal(instances.gt_keypoints.tensor, one.keypoints)
+            scale = (one.boxes[0, 2] - one.boxes[0, 0]) / (before.boxes[0, 2] - before.boxes[0, 0])
+            assert 0.7 - 1e-4 <= scale <= 1 + 1e-4 and 0 <= one.boxes.min() and one.boxes.max() <= 96 + 1e-3
+            scales.append(float(scale))
+    assert min(scales) < 0.85 and max(scales) > 0.999
 
 
 def test_noisy_boxes_stay_near(data):

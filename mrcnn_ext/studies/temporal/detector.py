@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.structures import Boxes, ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...engine.trainer import accelerated_for_training
 from ...layers.boxes import scaled_boxes
@@ -28,8 +29,8 @@ def train_detector(
     """Trains a detector with a keypoint head of single frames, in bf16 autocast.
 
     The keypoint head learns from all people of ``batch`` frames, in their annotated boxes with a detector's noise; the
-    rest of the detector, with the losses of its config, from the first frames of the batch. Frames differ in
-    brightness each time.
+    rest of the detector, with the losses of its config, from the first frames of the batch. Frames differ in colour
+    each time, and half of them become smaller, to 0.7 of their sides at least, somewhere in a frame of the same size.
 
     Args:
         model: built from a config; its images have the size of the frames. On the CPU its convolutions are accelerated
@@ -55,9 +56,10 @@ def train_detector(
         if len(order) < batch:
             order += torch.randperm(len(people), generator=generator).tolist()
         chosen, order = order[:batch], order[batch:]
+        frame_batch = frames.batch(model, chosen, generator)  # its places would be coarse in bf16
         optimizer.zero_grad()
         with EventStorage(), torch.autocast(device.type, torch.bfloat16):
-            loss = _loss(model, frames, chosen, generator)
+            loss = _loss(model, frame_batch, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
@@ -69,7 +71,8 @@ def train_detector(
 @dataclass
 class _Batch:
     images: ImageList
-    people: list[Instances]
+    instances: list[Instances]  # on the images' device
+    people: list[People]
 
 
 class _Frames:
@@ -84,14 +87,19 @@ class _Frames:
 
     def batch(self, model: nn.Module, chosen: list[int], generator: torch.Generator) -> _Batch:
         people = [self.people[k] for k in chosen]
+        count, (H, W) = len(people), self.pixels.shape[2:]
         rows = torch.tensor([self.rows[one.image["file_name"]] for one in people])
-        mirrored = torch.tensor([one.mirrored for one in people], device=self.device)[:, None, None, None]
-        gains = 0.8 + 0.4 * torch.rand(len(people), 1, 1, 1, generator=generator)
+        mirrored = torch.tensor([one.mirrored for one in people])[:, None, None, None]
+        gains = 0.7 + 0.6 * torch.rand(count, 1, 1, 1, generator=generator)
+        gains = gains * (0.8 + 0.4 * torch.rand(count, 3, 1, 1, generator=generator))
+        scales = 1 - 0.3 * (2 * torch.rand(count, 1, generator=generator) - 1).clamp(min=0)
+        shifts = (1 - scales) * torch.rand(count, 2, generator=generator) * torch.tensor([W, H])
         pixels = self.pixels[rows.to(self.device)]
-        pixels = torch.where(mirrored, pixels.flip(3), pixels) * gains.to(self.device)
-        size = (pixels.shape[2], pixels.shape[3])
-        images = ImageList((pixels - model.pixel_mean) / model.pixel_std, [size] * len(people))
-        return _Batch(images, [self._instances(one, size) for one in people])
+        pixels = torch.where(mirrored.to(self.device), pixels.flip(3), pixels) * gains.to(self.device)
+        pixels = _smaller(pixels, scales.to(self.device), shifts.to(self.device))
+        images = ImageList((pixels - model.pixel_mean) / model.pixel_std, [(H, W)] * count)
+        moved = [_moved(*one) for one in zip(people, scales, shifts, strict=True)]
+        return _Batch(images, [self._instances(one, (H, W)) for one in moved], moved)
 
     def _instances(self, one: People, size: tuple[int, int]) -> Instances:
         return Instances(
@@ -102,20 +110,35 @@ class _Frames:
         )
 
 
-def _loss(model: nn.Module, frames: _Frames, chosen: list[int], generator: torch.Generator) -> Tensor:
-    batch = frames.batch(model, chosen, generator)
+def _smaller(pixels: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
+    """(N, 3, H, W) with what was at p at scale * p + shift; scales (N, 1), shifts (N, 2) of x and y in pixels. Colours
+    of the border go on beyond it."""
+    size = torch.tensor([pixels.shape[3], pixels.shape[2]], device=pixels.device)
+    places = (1 - 2 * shifts / size) / scales - 1  # of sampling, in units of half the size from the middle
+    matrix = torch.cat([torch.diag_embed((1 / scales).expand(-1, 2)), places[:, :, None]], dim=2)
+    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _moved(people: People, scale: Tensor, shift: Tensor) -> People:
+    keypoints = people.keypoints.clone()
+    keypoints[..., :2] = keypoints[..., :2] * scale + shift
+    return replace(people, boxes=people.boxes * scale + shift.repeat(2), keypoints=keypoints)
+
+
+def _loss(model: nn.Module, batch: _Batch, generator: torch.Generator) -> Tensor:
     tensor = batch.images.tensor.contiguous(memory_format=torch.channels_last)
     maps = model.backbone(tensor)
     heads = model.roi_heads
-    for one, instances in zip((frames.people[k] for k in chosen), batch.people, strict=True):
+    for one, instances in zip(batch.people, batch.instances, strict=True):
         rois = scaled_boxes(noisy(one.boxes, generator), heads.keypoint_box_scale)
         instances.proposal_boxes = Boxes(rois.to(tensor.device))
-    rois = [instances.proposal_boxes for instances in batch.people]
+    rois = [instances.proposal_boxes for instances in batch.instances]
     pooled = heads.keypoint_pooler([maps[name] for name in heads.keypoint_in_features], rois)
-    (total,) = heads.keypoint_head(pooled, batch.people).values()
+    (total,) = heads.keypoint_head(pooled, batch.instances).values()
     images = ImageList(tensor[:_WITH_PROPOSALS], batch.images.image_sizes[:_WITH_PROPOSALS])
     some = {name: part[:_WITH_PROPOSALS] for name, part in maps.items()}
-    people = batch.people[:_WITH_PROPOSALS]
+    people = batch.instances[:_WITH_PROPOSALS]
     for instances in people:
         instances.remove("proposal_boxes")
     proposals, losses = model.proposal_generator(images, some, people)

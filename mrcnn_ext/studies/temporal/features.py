@@ -55,7 +55,7 @@ class Tracks:
 
 
 @torch.no_grad()
-def pooled_tracks(model: nn.Module, frames: list[People], seed: int, batch: int = 16) -> Tracks:
+def pooled_tracks(model: nn.Module, frames: list[People], seed: int, batch: int = 64) -> Tracks:
     """
     Args:
         model: a detector with an FPN and a keypoint head; its images are BGR and have the size of the clips' frames.

@@ -32,14 +32,14 @@ __all__ = ["HEADS", "StudySize", "head_config", "run_study"]
 
 _PREFIX = "temporal_study"
 # Motion blur and things that stand before people in each clip. Who shows less than a quarter is not annotated.
-_PRESET = get_clip_preset("hard", height=256, width=256, min_visible=0.25)
+_PRESET = get_clip_preset("hard", min_visible=0.25)
 
 
 @dataclass(frozen=True)
 class StudySize:
     """
     Attributes:
-        num_train, num_val: clips of 8 frames, of the preset "hard" at 256 x 256 pixels.
+        num_train, num_val: clips of 8 frames, of the preset "hard".
         iterations: of the detector, with a head of single frames; 0 to take ``weights`` as they are.
         batch: frames of an iteration of the detector.
         updates: of each head.
@@ -73,7 +73,7 @@ class StudyHead:
     in_time: bool = True
 
 
-_LSTM = {"NAME": "ConvLSTMKeypointHead", "LSTM_DIM": 64}
+_LSTM = {"NAME": "ConvLSTMKeypointHead", "LSTM_DIM": 64, "LSTM_CONVS": 1}
 HEADS = {
     "single": StudyHead("HeatmapKeypointHead, single frames", {"NAME": "HeatmapKeypointHead"}, False),
     "lstm_single": StudyHead("ConvLSTMKeypointHead, single frames", _LSTM, False),
