@@ -101,6 +101,6 @@ def _overlaps_above(boxes, threshold):
 def _largest_float32_up_to(value: float) -> float:
     """What a float32 is above if and only if it is above ``value``, which torchvision compares as a double."""
     rounded = np.float32(value)
-    if rounded > value:
+    if float(rounded) > value:  # NumPy would round the double first
         rounded = np.nextafter(rounded, np.float32(-np.inf))
     return float(rounded)
