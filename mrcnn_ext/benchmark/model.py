@@ -80,6 +80,7 @@ class Subject:
         dataset: str = "",
         min_score: float = 0.0,
         bf16: bool | str = "auto",
+        calibrated: bool = True,
     ):
         """
         Args:
@@ -91,6 +92,7 @@ class Subject:
             min_score: of the detections that the model gives. 0 stands for one that lets some ten times as many
                 candidates into non-maximum suppression as detections are wanted.
             bf16: as `accelerate` takes it; of training too.
+            calibrated: whether random weights' batch normalisation gets statistics.
         """
         self.name = os.path.splitext(os.path.basename(config))[0]
         self.weights = os.path.basename(weights)
@@ -105,7 +107,7 @@ class Subject:
         self.stock = build_model(self.cfg).eval()
         if weights:
             DetectionCheckpointer(self.stock).load(weights)
-        else:
+        elif calibrated:
             calibrate(self.stock, self.inputs(Case(height=320, width=480)))
         self.bf16 = bf16
 
