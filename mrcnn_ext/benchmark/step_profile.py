@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["SavedTensors", "StepProfile", "profile_step"]
+__all__ = ["Operators", "SavedTensors", "StepProfile", "profile_step"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def profile_step(model: nn.Module, batch: list[dict], compute: bool = True) -> S
     model.train()
     try:
         with EventStorage(0), SavedTensors(model) as saved:
-            with _Operators(compute, random=True) as forward:
+            with Operators(compute, random=True) as forward:
                 loss = sum(model(batch).values())
-            with _Operators(compute, random=False) as backward:
+            with Operators(compute, random=False) as backward:
                 loss.backward()
         trained = sum(p.numel() for p in model.parameters() if p.grad is not None)
     finally:
@@ -67,12 +67,16 @@ def profile_step(model: nn.Module, batch: list[dict], compute: bool = True) -> S
     return StepProfile(len(batch), forward.table, backward.table, parameters, trained, saved.bytes)
 
 
-class _Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode):
     """Counts the operators that run within it.
 
     Args:
         compute: see `profile_step`.
-        random: small results that are not computed are random; zeros otherwise, and if they are large.
+        random: small results that are not computed are random, the same each time; zeros otherwise, and if they are
+            large.
+
+    Attributes:
+        table: as `StepProfile` has them.
     """
 
     def __init__(self, compute: bool, random: bool):
@@ -96,6 +100,8 @@ class _Operators(TorchDispatchMode):
         name = func.name()
         if not func.is_view and not name.startswith(("aten::empty", "aten::detach", "aten::_local_scalar")):
             flops = 0 if count is None else count(*args, **kwargs, out_val=out)
+            if name == "aten::convolution_backward":
+                flops = _convolution_backward(*args)
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
             gathered = _GATHERED[name](args) if name in _GATHERED else 0
             self._rows.append((flops, sum(x.numel() * x.element_size() for x in tensors), gathered))
@@ -155,6 +161,12 @@ def _is_written(argument) -> bool:
 
 def _on_meta(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _convolution_backward(gradient, inputs, weight, *args) -> float:
+    """PyTorch's count takes a grouped convolution for a dense one. Each gradient takes what the forward pass takes."""
+    transposed, wanted = args[4], args[7]
+    return 2.0 * weight[0].numel() * (inputs if transposed else gradient).numel() * (wanted[0] + wanted[1])
 
 
 def _taps_forward(args) -> float:

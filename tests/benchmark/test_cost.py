@@ -167,6 +167,25 @@ def test_the_values_of_roi_align():
     assert counted.forward[:, 2].max() == counted.backward[:, 2].max() == values
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 12, 3, groups=4), nn.ConvTranspose2d(8, 12, 2, stride=2, groups=4)]
+)
+def test_the_gradients_of_grouped_convolutions(layer):
+    x = torch.randn(1, 8, 10, 10, requires_grad=True)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, batch):
+            return {"loss": self.layer(x).sum()}
+
+    counted = profile_step(Model(), [{}])
+    macs = 12 * 64 * 2 * 9 if isinstance(layer, nn.Conv2d) else 8 * 100 * 3 * 4
+    assert counted.forward[:, 0].max() == 2 * macs and counted.backward[:, 0].max() == 4 * macs
+
+
 def test_a_convolution_by_hand():
     layer, x = nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.randn(1, 3, 8, 8, requires_grad=True)
 
