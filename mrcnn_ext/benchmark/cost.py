@@ -90,7 +90,7 @@ class Assumptions:
 
     Attributes:
         compute: part of the peak that convolutions and matrix products reach. None: 0.6 in fp32, with which the model
-            gives 0.27, 0.38 and 0.35 s a step for R-50-FPN, R-101-FPN and the keypoints' R-50-FPN on 8 V100s, where
+            gives 0.28, 0.39 and 0.34 s a step for R-50-FPN, R-101-FPN and the keypoints' R-50-FPN on 8 V100s, where
             detectron2's model zoo has measured 0.26, 0.34 and 0.32; 0.4 with tensor cores, which was not compared.
         memory: part of the bandwidth that other kernels reach.
         communication: part of the links' bandwidth that collectives reach.

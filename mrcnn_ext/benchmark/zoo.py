@@ -160,6 +160,9 @@ def markdown(rows: list[dict], command: str) -> str:
         f"- ms an image and MB at most, as detectron2 runs it and by `mrcnn_ext.accelerate`: {_measured_how(timed)}",
         "- AP of the paper: what it reports for its own model, on COCO minival or Cityscapes val.",
         "- AP: of a model trained with this package. Nobody has trained these yet, so it is empty.",
+        "",
+        "Of our heads those have configs that are ahead of detectron2's in `tools/ablations.py`: `SimCCKeypointHead`",
+        "is behind there, and `MaskScoringHead` level.",
     ]
     columns = [
         "config",
