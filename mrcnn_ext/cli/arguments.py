@@ -132,13 +132,13 @@ def yaml_options(words) -> list[str]:
     return options
 
 
-def read_data(data: str, has_keypoints: bool, evaluate: bool = False) -> tuple[list, tuple, tuple]:
+def read_data(data: str, of_people: bool, evaluate: bool = False) -> tuple[list, tuple, tuple]:
     """What ``data=`` means.
 
     Args:
         data: a data file (`mrcnn_ext.data.data_file`), the name of a registered dataset without its ``_train`` and
             ``_val``, "coco" or "cityscapes".
-        has_keypoints: whether the model has a keypoint head, for which COCO has annotations of their own.
+        of_people: whether the model wants COCO's annotations of persons and their keypoints.
         evaluate: whether a set without ``_train`` and ``_val`` is one to evaluate on.
 
     Returns:
@@ -158,7 +158,7 @@ def read_data(data: str, has_keypoints: bool, evaluate: bool = False) -> tuple[l
     from detectron2.data import DatasetCatalog
 
     registered = DatasetCatalog.list()
-    prefix = {"coco": _COCO[has_keypoints], "cityscapes": _CITYSCAPES}.get(data.lower(), data)
+    prefix = {"coco": _COCO[of_people], "cityscapes": _CITYSCAPES}.get(data.lower(), data)
     train = [name for name in (f"{prefix}_train",) if name in registered]
     test = [name for name in (f"{prefix}_val", f"{prefix}_test") if name in registered][:1]
     if train or test:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import inspect
 import logging
 import os
 import traceback
@@ -16,6 +17,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -284,9 +286,12 @@ def _writing(cfg):
     """``dataloader.evaluator``; ours writes its predictions as it does with a yaml config."""
     evaluator = cfg.dataloader.evaluator
     names = names_of(cfg.dataloader.get("test"))
-    target = evaluator.get("_target_", "")
-    is_ours = (target if isinstance(target, str) else target.__module__).startswith("mrcnn_ext.")
+    target = evaluator.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    is_ours = getattr(target, "__module__", "").startswith("mrcnn_ext.")
     if not is_ours or evaluator.get("output_dir") is not None or len(names) != 1:
+        return evaluator
+    if "output_dir" not in inspect.signature(target).parameters:  # Cityscapes' writes none
         return evaluator
     evaluator = copy.deepcopy(evaluator)
     evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])

@@ -66,6 +66,28 @@ def test_a_folder_of_object_storage(files):
         open_source(empty.as_uri())
 
 
+def test_a_bucket(s3, files):
+    root = files[0].parent
+    s3.create_bucket(Bucket="pictures")
+    for file in files:
+        s3.upload_file(str(file), "pictures", f"some/{file.relative_to(root)}")
+    s3.put_object(Bucket="pictures", Key="some/notes.txt", Body=b"no picture")
+    table = io.BytesIO()
+    pq.write_table(table_of(files, "image"), table)
+    s3.put_object(Bucket="pictures", Key="table.parquet", Body=table.getvalue())
+
+    source = open_source("s3://pictures/some")
+    assert_reads(source, files, ["0.png", "a b%20.png", "more/2.png", "more/3.png", "more/4.png"])
+    assert source.stamp(1) == files[1].stat().st_size
+    assert [name for _, name in open_source("s3://pictures/some/more/3.png").short_names] == ["3.png"]
+    (_, _, image), *_ = open_source("s3://pictures/table.parquet").readers("BGR", set())
+    np.testing.assert_array_equal(image(), read_image(files[0], "BGR"))
+    with pytest.raises(UserError, match="s3://pictures/other: there is nothing at this address"):
+        open_source("s3://pictures/other")
+    with pytest.raises(UserError, match="s3://nobodys/photos: there is nothing at this address"):
+        open_source("s3://nobodys/photos")
+
+
 def table_of(files, column):
     content = [file.read_bytes() for file in files]
     if column == "image":  # as Hugging Face's data sets
