@@ -1,0 +1,119 @@
+"""Residual blocks and stems that train faster: what follows a convolution becomes part of it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.stem import stem_conv_pool, stem_weight
+from .cpu_features import bf16_kernels_are_available, float32_kernels_are_available
+from .fused_blocks import ConvNorm
+from .fused_module import FusedModule, PreparedWeights, replace_child
+from .kernel_support import supports_stem
+from .norms import folded, is_affine
+from .trained_layers import TrainedConv2d
+
+__all__ = ["FrozenStem", "TrainedBlock", "train_blocks"]
+
+
+def train_blocks(
+    model: nn.Module,
+    blocks: Iterable[tuple[str, list[ConvNorm], ConvNorm | None]],
+    stems: Iterable[tuple[str, ConvNorm]],
+) -> str:
+    """Lets residual blocks train as `TrainedBlock` and stems as `FrozenStem`; returns what was done.
+
+    Args:
+        blocks, stems: as `Framework` yields them.
+    """
+    blocks, stems = list(blocks), [stem for stem in stems if supports_stem(_conv(model, *stem))]
+    for name, convs, shortcut in blocks:
+        _replace(model, name, TrainedBlock(model.get_submodule(name), convs, shortcut))
+    for name, conv in stems:
+        _replace(model, name, FrozenStem(model.get_submodule(name), conv))
+    return f"{len(blocks)} residual blocks and {len(stems)} stems fused"
+
+
+def _conv(model, name, conv):
+    return model.get_submodule(name).get_submodule(conv.conv)
+
+
+def _replace(model, name, module):
+    parent, _, leaf = name.rpartition(".")
+    replace_child(model.get_submodule(parent), leaf, module)
+
+
+class TrainedBlock(FusedModule):
+    """A residual block whose ReLUs and addition are within those convolutions that are `TrainedConv2d`.
+
+    Args:
+        original: the block; every convolution has its normalisation in itself.
+        convs: of the residual branch, in order.
+        shortcut: the projection of the shortcut; None for the identity.
+    """
+
+    def __init__(self, original: nn.Module, convs: list[ConvNorm], shortcut: ConvNorm | None):
+        super().__init__(original)
+        self.convs, self.projection = tuple(convs), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.projection is None else self.get_submodule(self.projection.conv)(x)
+        *first, last = self.convs
+        for conv in first:
+            x = self._run(conv, x)
+        return self._run(last, x, shortcut)
+
+    def _run(self, conv, x, add=None):
+        layer = self.get_submodule(conv.conv)
+        if isinstance(layer, TrainedConv2d):
+            return layer.run(x, relu=True, add=add)
+        x = layer(x)
+        return F.relu_(x if add is None else x + add)
+
+    def extra_repr(self) -> str:
+        return type(self.original).__name__
+
+
+class FrozenStem(FusedModule):
+    """The stem of a ResNet, a convolution, ReLU and max pooling; one pass where no gradient is wanted of it, else the
+    original.
+
+    Args:
+        original: the stem.
+        conv: its convolution, for which `supports_stem` holds, its normalisation in itself.
+    """
+
+    def __init__(self, original: nn.Module, conv: ConvNorm):
+        super().__init__(original)
+        self.stem_conv = conv
+        self.prepared = PreparedWeights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.get_submodule(self.stem_conv.conv)
+        norm = conv._modules.get("norm")
+        if x.device.type != "cpu" or not is_affine(norm) or self._wants_gradient(x):
+            return self.original(x)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype != torch.bfloat16 and dtype != conv.weight.dtype:
+            return self.original(x)
+        served = {torch.bfloat16: bf16_kernels_are_available, torch.float32: float32_kernels_are_available}
+        if dtype not in served or not served[dtype]():
+            return self.original(x)
+
+        def make():
+            weight, bias = folded(conv.weight, conv.bias, norm)
+            return stem_weight(weight, dtype=dtype), None if bias is None else bias.float()
+
+        sources = (conv.weight, conv.bias)
+        if norm is not None:
+            sources += (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return stem_conv_pool(x, *self.prepared.get(sources, dtype, make))
+
+    def _wants_gradient(self, x):
+        return torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+
+    def extra_repr(self) -> str:
+        return f"{type(self.original).__name__}; stem_conv_pool where frozen"
