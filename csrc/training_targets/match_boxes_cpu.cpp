@@ -17,7 +17,7 @@ namespace mrcnn_ext {
 namespace training_targets {
 namespace {
 
-constexpr int64_t kBlock = 512;  // boxes that a thread takes at a time
+constexpr int64_t kBlock = 256;  // boxes that a thread takes at a time
 
 template <typename T>
 struct Box {
@@ -34,9 +34,17 @@ struct Boxes {
       const Box<T> box(from + 4 * i);
       x0[i] = box.x0, y0[i] = box.y0, x1[i] = box.x1, y1[i] = box.y1, areas[i] = box.area;
     }
+    left = *std::min_element(x0, x0 + count), right = *std::max_element(x1, x1 + count);
+    top = *std::min_element(y0, y0 + count), bottom = *std::max_element(y1, y1 + count);
+  }
+
+  // Whether some box may share cells with the target: most blocks lie elsewhere.
+  bool may_overlap(const Box<T>& target) const {
+    return target.x0 < right && target.x1 > left && target.y0 < bottom && target.y1 > top;
   }
 
   int64_t count;
+  T left, top, right, bottom;  // of all of them
   T x0[kBlock], y0[kBlock], x1[kBlock], y1[kBlock], areas[kBlock];
 };
 
@@ -83,8 +91,12 @@ void match(const at::Tensor& boxes, const at::Tensor& targets, T* overlaps, int6
     const Boxes<T> block(from + 4 * begin, std::min(kBlock, count - begin));
     T some[kBlock], most[kBlock];
     int32_t which[kBlock];
-    std::fill_n(most, block.count, T(-1));
+    // With none, of all of which the overlap is the largest, the first target counts.
+    std::fill_n(most, block.count, T(0));
+    std::fill_n(which, block.count, 0);
     for (int64_t target = 0; target < number; ++target) {
+      largest[unit * number + target] = 0;
+      if (!block.may_overlap(all[target])) continue;
       overlaps_with(all[target], block, some);
       for (int64_t i = 0; i < block.count; ++i) {
         const bool more = some[i] > most[i];

@@ -94,21 +94,32 @@ inline void pack_point(const float* values, int64_t tiles, float* packed, float*
 // As int16, and their scales.
 inline void pack_point(const float* values, int64_t tiles, int16_t* packed, float* scales) {
   for (int64_t i = 0; i < kPanel; i += F32::kLanes) {
-    Register squares[2] = {F32::broadcast(kLeastSquares), F32::zero()};
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    Register squares[4] = {F32::broadcast(kLeastSquares), F32::zero(), F32::zero(), F32::zero()};
+    const auto add_square = [&](int64_t tile, Register& sum) {
       const Register value = F32::load(values + tile * kPanel + i);
-      squares[tile % 2] = F32::fma(value, value, squares[tile % 2]);
+      sum = F32::fma(value, value, sum);
+    };
+    int64_t begin = 0;
+    for (; begin + 4 <= tiles; begin += 4) {
+      add_square(begin, squares[0]);
+      add_square(begin + 1, squares[1]);
+      add_square(begin + 2, squares[2]);
+      add_square(begin + 3, squares[3]);
     }
+    for (; begin < tiles; ++begin) add_square(begin, squares[0]);
     // Zeros divided by the root of kLeastSquares, if that is all; what is not finite makes the scale so.
-    const Register norm = F32::sqrt(F32::add(squares[0], squares[1]));
+    const Register norm =
+        F32::sqrt(F32::add(F32::add(squares[0], squares[1]), F32::add(squares[2], squares[3])));
     F32::store(scales + i, F32::multiply(norm, F32::broadcast(1 / kInputNorm)));
     const Register inverse = F32::divide(F32::broadcast(kInputNorm), norm);
     const auto rounded = [&](int64_t tile) {
-      return tile < tiles ? I32::round(F32::multiply(F32::load(values + tile * kPanel + i), inverse))
-                          : I32::round(F32::zero());
+      return I32::round(F32::multiply(F32::load(values + tile * kPanel + i), inverse));
     };
-    for (int64_t tile = 0; tile < tiles; tile += 2)
+    int64_t tile = 0;
+    for (; tile + 2 <= tiles; tile += 2)
       I32::store_pairs(packed + tile * kPanel + 2 * i, rounded(tile), rounded(tile + 1));
+    if (tile < tiles)
+      I32::store_pairs(packed + tile * kPanel + 2 * i, rounded(tile), I32::round(F32::zero()));
   }
 }
 

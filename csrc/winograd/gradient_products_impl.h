@@ -22,14 +22,18 @@ inline void add_products_of(const RowsOfSums<typename Products::Value>& task) {
       for (int i = 0; i < kVectors; ++i) sums[row][i] = Products::add(sums[row][i], value, values[i]);
     }
   }
+  // Without branches: rows that are not there go nowhere, and what is not there yet is zero.
+  static const float zeros[kVectors * F32::kLanes] = {};
+  float nowhere[kVectors * F32::kLanes];
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
-    if (row >= task.count) break;
-    float* to = task.sums + row * task.sum_stride;
-    for (int i = 0; i < kVectors; ++i, to += F32::kLanes) {
+    float* to = row < task.count ? task.sums + row * task.sum_stride : nowhere;
+    const float* from = task.first || row >= task.count ? zeros : to;
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
       const auto sum =
           Products::scaled(sums[row][i], task.row_scales[row], task.panel_scales + i * F32::kLanes);
-      F32::store(to, task.first ? sum : F32::add(F32::load(to), sum));
+      F32::store(to + i * F32::kLanes, F32::add(F32::load(from + i * F32::kLanes), sum));
     }
   }
 }

@@ -95,6 +95,11 @@ class Framework:
         """Name and convolution of each stem, which ends with a ReLU and max pooling of 3x3, stride 2 and padding 1."""
         return iter(())
 
+    def train_heads(self, model: nn.Module) -> str:
+        """Makes heads faster whose results have few gradients, after their convolutions were prepared for training on
+        the CPU; returns what was done."""
+        return ""
+
     def targets(self, model: nn.Module) -> str:
         """Makes the targets of training faster on the CPU."""
         raise NotImplementedError
@@ -320,12 +325,15 @@ def _device_and_dtype(model):
 def _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets):
     on_cpu = _device_and_dtype(model)[0].type == "cpu"
     steps["convolutions"] = "off"
+    # As long as their convolutions are the framework's.
+    blocks, stems = list(framework.residual_blocks(model)), list(framework.stems(model))
     count = train_with_winograd(model, arithmetic) if arithmetic else 0
     if convolutions and on_cpu:
         done = [f"{train_as_matrix_products(model)} transposed ones as matrix products"]
         done.append(f"{train_pointwise(model)} of 1x1")
-        done.append(train_blocks(model, framework.residual_blocks(model), framework.stems(model)))
-        steps["convolutions"] = ", ".join(done)
+        done.append(train_blocks(model, blocks, stems))
+        done.append(framework.train_heads(model))
+        steps["convolutions"] = ", ".join(filter(None, done))
     steps["winograd"] = f"{count} {how}" if arithmetic else how
     steps["targets"] = framework.targets(model) if targets and on_cpu else "off"
 

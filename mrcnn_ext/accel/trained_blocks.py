@@ -1,20 +1,23 @@
 """Residual blocks and stems that train faster: what follows a convolution becomes part of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.pointwise import PreparedPointwise
+from ..ops.prediction_head import prediction_head
 from ..ops.stem import stem_conv_pool, stem_weight
+from .conv_classes import is_relu
 from .cpu_features import bf16_kernels_are_available, float32_kernels_are_available
 from .fused_blocks import ConvNorm
 from .fused_module import FusedModule, PreparedWeights, replace_child
 from .kernel_support import supports_stem
 from .norms import folded, is_affine
-from .trained_layers import TrainedConv2d
+from .trained_layers import PointwiseConv2d, TrainedConv2d, WinogradConv2d, as_autocast
 
-__all__ = ["FrozenStem", "TrainedBlock", "train_blocks"]
+__all__ = ["FrozenStem", "TrainedBlock", "TrainedPredictions", "train_blocks"]
 
 
 def train_blocks(
@@ -117,3 +120,48 @@ class FrozenStem(FusedModule):
 
     def extra_repr(self) -> str:
         return f"{type(self.original).__name__}; stem_conv_pool where frozen"
+
+
+class TrainedPredictions:
+    """A 3x3 convolution, ReLU, and 1x1 convolutions of its result, as `prediction_head` computes them.
+
+    Args:
+        conv: of 3x3.
+        predictors: of 1x1.
+    """
+
+    def __init__(self, conv: nn.Module, predictors: Sequence[nn.Module]):
+        self.conv, self.predictors = conv, tuple(predictors)
+        self.prepared = PreparedWeights()
+
+    @staticmethod
+    def serves(conv: nn.Module, predictors: Sequence[nn.Module]) -> bool:
+        """Whether they are such layers, prepared for training, with biases and without normalisations."""
+        return (
+            isinstance(conv, WinogradConv2d)
+            and is_relu(conv.activation_after)
+            and all(
+                isinstance(layer, PointwiseConv2d) and layer.activation_after is None for layer in predictors
+            )
+            and all(layer.stride == (1, 1) for layer in predictors)
+            and all(layer.bias is not None for layer in (conv, *predictors))
+            and all(layer._modules.get("norm") is None for layer in (conv, *predictors))
+        )
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> (N, K_i, H, W) of each predictor."""
+        conv, predictors = self.conv, self.predictors
+        x = as_autocast(x)
+        if x.numel() == 0 or not (conv.serves(x) and all(layer.serves_dtype(x) for layer in predictors)):
+            hidden = conv(x)
+            return [layer(hidden) for layer in predictors]
+        weights, biases = ([getattr(layer, name) for layer in predictors] for name in ("weight", "bias"))
+        with torch.autocast("cpu", enabled=False):
+            weight, bias = torch.cat(weights), torch.cat(biases)
+            int16 = conv.multiplies_int16(x)
+            of_conv = conv.prepared_for(int16)
+            of_predictors = self.prepared.get(
+                tuple(weights), x.dtype, lambda: PreparedPointwise(torch.cat(weights), x.dtype)
+            )
+            results = prediction_head(x, conv.weight, conv.bias, weight, bias, of_conv, of_predictors, int16)
+        return list(results.split([layer.out_channels for layer in predictors], dim=1))

@@ -19,6 +19,7 @@ __all__ = [
     "PointwiseConv2d",
     "TrainedConv2d",
     "WinogradConv2d",
+    "as_autocast",
     "train_as_matrix_products",
     "train_pointwise",
     "train_with_winograd",
@@ -107,7 +108,7 @@ class TrainedConv2d(FusedModule, nn.Conv2d):
         """The forward, plus ``add``, (N, O, H', W'), then a ReLU if asked for; ``add`` only for a layer without an
         activation."""
         norm, activation = self._modules.get("norm"), self.activation_after
-        x = _as_autocast(x)
+        x = as_autocast(x)
         if not self.serves(x):
             return _finish(self._rest(self.original._conv_forward(x, self.weight, self.bias)), relu, add)
         if not is_affine(norm):
@@ -121,7 +122,7 @@ class TrainedConv2d(FusedModule, nn.Conv2d):
         sources = (self.weight,) if norm is None else (self.weight, norm.weight, norm.running_var)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = folded(self.weight, self.bias, norm)
-        add = None if add is None else _as_autocast(add).to(x.dtype)
+        add = None if add is None else as_autocast(add).to(x.dtype)
         x = self._convolve(x, weight, bias, add, relu or (fuses and activation is not None), sources, prepare)
         return x if fuses else activation(x)
 
@@ -154,13 +155,18 @@ class WinogradConv2d(TrainedConv2d):
         return x.device.type == "cpu" and x.dim() == 4 and x.dtype in (torch.float32, torch.bfloat16)
 
     def convolve(self, x, weight, bias, add, relu, sources, prepare):
-        # Autocast is off here, and shows in the dtype.
-        int16 = self.arithmetic == "int16" or (self.arithmetic == "auto" and self._is_lower(x))
+        int16 = self.multiplies_int16(x)
         prepared = self.prepared.get(sources, int16, lambda: PreparedConv3x3(prepare(), int16))
         return conv3x3(x, weight, bias, int16, add, relu, prepared)
 
-    def _is_lower(self, x):
-        return x.dtype == torch.bfloat16 and self.weight.dtype != torch.bfloat16
+    def multiplies_int16(self, x: Tensor) -> bool:
+        """Whether to, for x in the dtype of autocast, which need not be on any more."""
+        lower = x.dtype == torch.bfloat16 and self.weight.dtype != torch.bfloat16
+        return self.arithmetic == "int16" or (self.arithmetic == "auto" and lower)
+
+    def prepared_for(self, int16: bool) -> PreparedConv3x3:
+        """Of the weight, without a normalisation."""
+        return self.prepared.get((self.weight,), int16, lambda: PreparedConv3x3(self.weight, int16))
 
     def extra_repr(self) -> str:
         return f"{self.original.extra_repr()}; winograd_conv3x3, {self.arithmetic}"
@@ -174,10 +180,16 @@ class PointwiseConv2d(TrainedConv2d):
     """
 
     def serves(self, x: Tensor) -> bool:
-        if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
+        # The gradient of the input has as many input channels as there are outputs.
+        even = self.out_channels % 2 == 0 or x.dtype == torch.float32
+        return even and x.dim() == 4 and x.numel() > 0 and self.serves_dtype(x)
+
+    def serves_dtype(self, x: Tensor) -> bool:
+        """Whether x, in the dtype of autocast, can be convolved."""
+        if x.device.type != "cpu":
             return False
         if x.dtype == torch.bfloat16:
-            return self.in_channels % 2 == self.out_channels % 2 == 0 and bf16_kernels_are_available()
+            return self.in_channels % 2 == 0 and bf16_kernels_are_available()
         return x.dtype == self.weight.dtype == torch.float32 and float32_kernels_are_available()
 
     def convolve(self, x, weight, bias, add, relu, sources, prepare):
@@ -209,7 +221,8 @@ class MatrixConvTranspose2d(FusedModule, nn.ConvTranspose2d):
         return f"{self.original.extra_repr()}; as a linear layer"
 
 
-def _as_autocast(x):
+def as_autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast gives a convolution."""
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x

@@ -127,8 +127,7 @@ class PreparedPointwise:
             transposed: for the gradient of the input.
         """
         if transposed not in self._made:
-            weight = self._weight.flatten(1)
-            self._made[transposed] = pointwise_weight(weight.t() if transposed else weight, self._dtype)
+            self._made[transposed] = _reordered(None, self._weight, self._dtype, transposed)
         return self._made[transposed]
 
 
@@ -162,13 +161,19 @@ def conv1x1(
     return _Conv1x1.apply(x, weight, bias, add, stride, relu, prepared)
 
 
+def _reordered(prepared, weight, dtype, transposed):
+    if prepared is not None:
+        return prepared.get(transposed)
+    return pointwise_weight(weight.transpose(0, 1) if transposed else weight, dtype)
+
+
 class _Conv1x1(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, add, stride, relu, prepared):
         ctx.stride, ctx.bias_dtype = stride, None if bias is None else bias.dtype
-        ctx.prepared = PreparedPointwise(weight, x.dtype) if prepared is None else prepared
+        ctx.prepared = prepared
         bias = None if bias is None else bias.float()
-        output = pointwise_conv(x, ctx.prepared.get(transposed=False), bias, add, stride, relu)
+        output = pointwise_conv(x, _reordered(prepared, weight, x.dtype, False), bias, add, stride, relu)
         ctx.save_for_backward(x, weight, output if relu else None)
         return output
 
@@ -182,7 +187,7 @@ class _Conv1x1(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         wants_x, wants_weight, wants_bias, wants_add = ctx.needs_input_grad[:4]
         if wants_x and ctx.stride == 1:
-            of_x = pointwise_conv(grad, ctx.prepared.get(transposed=True))
+            of_x = pointwise_conv(grad, _reordered(ctx.prepared, weight, x.dtype, True))
         others = [wants_x and of_x is None, wants_weight]
         if any(others):
             geometry = ([ctx.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1)

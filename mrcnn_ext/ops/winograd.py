@@ -166,13 +166,17 @@ def conv3x3(
     return _Conv3x3.apply(x, weight, bias, int16, add, relu, prepared)
 
 
+def _transformed(prepared, weight, int16, transposed):
+    return winograd_weight(weight, int16, transposed) if prepared is None else prepared.get(transposed)
+
+
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, int16, add, relu, prepared):
         ctx.int16, ctx.bias_dtype = int16, None if bias is None else bias.dtype
-        ctx.prepared = PreparedConv3x3(weight, int16) if prepared is None else prepared
+        ctx.prepared = prepared
         bias = None if bias is None else bias.float()
-        output = winograd_conv3x3(x, ctx.prepared.get(transposed=False), bias, add, relu)
+        output = winograd_conv3x3(x, _transformed(prepared, weight, int16, False), bias, add, relu)
         ctx.save_for_backward(x, weight, output if relu else None)
         return output
 
@@ -186,7 +190,7 @@ class _Conv3x3(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         wants_x, wants_weight, wants_bias, _, wants_add = ctx.needs_input_grad[:5]
         if wants_x:
-            of_x = winograd_conv3x3(grad, ctx.prepared.get(transposed=True))
+            of_x = winograd_conv3x3(grad, _transformed(ctx.prepared, weight, ctx.int16, True))
         if wants_weight:
             of_weight, of_bias = winograd_weight_gradient(grad, x, ctx.int16, wants_bias)
             of_weight = of_weight.to(weight.dtype)

@@ -17,13 +17,14 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import nn
 from torchvision.ops import RoIPool
 
-from ...accel import ConvNorm, Framework, register_framework, replace_method
+from ...accel import ConvNorm, Framework, register_framework, replace_child, replace_method
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
 from ..keypoint_head import KeypointHead, TemporalKeypointHead
 from ..poolers import FusedROIPooler
 from .backbones import residual_blocks, stems
 from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
+from .heads import trained_rpn_head
 from .outputs import FastKeypoints, FastOutputs
 from .training_targets import make_targets_fast
 
@@ -147,6 +148,14 @@ class Detectron2(Framework):
 
     def stems(self, model: nn.Module) -> Iterator[tuple[str, ConvNorm]]:
         return stems(model)
+
+    def train_heads(self, model: GeneralizedRCNN) -> str:
+        head = getattr(model.proposal_generator, "rpn_head", None)
+        trained = trained_rpn_head(head)
+        if trained is None:
+            return ""
+        replace_child(model.proposal_generator, "rpn_head", trained)
+        return "the RPN head backward at sampled anchors"
 
     def targets(self, model: GeneralizedRCNN) -> str:
         return ", ".join(make_targets_fast(model)) or "nothing known here"

@@ -20,6 +20,7 @@ from ...accel import (
     KernelPolicy,
     MethodStep,
     PredictedClassMasks,
+    TrainedPredictions,
     fuse,
     fuse_traced,
     replace_child,
@@ -30,7 +31,14 @@ from ...accel.conv_classes import activation_after, is_known_conv
 from ...accel.fused_module import defines
 from ...accel.kernel_support import is_doubling
 
-__all__ = ["FusedRPNHead", "PredictedClassMethod", "fuse_layers", "predicted_class_tail"]
+__all__ = [
+    "FusedRPNHead",
+    "PredictedClassMethod",
+    "TrainedRPNHead",
+    "fuse_layers",
+    "predicted_class_tail",
+    "trained_rpn_head",
+]
 
 
 class FusedRPNHead(FusedModule, StandardRPNHead):
@@ -60,6 +68,35 @@ class FusedRPNHead(FusedModule, StandardRPNHead):
 def _fuse_rpn_head(head, policy):
     serves = JointConvs.serves((head.objectness_logits, head.anchor_deltas))
     return FusedRPNHead.from_module(head, policy) if serves else None
+
+
+class TrainedRPNHead(FusedModule, StandardRPNHead):
+    """detectron2's head of the region proposal network in training: its gradients are computed where there are any.
+
+    Args:
+        original: the head, whose layers `TrainedPredictions` takes.
+    """
+
+    def __init__(self, original: StandardRPNHead):
+        super().__init__(original)
+        self.predictions = TrainedPredictions(
+            original.conv, (original.objectness_logits, original.anchor_deltas)
+        )
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = zip(*map(self.predictions, features), strict=True)
+        return list(logits), list(deltas)
+
+    def extra_repr(self) -> str:
+        return "objectness_logits and anchor_deltas as one"
+
+
+def trained_rpn_head(head: nn.Module | None) -> TrainedRPNHead | None:
+    """Of a head whose layers were prepared for training; None if it is another's or has other layers."""
+    if not defines(head, StandardRPNHead, "forward"):
+        return None
+    fits = TrainedPredictions.serves(head.conv, (head.objectness_logits, head.anchor_deltas))
+    return TrainedRPNHead.from_module(head) if fits else None
 
 
 def fuse_layers(head: nn.Module, policy: KernelPolicy) -> nn.Module | None:
