@@ -51,6 +51,9 @@
 // after suppression class by class, clipped to the image: boxes (D, 4), scores, classes and rows (D,), and
 // how many there are, (); -1 where a box is not finite.
 //
+// relu_gradient is the gradient of the input of a ReLU from that of its output and its output, both (N, C, H,
+// W) float32 or bf16: grad where output > 0, else zero.
+//
 // match_boxes gives for each of boxes (R, 4) its largest overlap with one of targets (G, 4), (R,), which
 // target that is, (R,) int64, and whether no other box overlaps some target more, (R,) bool. Coordinates are
 // finite, and so are their products.
@@ -107,6 +110,7 @@ TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "select_detections(Tensor boxes, Tensor scores, int height, int width, float score_thresh, float "
       "nms_thresh, int topk, float? min_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("relu_gradient(Tensor grad, Tensor output) -> Tensor");
   m.def("match_boxes(Tensor boxes, Tensor targets) -> (Tensor, Tensor, Tensor)");
   m.def("crop_masks(Tensor masks, Tensor index, Tensor boxes, int size) -> Tensor");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");

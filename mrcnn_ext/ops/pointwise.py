@@ -183,7 +183,7 @@ class _Conv1x1(torch.autograd.Function):
         x, weight, output = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         if output is not None:
-            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+            grad = torch.ops.mrcnn_ext.relu_gradient(grad, output)
         of_x = of_weight = of_bias = None
         wants_x, wants_weight, wants_bias, wants_add = ctx.needs_input_grad[:4]
         if wants_x and ctx.stride == 1:

@@ -186,7 +186,7 @@ class _Conv3x3(torch.autograd.Function):
         x, weight, output = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         if output is not None:
-            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+            grad = torch.ops.mrcnn_ext.relu_gradient(grad, output)
         of_x = of_weight = of_bias = None
         wants_x, wants_weight, wants_bias, _, wants_add = ctx.needs_input_grad[:5]
         if wants_x:
@@ -207,6 +207,10 @@ if _extension.is_available():
     def _fake(x, weight, scale, bias, add, relu):
         output = x.new_empty((x.shape[0], weight.shape[1] * 16, *x.shape[2:]))
         return output.contiguous(memory_format=torch.channels_last)
+
+    @torch.library.register_fake("mrcnn_ext::relu_gradient")
+    def _fake_relu_gradient(grad, output):
+        return torch.empty_like(grad, memory_format=torch.channels_last)
 
     @torch.library.register_fake("mrcnn_ext::winograd_weight_gradient")
     def _fake_weight_gradient(grad, x, int16, bias):

@@ -24,7 +24,7 @@ from ..keypoint_head import KeypointHead, TemporalKeypointHead
 from ..poolers import FusedROIPooler
 from .backbones import residual_blocks, stems
 from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
-from .heads import trained_rpn_head
+from .heads import TrainedClassMasks, trained_rpn_head
 from .outputs import FastKeypoints, FastOutputs
 from .training_targets import make_targets_fast
 
@@ -150,12 +150,16 @@ class Detectron2(Framework):
         return stems(model)
 
     def train_heads(self, model: GeneralizedRCNN) -> str:
-        head = getattr(model.proposal_generator, "rpn_head", None)
-        trained = trained_rpn_head(head)
-        if trained is None:
-            return ""
-        replace_child(model.proposal_generator, "rpn_head", trained)
-        return "the RPN head backward at sampled anchors"
+        done = []
+        trained = trained_rpn_head(getattr(model.proposal_generator, "rpn_head", None))
+        if trained is not None:
+            replace_child(model.proposal_generator, "rpn_head", trained)
+            done.append("the RPN head backward at sampled anchors")
+        mask_head = getattr(model.roi_heads, "mask_head", None)
+        if TrainedClassMasks.serves(mask_head):
+            replace_method(TrainedClassMasks(mask_head, "forward"))
+            done.append("masks of one class each")
+        return ", ".join(done)
 
     def targets(self, model: GeneralizedRCNN) -> str:
         return ", ".join(make_targets_fast(model)) or "nothing known here"
