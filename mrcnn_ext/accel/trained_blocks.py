@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.pointwise import PreparedPointwise
+from ..ops.pointwise import PreparedPointwise, conv1x1
 from ..ops.prediction_head import prediction_head
 from ..ops.stem import stem_conv_pool, stem_weight
 from .conv_classes import is_relu
 from .cpu_features import bf16_kernels_are_available, float32_kernels_are_available
 from .fused_blocks import ConvNorm
 from .fused_module import FusedModule, PreparedWeights, replace_child
-from .kernel_support import supports_stem
+from .kernel_support import doubling_as_linear, supports_stem
 from .norms import folded, is_affine
-from .trained_layers import PointwiseConv2d, TrainedConv2d, WinogradConv2d, as_autocast
+from .trained_layers import PointwiseConv2d, TrainedConv2d, WinogradConv2d, as_autocast, trains_pointwise
 
-__all__ = ["FrozenStem", "TrainedBlock", "TrainedPredictions", "train_blocks"]
+__all__ = ["FrozenStem", "TrainedBlock", "TrainedClassMaps", "TrainedPredictions", "train_blocks"]
 
 
 def train_blocks(
@@ -165,3 +165,42 @@ class TrainedPredictions:
             )
             results = prediction_head(x, conv.weight, conv.bias, weight, bias, of_conv, of_predictors, int16)
         return list(results.split([layer.out_channels for layer in predictors], dim=1))
+
+
+class TrainedClassMaps:
+    """The end of a mask head in training, a transposed convolution of 2x2 and stride 2, a ReLU and a 1x1 convolution to
+    a map per class, for one class of each RoI. What lies between stays in the order in which it is computed.
+
+    Args:
+        deconv: the transposed convolution, for which `is_doubling` holds.
+        predictor: the 1x1 convolution, without normalisation or activation.
+    """
+
+    def __init__(self, deconv: nn.Module, predictor: nn.Module):
+        self.deconv, self.predictor = deconv, predictor
+
+    def __call__(self, x: Tensor, classes: Tensor) -> Tensor:
+        """
+        Args:
+            x: (R, C, H, W), R > 0.
+            classes: (R,) int64, which map of the predictor each wants.
+
+        Returns:
+            (R, 1, 2 H, 2 W) logits.
+        """
+        x = as_autocast(x)
+        rois, _, height, width = x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = doubling_as_linear(self.deconv.weight, self.deconv.bias)
+            if trains_pointwise(x, weight):
+                hidden = conv1x1(x, weight[:, :, None, None], bias, relu=True)
+            else:
+                bias = None if bias is None else bias.to(x.dtype)
+                hidden = F.linear(x.permute(0, 2, 3, 1), weight.to(x.dtype), bias).relu().permute(0, 3, 1, 2)
+            of_class = F.embedding(classes, self.predictor.weight.flatten(1)).to(x.dtype)  # (R, C')
+            rows = hidden.permute(0, 2, 3, 1).reshape(rois, height * width * 4, -1)
+            maps = torch.bmm(rows, of_class[:, :, None]).view(rois, height, width, 2, 2).transpose(2, 3)
+            maps = maps.reshape(rois, 1, 2 * height, 2 * width)
+            if self.predictor.bias is None:
+                return maps
+            return maps + self.predictor.bias[classes, None, None, None].to(x.dtype)

@@ -23,6 +23,7 @@ __all__ = [
     "train_as_matrix_products",
     "train_pointwise",
     "train_with_winograd",
+    "trains_pointwise",
 ]
 
 
@@ -180,17 +181,11 @@ class PointwiseConv2d(TrainedConv2d):
     """
 
     def serves(self, x: Tensor) -> bool:
-        # The gradient of the input has as many input channels as there are outputs.
-        even = self.out_channels % 2 == 0 or x.dtype == torch.float32
-        return even and x.dim() == 4 and x.numel() > 0 and self.serves_dtype(x)
+        return x.dim() == 4 and trains_pointwise(x, self.weight)
 
     def serves_dtype(self, x: Tensor) -> bool:
-        """Whether x, in the dtype of autocast, can be convolved."""
-        if x.device.type != "cpu":
-            return False
-        if x.dtype == torch.bfloat16:
-            return self.in_channels % 2 == 0 and bf16_kernels_are_available()
-        return x.dtype == self.weight.dtype == torch.float32 and float32_kernels_are_available()
+        """Whether `pointwise_conv` takes x, in the dtype of autocast; of gradients only its own are asked for."""
+        return trains_pointwise(x, self.weight, of_input=False)
 
     def convolve(self, x, weight, bias, add, relu, sources, prepare):
         prepared = self.prepared.get(sources, x.dtype, lambda: PreparedPointwise(prepare(), x.dtype))
@@ -219,6 +214,21 @@ class MatrixConvTranspose2d(FusedModule, nn.ConvTranspose2d):
 
     def extra_repr(self) -> str:
         return f"{self.original.extra_repr()}; as a linear layer"
+
+
+def trains_pointwise(x: Tensor, weight: Tensor, of_input: bool = True) -> bool:
+    """Whether `conv1x1` takes x, (N, C, H, W) in the dtype of autocast.
+
+    Args:
+        weight: (O, C, ...) of the layer.
+        of_input: whether it is to give the gradient of x, of as many input channels as there are outputs.
+    """
+    if x.device.type != "cpu" or x.numel() == 0:
+        return False
+    if x.dtype == torch.bfloat16:
+        even = weight.shape[1] % 2 == 0 and not (of_input and weight.shape[0] % 2)
+        return even and bf16_kernels_are_available()
+    return x.dtype == weight.dtype == torch.float32 and float32_kernels_are_available()
 
 
 def as_autocast(x: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class Detectron2(Framework):
             done.append("the RPN head backward at sampled anchors")
         mask_head = getattr(model.roi_heads, "mask_head", None)
         if TrainedClassMasks.serves(mask_head):
-            replace_method(TrainedClassMasks(mask_head, "forward"))
+            replace_method(TrainedClassMasks(mask_head))
             done.append("masks of one class each")
         return ", ".join(done)
 

@@ -12,7 +12,6 @@ from detectron2.modeling.roi_heads.mask_head import (
 )
 from detectron2.structures import Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...accel import (
     FusedConv2d,
@@ -22,6 +21,7 @@ from ...accel import (
     KernelPolicy,
     MethodStep,
     PredictedClassMasks,
+    TrainedClassMaps,
     TrainedPredictions,
     fuse,
     fuse_traced,
@@ -133,11 +133,18 @@ def _fuse_upsample_head(head, policy):
 def predicted_class_tail(layers: list[nn.Module], policy: KernelPolicy) -> PredictedClassMasks | None:
     """The last three layers of a mask head for the predicted class alone; None if they are not a transposed convolution
     that doubles the map, a ReLU and a 1x1 convolution."""
-    if len(layers) < 3:
+    if not _ends_with_class_masks(layers):
         return None
+    deconv, _, predictor = layers[-3:]
+    return PredictedClassMasks(deconv, predictor, policy)
+
+
+def _ends_with_class_masks(layers):
+    if len(layers) < 3:
+        return False
     deconv, relu, predictor = layers[-3:]
-    conv = predictor.original if isinstance(predictor, FusedModule) else predictor
-    fits = (
+    conv = original_of(predictor)
+    return (
         is_doubling(deconv)
         and type(relu) is nn.ReLU
         and is_known_conv(conv)
@@ -146,50 +153,33 @@ def predicted_class_tail(layers: list[nn.Module], policy: KernelPolicy) -> Predi
         and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
         and conv.padding in ((0, 0), "valid")
     )
-    return PredictedClassMasks(deconv, predictor, policy) if fits else None
 
 
 class TrainedClassMasks(MethodStep):
     """The forward of detectron2's `MaskRCNNConvUpsampleHead`, of which training computes the mask of the ground truth's
     class of each RoI alone: the others take no part in the loss (Mask R-CNN, section 3)."""
 
+    def __init__(self, head: MaskRCNNConvUpsampleHead):
+        super().__init__(head, "forward")
+        *self.trunk, deconv, _, predictor = head
+        self.maps = TrainedClassMaps(deconv, predictor)
+
     @staticmethod
     def serves(head: nn.Module | None) -> bool:
-        """Whether a head is such a one, with a mask for each class from a plain 1x1 convolution."""
-        if not defines(head, MaskRCNNConvUpsampleHead, "forward", "layers") or "layers" in vars(head):
-            return False
-        predictor = list(head)[-1]
-        conv = original_of(predictor)
-        return (
-            is_known_conv(conv)
-            and activation_after(conv) is None
-            and getattr(conv, "norm", None) is None
-            and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
-            and conv.padding in ((0, 0), "valid")
-            and conv.out_channels > 1
-        )
+        """Whether a head is such a one, of layers that `TrainedClassMaps` takes and a mask for each class."""
+        known = defines(head, MaskRCNNConvUpsampleHead, "forward", "layers") and "layers" not in vars(head)
+        return known and _ends_with_class_masks(list(head)) and original_of(list(head)[-1]).out_channels > 1
 
     def __call__(self, x: Tensor, instances: list[Instances]):
         head = self.module
         images = [image for image in instances if len(image)]
         if not (head.training and images):
             return self.stock(x, instances)
-        *trunk, predictor = list(head)
-        for layer in trunk:
+        for layer in self.trunk:
             x = layer(x)
-        classes = cat([image.gt_classes for image in images]).long()
-        maps = _maps_of_classes(x, classes, predictor.weight, predictor.bias)
         # A single map, which detectron2 takes for class-agnostic.
+        maps = self.maps(x, cat([image.gt_classes for image in images]).long())
         return {"loss_mask": mask_rcnn_loss(maps, instances, head.vis_period) * head.loss_weight}
-
-
-def _maps_of_classes(x, classes, weight, bias):
-    """(R, C, H, W) -> (R, 1, H, W), by the row of a 1x1 convolution that is that of each RoI's class."""
-    rois, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(rois, height * width, channels)
-    maps = torch.bmm(rows, F.embedding(classes, weight.flatten(1))[:, :, None].to(rows.dtype))
-    maps = maps.view(rois, 1, height, width)
-    return maps if bias is None else maps + bias[classes, None, None, None].to(maps.dtype)
 
 
 class PredictedClassMethod(MethodStep):
