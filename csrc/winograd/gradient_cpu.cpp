@@ -7,9 +7,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -25,7 +22,7 @@ namespace {
 
 // Bytes of what is transformed at a time.
 constexpr int64_t kTransformed = 20 << 20;
-constexpr int64_t kGroup = 8 * kPanel;        // channels that a thread transforms at a time
+constexpr int64_t kGroup = 8 * kPanel;       // channels that a thread transforms at a time
 constexpr int64_t kRowsAtOnce = 16 * kRows;  // of the sums of a point, that a thread takes at a time
 
 // Transformed tiles of inputs or of gradients, of some blocks of kDepth tiles: for each point, panel and step
@@ -104,9 +101,7 @@ void sum_products(const at::Tensor& grad, const at::Tensor& input, const Kernels
       at::empty({at::get_num_threads(), kPoints * kDepthFloats}, input.options().dtype(at::kFloat));
   const std::vector<T> zeros(std::max(channels, outputs), T(0));
 
-  double T1 = 0, T2 = 0, T0 = 0; auto now = [] { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); };
   for (int64_t begin = 0; begin < canvas.tiles(); begin += most) {
-    double t0 = now();
     const int64_t tiles = std::min(most, canvas.tiles() - begin);
     const int64_t blocks = ceil_div(tiles, kDepth);
     const auto input_cells =
@@ -114,8 +109,8 @@ void sum_products(const at::Tensor& grad, const at::Tensor& input, const Kernels
     const auto gradient_cells =
         find_cells(canvas, begin, tiles, 0, kOutput, grad.const_data_ptr<T>(), outputs, zeros.data());
     // The cells of a block, brought from memory together, stay in a second-level cache from panel to panel.
-    double t1 = now(); T0 += t1 - t0;
-    const int64_t input_groups = ceil_div(channels, kGroup), groups = input_groups + ceil_div(outputs, kGroup);
+    const int64_t input_groups = ceil_div(channels, kGroup),
+                  groups = input_groups + ceil_div(outputs, kGroup);
     share_out(blocks * groups, [&](int64_t unit) {
       const int64_t block = unit / groups, group = unit % groups;
       const bool is_input = group < input_groups;
@@ -127,9 +122,8 @@ void sum_products(const at::Tensor& grad, const at::Tensor& input, const Kernels
       const int64_t end = std::min(from + kGroup, is_input ? channels : outputs);
       prefetch(cells, count, is_input, from, end);
       for (int64_t channel = from; channel < end; channel += kPanel) {
-        float* total = is_input || totals == nullptr
-                           ? nullptr
-                           : totals + (begin / kDepth + block) * outputs + channel;
+        float* total =
+            is_input || totals == nullptr ? nullptr : totals + (begin / kDepth + block) * outputs + channel;
         (is_input ? pack_inputs : pack_gradients)(
             cells, count, channel, packed.values(0, channel / kPanel, block), packed.point_stride(),
             packed.scales(0, channel, block), packed.scale_stride(), total,
@@ -137,7 +131,6 @@ void sum_products(const at::Tensor& grad, const at::Tensor& input, const Kernels
       }
     });
 
-    double t2 = now(); T1 += t2 - t1;
     const int64_t shares = ceil_div(outputs, kRowsAtOnce);
     share_out(kPoints * shares, [&](int64_t unit) {
       const int64_t point = unit / shares, first_row = unit % shares * kRowsAtOnce;
@@ -166,9 +159,7 @@ void sum_products(const at::Tensor& grad, const at::Tensor& input, const Kernels
         }
       }
     });
-    T2 += now() - t2;
   }
-  if (getenv("TT")) printf("  cells %.2f pack %.2f multiply %.2f\n", T0 * 1e3, T1 * 1e3, T2 * 1e3), fflush(stdout);
 }
 
 std::tuple<at::Tensor, at::Tensor> weight_gradient(const at::Tensor& grad, const at::Tensor& input,

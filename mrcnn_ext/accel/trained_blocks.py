@@ -1,6 +1,7 @@
 """Residual blocks and stems that train faster: what follows a convolution becomes part of it."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class FrozenStem(FusedModule):
         self.prepared = PreparedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.get_submodule(self.stem_conv.conv)
+        conv: Any = self.get_submodule(self.stem_conv.conv)
         norm = conv._modules.get("norm")
         if x.device.type != "cpu" or not is_affine(norm) or self._wants_gradient(x):
             return self.original(x)
@@ -108,10 +109,10 @@ class FrozenStem(FusedModule):
             weight, bias = folded(conv.weight, conv.bias, norm)
             return stem_weight(weight, dtype=dtype), None if bias is None else bias.float()
 
-        sources = (conv.weight, conv.bias)
+        sources = [conv.weight, conv.bias]
         if norm is not None:
-            sources += (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return stem_conv_pool(x, *self.prepared.get(sources, dtype, make))
+            sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        return stem_conv_pool(x, *self.prepared.get(tuple(sources), dtype, make))
 
     def _wants_gradient(self, x):
         return torch.is_grad_enabled() and (
@@ -131,7 +132,8 @@ class TrainedPredictions:
     """
 
     def __init__(self, conv: nn.Module, predictors: Sequence[nn.Module]):
-        self.conv, self.predictors = conv, tuple(predictors)
+        self.conv: Any = conv  # of whose attributes only `serves` knows
+        self.predictors: tuple[Any, ...] = tuple(predictors)
         self.prepared = PreparedWeights()
 
     @staticmethod
@@ -177,7 +179,8 @@ class TrainedClassMaps:
     """
 
     def __init__(self, deconv: nn.Module, predictor: nn.Module):
-        self.deconv, self.predictor = deconv, predictor
+        self.deconv: Any = deconv
+        self.predictor: Any = predictor
 
     def __call__(self, x: Tensor, classes: Tensor) -> Tensor:
         """

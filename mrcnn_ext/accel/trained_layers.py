@@ -125,7 +125,7 @@ class TrainedConv2d(FusedModule, nn.Conv2d):
             weight, bias = folded(self.weight, self.bias, norm)
         add = None if add is None else as_autocast(add).to(x.dtype)
         x = self._convolve(x, weight, bias, add, relu or (fuses and activation is not None), sources, prepare)
-        return x if fuses else activation(x)
+        return x if fuses or activation is None else activation(x)
 
     def _convolve(self, x, *args):
         with torch.autocast(x.device.type, enabled=False):
