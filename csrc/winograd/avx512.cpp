@@ -52,8 +52,10 @@ const Kernels& avx512_kernels() {
 const Kernels& avx512_vnni_kernels() {
   static const Kernels kernels = [] {
     Kernels all = avx512_kernels();
-    all.multiply_int16 =
-        avx512::winograd_kernels::vnni::int16_products::multiply<avx512::winograd_kernels::vnni::I32Vnni>;
+    namespace vnni = avx512::winograd_kernels::vnni;
+    namespace products = vnni::int16_products;
+    all.multiply_int16 = products::multiply<vnni::I32Vnni>;
+    all.add_products_int16 = products::add_products<products::Products<vnni::I32Vnni>>;
     return all;
   }();
   return kernels;

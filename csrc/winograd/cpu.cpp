@@ -17,6 +17,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "canvas.h"
 #include "kernels.h"
 #include "memory.h"
 #include "parallel.h"
@@ -24,66 +25,6 @@
 namespace mrcnn_ext {
 namespace winograd {
 namespace {
-
-using at::ceil_div;
-
-// nullptr where this processor is not served. As ATen chose for its own kernels.
-const Kernels* best_kernels() {
-#if defined(__x86_64__)
-  static const std::string capability = at::get_cpu_capability();
-  static const bool vnni = __builtin_cpu_supports("avx512vnni");
-  if (capability == "AVX512") return vnni ? &avx512_vnni_kernels() : &avx512_kernels();
-  if (capability == "AVX2") return &avx2_kernels();
-#endif
-  return nullptr;
-}
-
-// Images side by side, `across` of them in a row.
-class Canvas {
- public:
-  Canvas(int64_t images, int64_t height, int64_t width) {
-    int64_t fewest = std::numeric_limits<int64_t>::max();
-    int64_t across = 1;
-    for (int64_t i = 1; i <= std::min<int64_t>(images, 32); ++i) {
-      const int64_t tiles =
-          ceil_div(ceil_div(images, i) * (height + 1) - 1, kOutput) * ceil_div(i * (width + 1) - 1, kOutput);
-      if (tiles < fewest) fewest = tiles, across = i;
-    }
-    const int64_t down = ceil_div(images, across);
-    for (int64_t y = 0; y < down * (height + 1) - 1; ++y) {
-      const int64_t first = y / (height + 1) * across;
-      const bool between = y % (height + 1) == height;
-      row_begin_.push_back((first * height + y % (height + 1)) * width);
-      row_end_.push_back(between ? 0 : std::min(across, images - first) * (width + 1));
-    }
-    for (int64_t x = 0; x < across * (width + 1) - 1; ++x) {
-      const bool between = x % (width + 1) == width;
-      column_.push_back(between ? -1 : x / (width + 1) * height * width + x % (width + 1));
-    }
-    tiles_down_ = ceil_div<int64_t>(row_begin_.size(), kOutput);
-    tiles_across_ = ceil_div<int64_t>(column_.size(), kOutput);
-  }
-
-  int64_t tiles() const { return tiles_down_ * tiles_across_; }
-
-  // The cells [offset, offset + side) of a tile on both axes, as places in (images, height, width); -1 for
-  // none.
-  void cells(int64_t tile, int64_t offset, int64_t side, int64_t* places) const {
-    const int64_t top = tile / tiles_across_ * kOutput + offset,
-                  left = tile % tiles_across_ * kOutput + offset;
-    for (int64_t y = top; y < top + side; ++y) {
-      const bool inside = y >= 0 && y < static_cast<int64_t>(row_begin_.size());
-      const int64_t end = inside ? std::min<int64_t>(row_end_[y], column_.size()) : 0;
-      for (int64_t x = left; x < left + side; ++x)
-        *places++ = x >= 0 && x < end && column_[x] >= 0 ? row_begin_[y] + column_[x] : -1;
-    }
-  }
-
- private:
-  int64_t tiles_down_, tiles_across_;
-  std::vector<int64_t> row_begin_, row_end_;  // place of the first cell; columns from which on there is none
-  std::vector<int64_t> column_;               // place within a row; -1 between images
-};
 
 // Tiles that a thread takes at a time.
 int64_t block_size(int64_t tiles, int64_t tile_bytes, int64_t weight_bytes) {
@@ -245,13 +186,19 @@ std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int1
   share_out(outputs / kPanel, [&](int64_t panel) {
     float* gathered = workspace.mutable_data_ptr<float>() + at::get_thread_num() * workspace.size(1);
     float* transformed = gathered + 9 * channels * kPanel;
-    float* to = gathered;
-    for (int64_t channel = 0; channel < channels; ++channel) {
+    // To (channels, 9, kPanel); a few channels at a time, which stay in the cache from tap to tap.
+    const int64_t next = taps.stride(0), step = taps.stride(1);
+    for (int64_t channel = 0; channel < channels; channel += kPanel) {
       for (int64_t tap = 0; tap < 9; ++tap) {
         const int64_t turned = transposed ? 8 - tap : tap;
-        const float* tap_from = from + panel * kPanel * taps.stride(0) + channel * taps.stride(1) +
-                                turned / 3 * taps.stride(2) + turned % 3 * taps.stride(3);
-        for (int64_t i = 0; i < kPanel; ++i) *to++ = tap_from[i * taps.stride(0)];
+        const float* tap_from = from + panel * kPanel * next + channel * step + turned / 3 * taps.stride(2) +
+                                turned % 3 * taps.stride(3);
+        float* to = gathered + (channel * 9 + tap) * kPanel;
+        if (next == 1)
+          for (int64_t c = 0; c < kPanel; ++c) std::copy_n(tap_from + c * step, kPanel, to + c * 9 * kPanel);
+        else
+          for (int64_t i = 0; i < kPanel; ++i)
+            for (int64_t c = 0; c < kPanel; ++c) to[c * 9 * kPanel + i] = tap_from[i * next + c * step];
       }
     }
     kernels->transform_weights(gathered, channels, transformed);

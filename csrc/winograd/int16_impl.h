@@ -52,4 +52,22 @@ void multiply(const int16_t* transformed, const float* scales, int64_t rows, int
   });
 }
 
+// As of gradient_impl.h.
+template <typename Sums>
+struct Products {
+  using Value = int16_t;
+  using Register = typename Sums::Register;
+  static constexpr int kLanes = Sums::kLanes;
+  static Register zero() { return Sums::zero(); }
+  static Register load(const Value* from) { return Sums::load(from); }
+  static Register broadcast(const Value* from) { return Sums::broadcast_pair(from); }
+  static Register add(Register sum, Register a, Register b) { return Sums::add_products(sum, a, b); }
+  static F32::Register scaled(Register sum, float row_scale, const float* scales) {
+    const auto scale = F32::multiply(F32::broadcast(row_scale), F32::load(scales));
+    return F32::multiply(scale, Sums::to_float(sum));
+  }
+};
+
+#include "gradient_products_impl.h"
+
 }  // namespace int16_products

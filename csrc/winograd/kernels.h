@@ -80,11 +80,54 @@ using TransformOutputs = void (*)(const float* products, int64_t rows, int64_t t
                                   const float* bias, const T* added, bool relu, const int64_t* places,
                                   T* output);
 
+// The gradient of the weight is the transpose of all this: G^T (sum over tiles of V[p] (A dY A^T)[p]) G. The
+// sums are products of two matrices for each point, whose rows are tiles. Of int16, each channel of V and of
+// A dY A^T has a scale of its own for each kDepth tiles, by which its norm over them is at most kInputNorm.
+constexpr int64_t kDepth = 128;
+// 64 bytes of a panel: kPanel channels of one tile in float32, of two in int16.
+template <typename Value>
+constexpr int64_t kTilesPerStep = 4 / sizeof(Value);
+template <typename Value>
+constexpr int64_t kStep = kPanel * kTilesPerStep<Value>;
+constexpr int64_t kDepthFloats = kDepth * kPanel + kPanel;  // of a point, in scratch
+
+// kPanel channels of up to kDepth tiles of V or of A dY A^T, from `first` on: `steps` steps for each point,
+// point_stride apart. What of the last step is beyond the tiles is zero. cells: as `inputs` of
+// TransformInputs, for gradients the 16 cells of each tile. scales: of int16, kPanel for each point,
+// scale_stride apart. sums: nullptr, or of the gradients, kPanel sums of all cells. scratch: (kPoints,
+// kDepthFloats).
+template <typename T, typename Value>
+using Pack = void (*)(const T* const* cells, int64_t tiles, int64_t first, Value* packed,
+                      int64_t point_stride, float* scales, int64_t scale_stride, float* sums, float* scratch);
+
+// Some rows of one point of a sum over tiles: sums[row][i] of `count` rows, up to kRows, and kPanel channels
+// of each panel are added to, or, the first time, set. rows: of each of kRows rows the values of its first
+// step, kStep apart; panels: `panels` of them, up to kChunk / kPanel, panel_stride apart. row_scales,
+// panel_scales: of int16.
+template <typename Value>
+struct RowsOfSums {
+  const Value* rows[kRows];
+  float row_scales[kRows];
+  const Value* panels;
+  const float* panel_scales;
+  int64_t steps, panel_stride, sum_stride;
+  float* sums;
+  int count;
+  bool first;
+};
+template <typename Value>
+using AddProducts = void (*)(const RowsOfSums<Value>& task, int64_t panels);
+
+// G^T M G of the kPanel channels of one row: sums point_stride apart, to 9 taps, tap_stride apart.
+using TransformSums = void (*)(const float* sums, int64_t point_stride, float* taps, int64_t tap_stride);
+
 template <typename T>
 struct Transforms {
   TransformInputs<T> inputs;
   QuantizeInputs<T> quantized_inputs;
   TransformOutputs<T> outputs;
+  Pack<T, float> pack_inputs, pack_gradients;
+  Pack<T, int16_t> pack_inputs_int16, pack_gradients_int16;
 };
 
 struct Kernels {
@@ -94,6 +137,9 @@ struct Kernels {
   MultiplyInt16 multiply_int16;
   TransformWeights transform_weights;
   QuantizeWeights quantize_weights;
+  AddProducts<float> add_products;
+  AddProducts<int16_t> add_products_int16;
+  TransformSums transform_sums;
 };
 
 #if defined(__x86_64__)

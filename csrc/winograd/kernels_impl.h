@@ -52,11 +52,12 @@ inline void transform_outputs_1d(const Register* m, int64_t stride, Register* y)
                   F32::fma(F32::broadcast(kB2 * kB), difference_b, m[5 * stride]));
 }
 
-// B^T d B of one tile, points `point_stride` apart.
+// B^T d B of channels [first, first + channels) of one tile, points `point_stride` apart.
 template <typename T>
-inline void transform_tile(const T* const* inputs, int64_t channels, float* transformed,
+inline void transform_tile(const T* const* inputs, int64_t first, int64_t channels, float* transformed,
                            int64_t point_stride) {
-  for (int64_t channel = 0; channel < channels; channel += F32::kLanes) {
+  for (int64_t i = 0; i < channels; i += F32::kLanes) {
+    const int64_t channel = first + i;
     Register columns[kPoints];  // (6 columns, 6): B^T d
     for (int64_t x = 0; x < kInput; ++x) {
       Register cells[kInput];
@@ -71,7 +72,7 @@ inline void transform_tile(const T* const* inputs, int64_t channels, float* tran
       Register values[kInput];
       transform_inputs_1d(columns + y, kInput, values);
       for (int64_t x = 0; x < kInput; ++x)
-        F32::store(transformed + (y * kInput + x) * point_stride + channel, values[x]);
+        F32::store(transformed + (y * kInput + x) * point_stride + i, values[x]);
     }
   }
 }
@@ -80,7 +81,7 @@ template <typename T>
 void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, float* transformed,
                       int64_t rows) {
   for (int64_t tile = 0; tile < tiles; ++tile)
-    transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels,
+    transform_tile(inputs + tile * kPoints, 0, channels, transformed + tile * channels,
                    input_stride(rows, channels));
 }
 
@@ -129,7 +130,7 @@ void quantize_inputs(const T* const* inputs, int64_t tiles, int64_t channels, in
                      float* scales, int64_t rows, float* scratch) {
   const int64_t stride = scratch_stride(channels), to_stride = input_stride(rows, channels);
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    transform_tile(inputs + tile * kPoints, channels, scratch, stride);
+    transform_tile(inputs + tile * kPoints, 0, channels, scratch, stride);
     for (int64_t point = 0; point < kPoints; point += kTogether)
       quantize(scratch + point * stride, stride, channels, transformed + point * to_stride + tile * channels,
                to_stride, scales + point * rows + tile, rows);
@@ -264,9 +265,13 @@ inline void quantize_weights(const float* transformed, int64_t channels, int16_t
   }
 }
 
+#include "gradient_impl.h"
+
 template <typename T>
 Transforms<T> transforms_of() {
-  return {transform_inputs<T>, quantize_inputs<T>, transform_outputs<T>};
+  return {transform_inputs<T>,        quantize_inputs<T>,        transform_outputs<T>,
+          pack<Inputs, T, float>,     pack<Gradients, T, float>, pack<Inputs, T, int16_t>,
+          pack<Gradients, T, int16_t>};
 }
 
 inline Kernels all_kernels() {
@@ -275,5 +280,8 @@ inline Kernels all_kernels() {
           multiply,
           int16_products::multiply<I32>,
           transform_weights,
-          quantize_weights};
+          quantize_weights,
+          add_products<FloatProducts>,
+          int16_products::add_products<int16_products::Products<I32>>,
+          transform_sums};
 }
