@@ -24,7 +24,8 @@
 // winograd_conv3x3 is a 3x3 convolution of stride 1 and padding 1 of a map (N, C, H, W), plus a bias and
 // `add`, then a ReLU if asked for. weight and scale are what winograd_weight makes of the convolution's
 // weight (O, C, 3, 3) or, transposed, for the convolution of its gradient: (36, O / 16, C, 16) float32 and an
-// empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32. C and O are multiples of 16.
+// empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32; or of winograd_int8_weight, (36, O /
+// 16, C / 4, 64) int8 and (72, O) float32, for processors with AVX512-VNNI. C and O are multiples of 16.
 //
 // pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of float32 or bf16 with weights in the order
 // that ops/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height
@@ -74,6 +75,7 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "winograd_conv3x3(Tensor input, Tensor weight, Tensor scale, Tensor? bias, Tensor? add, bool relu) "
       "-> Tensor");
   m.def("winograd_weight(Tensor weight, bool int16, bool transposed) -> (Tensor, Tensor)");
+  m.def("winograd_int8_weight(Tensor weight) -> (Tensor, Tensor)");
   m.def(
       "pointwise_conv(Tensor input, Tensor weight, int outputs, Tensor? bias, Tensor? add, int stride, bool "
       "relu, bool float32) -> Tensor");
