@@ -48,6 +48,9 @@
 // select_detections selects from boxes (R, 1 or K, 4) with scores (R, K) the best topk above score_thresh
 // after suppression class by class, clipped to the image: boxes (D, 4), scores, classes and rows (D,), and
 // how many there are, (); -1 where a box is not finite.
+//
+// multiply_adds multiplies and adds numbers of a tensor's dtype in registers, on all threads, so often, and
+// returns how many products these were: a benchmark divides them by the time. On the CPU alone.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -98,6 +101,7 @@ TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "select_detections(Tensor boxes, Tensor scores, int height, int width, float score_thresh, float "
       "nms_thresh, int topk, float? min_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("multiply_adds(Tensor like, int repeats) -> int");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

@@ -114,6 +114,7 @@ struct Kernels {
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& avx512_vnni_kernels();
+TransformOutputs<c10::BFloat16> avx512_bf16_outputs();
 #endif
 
 }  // namespace winograd

@@ -303,6 +303,17 @@ def test_what_calibration_did_not_reach_is_said(model, inputs, caplog):
 
 
 @needs_it
+@pytest.mark.parametrize("side", [32, 8])
+def test_one_small_image_calibrates(model, inputs, make_batch, side):
+    few = [make_batch([[1, 1, side - 1, side - 1]], size=(side, side))]
+    fast = accelerate(model, bf16=False, int8=few)
+    assert fast.acceleration.int8.layers
+    with torch.no_grad():
+        instances = fast(inputs[0])[0]["instances"]
+    assert instances.scores.isfinite().all() and instances.pred_boxes.tensor.isfinite().all()
+
+
+@needs_it
 def test_two_threads_at_once_get_what_one_gets(model, fast, inputs):
     """Sizes of their own, so that memory, prepared weights and scratch are shared in turns."""
     copies = [accelerate(model, bf16=False, int8=fast.acceleration.int8) for _ in range(2)]
