@@ -306,7 +306,7 @@ def throughput(ctx, config, weights, dataset, calibrate, min_score, size, instan
     click.echo(f"\nwrote throughput.csv to {output}")
 
 
-@command.command()
+@command.command("roi_align")
 @_options(
     _device,
     click.option("--quick", is_flag=True, help="A few cases with fewer RoIs: about half a minute."),
