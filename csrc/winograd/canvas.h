@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "simd/processor.h"
 
 namespace mrcnn_ext {
 namespace winograd {
@@ -23,7 +24,14 @@ inline const Kernels* best_kernels() {
 #if defined(__x86_64__)
   static const std::string capability = at::get_cpu_capability();
   static const bool vnni = __builtin_cpu_supports("avx512vnni");
-  if (capability == "AVX512") return vnni ? &avx512_vnni_kernels() : &avx512_kernels();
+  if (capability == "AVX512") {
+    static const Kernels best = [] {
+      Kernels all = vnni ? avx512_vnni_kernels() : avx512_kernels();
+      if (runs_avx512_bf16()) all.bf16.outputs = avx512_bf16_outputs();
+      return all;
+    }();
+    return &best;
+  }
   if (capability == "AVX2") return &avx2_kernels();
 #endif
   return nullptr;

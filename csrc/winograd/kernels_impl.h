@@ -82,7 +82,7 @@ void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, f
                       int64_t rows) {
   for (int64_t tile = 0; tile < tiles; ++tile)
     transform_tile(inputs + tile * kPoints, 0, channels, transformed + tile * channels,
-                   input_stride(rows, channels));
+                   input_stride<float>(rows, channels));
 }
 
 // By what a row of int16 is to be multiplied that has this sum of squares and gets this norm; NaN where its
@@ -128,7 +128,7 @@ inline void quantize(const float* values, int64_t stride, int64_t count, int16_t
 template <typename T>
 void quantize_inputs(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
                      float* scales, int64_t rows, float* scratch) {
-  const int64_t stride = scratch_stride(channels), to_stride = input_stride(rows, channels);
+  const int64_t stride = scratch_stride(channels), to_stride = input_stride<int16_t>(rows, channels);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     transform_tile(inputs + tile * kPoints, 0, channels, scratch, stride);
     for (int64_t point = 0; point < kPoints; point += kTogether)
@@ -179,7 +179,7 @@ inline void multiply(const float* transformed, int64_t rows, int64_t channels, c
                      int64_t point_stride, int64_t panels, float* products) {
   for_each_product<F32::kLanes>(rows, panels, [&](auto vectors, int64_t point, int64_t row, int64_t panel) {
     multiply_rows<decltype(vectors)::value>(
-        transformed + point * input_stride(rows, channels) + row * channels, channels,
+        transformed + point * input_stride<float>(rows, channels) + row * channels, channels,
         weights + point * point_stride + panel * channels * kPanel,
         products + point * product_stride(rows) + row * kChunk + panel * kPanel);
   });
@@ -215,7 +215,16 @@ void transform_outputs(const float* products, int64_t rows, int64_t tiles, int64
   }
 }
 
-#include "int16_impl.h"
+#include "gradient_int16_impl.h"
+#include "integer_impl.h"
+
+struct I32Pairs : I32 {
+  using Value = int16_t;
+  using Weight = int16_t;
+  static constexpr int64_t kTogether = 2;
+  static constexpr bool kHasZeros = false;
+  static Register broadcast(const int16_t* from) { return broadcast_pair(from); }
+};
 
 inline void transform_weights(const float* taps, int64_t channels, float* transformed) {
   for (int64_t channel = 0; channel < channels; ++channel, taps += 9 * kPanel) {
@@ -269,16 +278,17 @@ inline void quantize_weights(const float* transformed, int64_t channels, int16_t
 
 template <typename T>
 Transforms<T> transforms_of() {
-  return {transform_inputs<T>,        quantize_inputs<T>,        transform_outputs<T>,
-          pack<Inputs, T, float>,     pack<Gradients, T, float>, pack<Inputs, T, int16_t>,
-          pack<Gradients, T, int16_t>};
+  return {transform_inputs<T>,      quantize_inputs<T>,         nullptr,
+          transform_outputs<T>,     pack<Inputs, T, float>,     pack<Gradients, T, float>,
+          pack<Inputs, T, int16_t>, pack<Gradients, T, int16_t>};
 }
 
 inline Kernels all_kernels() {
   return {transforms_of<float>(),
           transforms_of<c10::BFloat16>(),
           multiply,
-          int16_products::multiply<I32>,
+          integer_products::multiply<I32Pairs>,
+          nullptr,
           transform_weights,
           quantize_weights,
           add_products<FloatProducts>,

@@ -212,10 +212,11 @@ def accelerate(
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
         int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
-            processors with AVX2, fastest with VNNI, but for predictions and those found too sensitive; all others as
-            without. A list of inputs to calibrate with, each of which the model is called with, a few images as the
-            model will see; or an earlier calibration, ``model.acceleration.int8``, or the path where its ``save`` put
-            it. Those are for the very weights that they were made with.
+            processors with AVX2, fastest with VNNI, and those of 3x3 that ``winograd`` takes on those with AVX512-VNNI,
+            but for predictions and those found too sensitive; all others as without. A list of inputs to calibrate
+            with, each of which the model is called with, a few images as the model will see; or an earlier calibration,
+            ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very weights that they
+            were made with. A NaN does not outlast a 1x1 or linear layer in int8.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.

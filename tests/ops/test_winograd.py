@@ -340,7 +340,7 @@ def test_errors_name_the_argument():
         winograd_conv3x3(x[:, :24], good)
     with pytest.raises(ValueError, match="what winograd_weight makes for 16 input channels"):
         winograd_conv3x3(x[:, :16], good)
-    with pytest.raises(TypeError, match="weight must be int16 or float32, got Double"):
+    with pytest.raises(TypeError, match="weight must be int8, int16 or float32, got Double"):
         winograd_conv3x3(x, WinogradWeight(good.values.double(), good.scale))
     with pytest.raises(ValueError, match=r"scale must be \(36, 16\) float32"):
         winograd_conv3x3(x, WinogradWeight(winograd_weight(weight, int16=True).values, good.scale))
