@@ -40,6 +40,7 @@ READING = {
     ),
     *(Tensor.__index__, Tensor.__array__, Tensor.__contains__),
 }
+TORCH = f"{Path(torch.__file__).parent}/"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -57,6 +58,9 @@ class _OfHost(TorchFunctionMode):
             and kwargs.get("device") is not None
             and not isinstance(args[0] if args else None, Tensor)
         )
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and self.counts.on_device(args[0]):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            copies = any(isinstance(of, list) for of in index)
         if copies:
             self.counts.add(func.__name__)
         return func(*args, **kwargs)
@@ -85,7 +89,7 @@ class Synchronizations(TorchDispatchMode):
 
     def add(self, name):
         frames = [f for f in traceback.extract_stack() if "synchronizations.py" not in f.filename]
-        ours = next((f for f in reversed(frames) if "/torch/" not in f.filename), frames[-1])
+        ours = next((f for f in reversed(frames) if not f.filename.startswith(TORCH)), frames[-1])
         place = Path(ours.filename)
         in_package = place.is_relative_to(PACKAGE) and "site-packages" not in place.parts
         place = place.relative_to(PACKAGE) if in_package else place.name
