@@ -16,6 +16,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
+from ..evaluation import COCOEvaluator
 from ..modeling import streaming
 from ..modeling.backbone import check_timm_input
 from .averaging import AveragingHook, WeightAverage
@@ -61,7 +63,15 @@ from .trainer import (
     thin_out,
 )
 
-__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
+__all__ = [
+    "build_evaluator",
+    "build_validation_loader",
+    "do_test",
+    "do_train",
+    "load_lazy_config",
+    "main",
+    "override",
+]
 
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -264,7 +274,7 @@ def do_test(cfg, model):
         return {}
     if is_sharded(model):
         model = whole_model(model, lambda: _instantiate(cfg.model, "model").to(cfg.train.device))
-    evaluator = instantiate(_writing(cfg))
+    evaluator = build_evaluator(cfg)
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
@@ -280,17 +290,18 @@ def do_test(cfg, model):
     return results
 
 
-def _writing(cfg):
-    """``dataloader.evaluator``; ours writes its predictions as it does with a yaml config."""
+def build_evaluator(cfg: DictConfig):
+    """``dataloader.evaluator``. A `COCOEvaluator` without an ``output_dir`` of its own writes its predictions where it
+    does with a yaml config."""
     evaluator = cfg.dataloader.evaluator
     names = names_of(cfg.dataloader.get("test"))
-    target = evaluator.get("_target_", "")
-    is_ours = (target if isinstance(target, str) else target.__module__).startswith("mrcnn_ext.")
-    if not is_ours or evaluator.get("output_dir") is not None or len(names) != 1:
-        return evaluator
-    evaluator = copy.deepcopy(evaluator)
-    evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
-    return evaluator
+    target = evaluator.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    writes = isinstance(target, type) and issubclass(target, COCOEvaluator)
+    if writes and evaluator.get("output_dir") is None and len(names) == 1:
+        evaluator = copy.deepcopy(evaluator)
+        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
+    return instantiate(evaluator)
 
 
 def loader_of(cfg, dataset_name):
