@@ -75,10 +75,10 @@ def training_dicts(cfg: CfgNode, names: Sequence[str], files: Sequence[str] | No
         ValueError: as `get_detection_dataset_dicts` and `person_crops`.
     """
     dicts = get_detection_dataset_dicts(
-        names,
+        list(names),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=files,
+        proposal_files=None if files is None else list(files),
     )
     return person_crops(dicts) if crops_people(cfg) else dicts
 

@@ -52,7 +52,9 @@ class ClipDataset(Dataset):
             videos.setdefault(video, []).append(place)
         self.windows: list[list[int]] = []
         for places in videos.values():
-            places.sort(key=lambda place: dicts[place].get("frame_index", dicts[place].get("frame_id", place)))
+            places.sort(
+                key=lambda place: dicts[place].get("frame_index", dicts[place].get("frame_id", place))
+            )
             for begin in range(max(1, len(places) - (num_frames - 1) * stride)):
                 window = places[begin::stride][:num_frames]
                 if wanted is None or any(wanted(dicts[place]) for place in window):

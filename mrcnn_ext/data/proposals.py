@@ -102,7 +102,9 @@ def _arranged(content: Any, path) -> dict[str, Any]:
     for image, of, scores in zip(*(content[key] for key in wanted), strict=True):
         of, scores = np.asarray(of, dtype=np.float64).reshape(-1, 4), np.asarray(scores).reshape(-1)
         if len(of) != len(scores):
-            raise _WrongProposals(f"{path}, image {image}: {len(of)} boxes and {len(scores)} objectness_logits")
+            raise _WrongProposals(
+                f"{path}, image {image}: {len(of)} boxes and {len(scores)} objectness_logits"
+            )
         if mode == _XYWH:
             of = np.concatenate([of[:, :2], of[:, :2] + of[:, 2:]], axis=1)
         order = np.argsort(-scores, kind="stable")

@@ -32,9 +32,9 @@ def checked_epochs(text: str) -> float:
 
 
 def apply_epochs(cfg: CfgNode, epochs: float, opts: Sequence[str] = ()) -> list[str]:
-    """Sets ``SOLVER.MAX_ITER`` to so many passes over the images that are trained on, or the people, where these are cut
-    out of them; and what depends on it: the steps of the learning rate and the periods of evaluations and checkpoints
-    keep their shares of the training, and a warm-up takes a tenth of it at most. What the command line sets stays.
+    """Sets ``SOLVER.MAX_ITER`` to so many passes over the images that are trained on, and what depends on it: the steps
+    of the learning rate and the periods of evaluations and checkpoints keep their shares of the training, and a warm-up
+    takes a tenth of it at most. What the command line sets stays. Where people are cut out of the images, each is one.
 
     Args:
         cfg: with its datasets registered; changed.

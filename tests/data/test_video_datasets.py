@@ -240,7 +240,9 @@ def test_posetrack18(posetrack):
     assert len({i["id"] for i in every["images"]}) == len(every["images"]) == 6
 
 
-@pytest.mark.parametrize("part, key", [("annotations", "track_id"), ("annotations", "keypoints"), ("images", "id")])
+@pytest.mark.parametrize(
+    "part, key", [("annotations", "track_id"), ("annotations", "keypoints"), ("images", "id")]
+)
 def test_posetrack18_without_a_key(posetrack, tmp_path, part, key):
     shutil.copytree(posetrack, tmp_path / "data")
     path = tmp_path / "data" / "annotations" / "train" / "00000.json"
