@@ -220,7 +220,7 @@ def _peers(subjects, case, output, only, threads, rounds, calibrate, images, wai
     click.echo(f"\nwrote peers.csv and peers.png to {output}")
 
 
-@command.command()
+@command.command("roi_align")
 @_options(
     _device,
     click.option("--quick", is_flag=True, help="A few cases with fewer RoIs: about half a minute."),
