@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ..data.data_file import read_data_file
-from ..data.loading import coco_loader
+from ..data.loading import coco_loader, not_on_disk
 from ..data.problems import Problems
 from ..engine.errors import UserError, did_you_mean
 from ..engine.setup import register_datasets
@@ -330,7 +330,7 @@ def _dataset(name):
         loader = coco_loader(name)
         records = loader.load(problems) if loader is not None else DatasetCatalog.get(name)
     except FileNotFoundError as error:
-        raise UserError(f"dataset {name!r} is not on disk: {error}") from error
+        raise UserError(str(not_on_disk(name, error.filename or str(error)))) from error
     except Exception as error:  # a registered function may raise anything
         raise UserError(f"dataset {name!r} cannot be read: {type(error).__name__}: {error}") from error
     # Of annotations nothing is needed.
