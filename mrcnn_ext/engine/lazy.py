@@ -325,11 +325,9 @@ def do_train(
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.activation_checkpoint``, ``train.sharded``,
-            ``train.accumulate``,
-            ``train.skip_nonfinite``, ``train.ema_decay``,
-            ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
-            ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
-            of those names are.
+            ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``, ``train.patience``,
+            ``train.checkpointer.best``, ``train.report``, ``train.loggers``, ``train.terminal_view``,
+            ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
         when_read: called when the training loader has its data.
 
@@ -340,17 +338,7 @@ def do_train(
         check_timm_input(cfg)
     scale_lazily(cfg, comm.get_world_size())
     train, written = cfg.train, copy.deepcopy(cfg)  # what is built is put into cfg
-    model = _instantiate(cfg.model, "model")
-    logging.getLogger("detectron2").info(f"Model:\n{model}")
-    model.to(train.device)
-    if train.get("channels_last", False):
-        model.to(memory_format=torch.channels_last)
-    if train.get("activation_checkpoint", False):
-        checkpointed(model, train.get("accelerate_training", False))
-    if train.get("accelerate_training", False):
-        accelerated_for_training(model)
-    if train.get("sharded", False):
-        shard(model, _unfit_for_shards(cfg))
+    model = _build_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg.optimizer, "optimizer")
     loader = _instantiate(cfg.dataloader.train, "dataloader.train")
@@ -390,33 +378,10 @@ def do_train(
         results.update(do_test(cfg, model))
         return results
 
-    options = train.checkpointer
-    checkpoints = CheckpointHook(
-        checkpointer, state, lambda: trainer, options.period, options.get("max_to_keep") or 0
-    )
-    best = options.get("best", "")
-    val_loss = train.get("val_loss", {})
-    writers = []
-    if comm.is_main_process():
-        plain = {"train": OmegaConf.to_container(train, resolve=False)}
-        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=_instantiate(cfg.lr_multiplier, "lr_multiplier")),
-            AveragingHook(average) if average is not None else None,
-            checkpoints,
-            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
-            if val_loss.get("enabled", True) and "test" in cfg.dataloader
-            else None,
-            evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
-            BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
-            hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
-            LoggersHook(writers),
-            *build_terminal_view(train.get("terminal_view", True)),
-            ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
-        ]
-    )
+    keep = train.checkpointer.get("max_to_keep") or 0
+    checkpoints = CheckpointHook(checkpointer, state, lambda: trainer, train.checkpointer.period, keep)
+    evaluation = evaluation_hook(train.eval_period, test, average, checkpoints, interruption)
+    trainer.register_hooks(_build_hooks(cfg, trainer, model, state, average, checkpoints, evaluation))
     if args.resume:
         checkpointer.require_checkpoint()
     resume = args.resume or goes_on(train.output_dir)
@@ -430,6 +395,48 @@ def do_train(
     )
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _build_model(cfg):
+    """The model as it is trained, but for its distribution."""
+    train = cfg.train
+    model = _instantiate(cfg.model, "model")
+    logging.getLogger("detectron2").info(f"Model:\n{model}")
+    model.to(train.device)
+    if train.get("channels_last", False):
+        model.to(memory_format=torch.channels_last)
+    if train.get("activation_checkpoint", False):
+        checkpointed(model, train.get("accelerate_training", False))
+    if train.get("accelerate_training", False):
+        accelerated_for_training(model)
+    if train.get("sharded", False):
+        shard(model, _unfit_for_shards(cfg))
+    return model
+
+
+def _build_hooks(cfg, trainer, model, state, average, checkpoints, evaluation) -> list:
+    train = cfg.train
+    best = train.checkpointer.get("best", "")
+    val_loss = train.get("val_loss", {})
+    writers = []
+    if comm.is_main_process():
+        plain = {"train": OmegaConf.to_container(train, resolve=False)}
+        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=_instantiate(cfg.lr_multiplier, "lr_multiplier")),
+        AveragingHook(average) if average is not None else None,
+        checkpoints,
+        ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
+        if val_loss.get("enabled", True) and "test" in cfg.dataloader
+        else None,
+        evaluation,
+        BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
+        hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+        LoggersHook(writers),
+        *build_terminal_view(train.get("terminal_view", True)),
+        ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
+    ]
 
 
 def _unfit_for_shards(cfg) -> dict[str, bool]:
