@@ -57,6 +57,9 @@ class _OfHost(TorchFunctionMode):
             and kwargs.get("device") is not None
             and not isinstance(args[0] if args else None, Tensor)
         )
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and self.counts.on_device(args[0]):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            copies = any(isinstance(of, list) for of in index)
         if copies:
             self.counts.add(func.__name__)
         return func(*args, **kwargs)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Train keypoint heads with a state over the frames of clips and heads of single frames, on the features of one
-detector; half an hour on a core. What is in the output folder already is not done again."""
+detector. What is in the output folder already is not done again."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -24,7 +25,9 @@ if __name__ == "__main__":
         ("num_train", "clips"),
         ("num_val", "clips"),
         ("iterations", "of the detector"),
+        ("batch", "frames of an iteration of the detector"),
         ("updates", "of each head"),
+        ("people", "of an update, with all their frames"),
     ):
         default = getattr(StudySize, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=help)
@@ -33,9 +36,22 @@ if __name__ == "__main__":
         default="",
         help="checkpoint of the quickstart to begin with; with --iterations 0 as it is",
     )
+    parser.add_argument("--device", default="cpu", help="of the detector and the heads: cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that draw clips; heads that are trained at once"
+    )
     args = parser.parse_args()
-    size = StudySize(args.num_train, args.num_val, args.iterations, args.updates, weights=args.weights)
-    results = run_study(args.output, size, args.heads, args.seeds)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    size = StudySize(
+        args.num_train,
+        args.num_val,
+        args.iterations,
+        args.batch,
+        args.updates,
+        args.people,
+        weights=args.weights,
+    )
+    results = run_study(args.output, size, args.heads, args.seeds, args.device, args.processes)
     tables = [study_table(results), *(history_table(results, key) for key in ("AP", "AP occluded", "jitter"))]
     (args.output / "tables.md").write_text("\n\n".join(tables) + "\n")
     plot_history(results, args.output / "frames.png")

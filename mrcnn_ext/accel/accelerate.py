@@ -84,6 +84,10 @@ class Framework:
         """Pads proposals and detections, which `detections` selects, by `run_padded`."""
         raise NotImplementedError
 
+    def launch_at_once(self, model: nn.Module) -> None:
+        """Launches all between the batch of images and the padded results as one CUDA graph, by `GraphedCalls`."""
+        raise NotImplementedError
+
     def targets(self, model: nn.Module) -> str:
         """Makes the targets of training faster on the CPU."""
         raise NotImplementedError
@@ -292,12 +296,16 @@ def _choose_padding(framework, model, padded, detections, device) -> tuple[bool,
 
 
 def _launch_as_graphs(framework, model, padded) -> str:
-    """Launches networks whose inputs have the same shapes from image to image as CUDA graphs; returns which."""
+    """Launches as CUDA graphs what has inputs of the same shapes from image to image: all of a detector whose results
+    are padded, and where that cannot be recorded its networks; returns which."""
     done = []
+    if padded:
+        framework.launch_at_once(model)
+        done.append("the detector as a whole, else")
     for name, network in framework.networks_of_fixed_shapes(model, padded):
         replace_method(GraphedMethod(network, "infer" if isinstance(network, FusedModule) else "forward"))
         done.append(name)
-    return ", ".join(done) or "nothing known here"
+    return ", ".join(done).replace("else,", "else") or "nothing known here"
 
 
 def _device_and_dtype(model):

@@ -6,7 +6,8 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .fused_module import MethodStep, version_of
 
-__all__ = ["GraphedMethod", "Recording", "choose_cuda_graphs"]
+__all__ = ["GraphedCalls", "GraphedMethod", "Recording", "choose_cuda_graphs"]
 
 _SHAPES = 8  # of inputs, for which a network is recorded
 _CALLS_BEFORE = 2  # with inputs of the same shapes
 _WARM_UPS = 2  # calls on the stream of the recording, in which libraries choose and allocate
+_RECORDING: ContextVar[bool] = ContextVar("mrcnn_ext_recording", default=False)
 
 
 def choose_cuda_graphs(cuda_graphs: bool | str, device: torch.device) -> tuple[bool, str]:
@@ -68,33 +70,47 @@ class Recording:
         self._graph.replay()
 
 
-class GraphedMethod(MethodStep):
-    """A method that takes and gives tensors, in lists, tuples and dicts, launched as a CUDA graph.
+class GraphedCalls:
+    """Calls of a function that takes and gives tensors, in lists, tuples and dicts, launched as CUDA graphs.
 
     A call is recorded when inputs of its shapes come for the third time; the recordings of the last 8 shapes are kept.
     They are forgotten when a parameter or a buffer changes. Results are copies, the caller's own. What cannot be
-    recorded, because it waits for the device say, is called as ever from then on, after one warning.
+    recorded, because it waits for the device say, is called as ever from then on, after one warning. Within a call
+    that is being recorded others are not: they are part of it.
+
+    Args:
+        module: whose parameters and buffers the function goes by; it must be in evaluation mode and its inner modules
+            without hooks.
+        name: what the function runs, in the warning.
+        instead: what the warning says of what happens then.
     """
 
-    def __init__(self, module: nn.Module, method: str):
-        super().__init__(module, method)
+    def __init__(self, module: nn.Module, name: str, instead: str = ""):
+        self.module, self.name, self.instead = module, name, instead
         self.recordings = _Recordings()
 
-    def __call__(self, *args, **kwargs):
-        tensors, form = tree_flatten((args, kwargs))
-        if not self._can_be_recorded(tensors):
-            return self.stock(*args, **kwargs)
+    def __call__(self, function: Callable, tensors, constants: Hashable = ()):
+        """``function(tensors)``.
+
+        Args:
+            function: the same for equal constants.
+            tensors: in any of these structures.
+            constants: what else the result depends on.
+        """
+        values, form = tree_flatten(tensors)
+        if not self._can_be_recorded(values):
+            return function(tensors)
         with self.recordings.lock:
-            recording, inputs = self._recording(tensors, form)
+            recording, inputs = self._recording(function, values, form, constants)
             if recording is not None:
-                for static, given in zip(inputs, tensors, strict=True):
+                for static, given in zip(inputs, values, strict=True):
                     static.copy_(given)
                 recording.replay()
                 return tree_map(torch.clone, recording.outputs)
-        return self.stock(*args, **kwargs)
+        return function(tensors)
 
     def _can_be_recorded(self, tensors):
-        if self.module.training or torch.is_grad_enabled() or self.recordings.why_not:
+        if self.module.training or torch.is_grad_enabled() or self.recordings.why_not or _RECORDING.get():
             return False
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
@@ -110,30 +126,31 @@ class GraphedMethod(MethodStep):
         inner = list(self.module.modules())[1:]
         return not any(module._forward_hooks or module._forward_pre_hooks for module in inner)
 
-    def _recording(self, tensors, form):
+    def _recording(self, function, tensors, form, constants):
         """The recording for inputs like these and its input tensors; None and None to call as ever."""
         recordings = self.recordings
         weights = [*self.module.parameters(), *self.module.buffers()]
         recordings.begin([(id(value), value.data_ptr(), version_of(value)) for value in weights], weights)
         if not recordings.takes(_stream(tensors[0])):
             return None, None
-        key = (form, *((t.shape, t.stride(), t.dtype, t.device) for t in tensors))
+        key = (form, constants, *((t.shape, t.stride(), t.dtype, t.device) for t in tensors))
         found = recordings.find(key)
         if found is None and recordings.is_due(key):
-            found = self._record(tensors, form)
+            found = self._record(function, tensors, form)
             if found is not None:
                 recordings.keep(key, found)
         return (None, None) if found is None else found
 
-    def _record(self, tensors, form):
+    def _record(self, function, tensors, form):
         # Not as tensors of inference mode: calls outside of it write into them too.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(tensors[0]):
             inputs = [torch.empty_like(value) for value in tensors]
             for static, given in zip(inputs, tensors, strict=True):
                 static.copy_(given)
-            args, kwargs = tree_unflatten(inputs, form)
+            arguments = tree_unflatten(inputs, form)
+            token = _RECORDING.set(True)
             try:
-                recording = Recording(lambda: self.stock(*args, **kwargs), self.recordings.pool(inputs[0]))
+                recording = Recording(lambda: function(arguments), self.recordings.pool(inputs[0]))
                 outputs, _ = tree_flatten(recording.outputs)
                 if not all(isinstance(value, Tensor) for value in outputs):
                     raise RuntimeError("it does not give tensors alone")
@@ -141,11 +158,24 @@ class GraphedMethod(MethodStep):
                 reason = str(error).strip().partition("\n")[0]
                 self.recordings.why_not = reason
                 logging.getLogger(__name__).warning(
-                    f"{type(self.module).__name__} is not launched as a CUDA graph: {reason}. "
+                    f"{self.name} is not launched as a CUDA graph{self.instead}: {reason}. "
                     "accelerate(cuda_graphs=False) does not try to"
                 )
                 return None
+            finally:
+                _RECORDING.reset(token)
         return recording, inputs
+
+
+class GraphedMethod(MethodStep):
+    """A method that takes and gives tensors, in lists, tuples and dicts, launched as CUDA graphs by `GraphedCalls`."""
+
+    def __init__(self, module: nn.Module, method: str):
+        super().__init__(module, method)
+        self.calls = GraphedCalls(module, type(module).__name__)
+
+    def __call__(self, *args, **kwargs):
+        return self.calls(lambda given: self.stock(*given[0], **given[1]), (args, kwargs))
 
 
 class _Recordings:

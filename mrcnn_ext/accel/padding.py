@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..layers.padded_detections import is_padding
 
-__all__ = ["PaddedResults", "padded_results", "run_padded"]
+__all__ = ["PaddedResults", "padded_results", "run_padded", "run_part"]
 
 _CURRENT: ContextVar["PaddedResults | None"] = ContextVar("mrcnn_ext_padded_results", default=None)
 _Result = TypeVar("_Result")
@@ -77,6 +77,18 @@ def run_padded(run: Callable[[], _Result]) -> _Result:
         return run()
     with _padding(None):
         return run()
+
+
+def run_part(run: Callable[[], _Result]) -> tuple[_Result, list[Tensor]]:
+    """Calls ``run``, a part of a padded run, with `padded_results` of its own.
+
+    Returns:
+        Its result, and what has to be true of it: the caller hands that on to `PaddedResults.expect`, also where the
+        result is that of a CUDA graph, whose replay calls nothing.
+    """
+    results = PaddedResults()
+    with _padding(results):
+        return run(), list(results._exact)
 
 
 @contextlib.contextmanager

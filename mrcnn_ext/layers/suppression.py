@@ -1,9 +1,9 @@
 """Non-maximum suppression whose operations have shapes that depend on no value, so that nothing waits for a GPU."""
 
 import itertools
-import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def _overlaps_above(boxes, threshold):
 
 def _largest_float32_up_to(value: float) -> float:
     """What a float32 is above if and only if it is above ``value``, which torchvision compares as a double."""
-    rounded = float(torch.tensor(value, dtype=torch.float32))
+    rounded = np.float32(value)
     if rounded > value:
-        rounded = float(torch.nextafter(torch.tensor(rounded), torch.tensor(-math.inf)))
-    return rounded
+        rounded = np.nextafter(rounded, np.float32(-np.inf))
+    return float(rounded)

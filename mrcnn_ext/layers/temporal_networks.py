@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .conv import ConvNormReLU, msra_fill
 from .waterfall import WaterfallASP
@@ -49,8 +48,11 @@ class _TemporalKeypointNetwork(nn.Module):
     """What both have in common: `HeatmapKeypointNetwork` (its layers and their names), and between its convolutions
     and its transposed convolution what the state adds.
 
-    A subclass has ``state_names`` and ``state_channels``, of each tensor of the state, and ``step``, from (R, D, H, W)
-    features of a frame and the state to heatmap logits and the next state.
+    A subclass has ``step``, from (R, D, H, W) features of a frame and the state to heatmap logits and the next state.
+
+    Attributes:
+        state_names, state_channels: of each tensor of the state.
+        state_scales: its height and width over those of the features.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class _TemporalKeypointNetwork(nn.Module):
         num_keypoints: int,
         conv_dims: Sequence[int],
         norm: Callable[[int], nn.Module] | None,
+        hidden_channels: int,
         up_scale: float,
         wasp_rates: Sequence[int],
+        num_convs: int,
     ):
         super().__init__()
         self.convs, channels = nn.Sequential(), in_channels
@@ -78,8 +82,17 @@ class _TemporalKeypointNetwork(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 msra_fill(layer)
         self.feature_channels = channels
-        self.state_names: list[str] = []
-        self.state_channels: list[int] = []
+        self.state_names = ["hidden", "cell", "last_heatmaps"]
+        self.state_channels = [hidden_channels, hidden_channels, num_keypoints]
+        self.state_scales = [1, 1, 2]
+        self.lstm = ConvLSTMCell(channels + 4 * num_keypoints, hidden_channels)
+        self.after = nn.Sequential()
+        for _ in range(num_convs):
+            conv = ConvNormReLU(hidden_channels, hidden_channels, norm)
+            msra_fill(conv)
+            self.after.append(conv)
+        self.merge = nn.Conv2d(hidden_channels, channels, kernel_size=1)
+        _zero(self.merge)
 
     def features(self, x: Tensor) -> Tensor:
         """The part without a state, of any number of frames at once: (R, in_channels, H, W) -> (R, D, H, W)."""
@@ -87,20 +100,27 @@ class _TemporalKeypointNetwork(nn.Module):
 
     def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The part with a state: (R, D, H, W) of one frame -> heatmaps and the state, as `forward`."""
-        raise NotImplementedError
+        last = _fours(state[2], features).to(features.dtype)
+        hidden, cell = self.lstm(torch.cat([features, last], dim=1), state[0], state[1])
+        x = self.merge(self.after(hidden.to(features.dtype)))
+        scores = self.score_lowres((x + features).relu())
+        return self.upsample(scores).contiguous(), [hidden, cell, _root_of_probability(scores.to(cell.dtype))]
 
     def initial_state(self, features: Tensor) -> list[Tensor]:
-        """The state before the first frame, zero and in float32 or wider: each (R, its channels, H, W).
+        """The state before the first frame, zero and in float32 or wider: each (R, its channels, its scale * H,
+        its scale * W).
 
         Args:
             features: (R, D, H, W), of the first frame.
         """
         R, _, H, W = features.shape
         dtype = torch.promote_types(features.dtype, torch.float32)
-        return [
-            torch.zeros((R, channels, H, W), dtype=dtype, device=features.device)
-            for channels in self.state_channels
-        ]
+        zeros = []
+        for k, channels in enumerate(self.state_channels):
+            scale = self.state_scales[k]
+            size = (R, channels, scale * H, scale * W)
+            zeros.append(torch.zeros(size, dtype=dtype, device=features.device))
+        return zeros
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """One frame of each of R tracks.
@@ -117,23 +137,26 @@ class _TemporalKeypointNetwork(nn.Module):
 
 
 class ConvLSTMKeypointNetwork(_TemporalKeypointNetwork):
-    """The keypoint branch of Mask R-CNN with a convolutional LSTM before its heatmaps, which carries features from
-    frame to frame as LSTM Pose Machines do (Luo et al., CVPR 2018, section 3.2; there between stages of a convolutional
-    pose machine of the whole image, here for each RoI).
+    """The keypoint branch of Mask R-CNN with a convolutional LSTM before its heatmaps, which takes the features of a
+    frame and the heatmaps of the frame before, and carries features from frame to frame, as LSTM Pose Machines do (Luo
+    et al., CVPR 2018, section 3.2; there between stages of a convolutional pose machine of the whole image, here for
+    each RoI).
 
-    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W). What is made of the hidden state is
-    added to the features and starts as zero: with the weights of `HeatmapKeypointNetwork`, whose layers have the same
-    names here, it begins as that network.
+    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W), and ``last_heatmaps``
+    (R, K, 2 H, 2 W): the square root of the softmax of each heatmap of the last frame, before it is upsampled, or 0
+    before the first. What follows the LSTM is added to the features and starts as zero: with the weights of
+    `HeatmapKeypointNetwork`, whose layers have the same names here, it begins as that network.
 
     Args:
         in_channels: channels of the pooled features.
         num_keypoints: heatmaps per RoI, K.
         conv_dims: output channels of each 3x3 convolution before the LSTM.
         norm: makes the normalisation layer of a convolution from its channel count; None for none.
-        hidden_channels: of the LSTM. Its cost is that of a 3x3 convolution from D + hidden_channels to
+        hidden_channels: of the LSTM. Its cost is that of a 3x3 convolution from D + 4 K + hidden_channels to
             4 hidden_channels.
         up_scale: bilinear upsampling of the heatmaps after the transposed convolution.
         wasp_rates: dilations of a `WaterfallASP` after the convolutions; empty for none.
+        num_convs: 3x3 convolutions of ``hidden_channels`` after the LSTM.
     """
 
     def __init__(
@@ -145,28 +168,18 @@ class ConvLSTMKeypointNetwork(_TemporalKeypointNetwork):
         hidden_channels: int = 128,
         up_scale: float = 2.0,
         wasp_rates: Sequence[int] = (),
+        num_convs: int = 2,
     ):
-        super().__init__(in_channels, num_keypoints, conv_dims, norm, up_scale, wasp_rates)
-        self.lstm = ConvLSTMCell(self.feature_channels, hidden_channels)
-        self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
-        _zero(self.merge)
-        self.state_names = ["hidden", "cell"]
-        self.state_channels = [hidden_channels, hidden_channels]
-
-    def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The part with the state: (R, D, H, W) features of a frame and the state -> heatmap logits, next state."""
-        hidden, cell = self.lstm(features, state[0], state[1])
-        x = (self.merge(hidden.to(features.dtype)) + features).relu()
-        return self.upsample(self.score_lowres(x)).contiguous(), [hidden, cell]
+        super().__init__(
+            in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale, wasp_rates, num_convs
+        )
 
 
 class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
-    """UniPose-LSTM (Artacho and Savakis, CVPR 2020, section 3.4) over RoI features: the LSTM takes the waterfall's
-    features of the frame and the heatmaps of the frame before, and convolutions follow it.
+    """UniPose-LSTM (Artacho and Savakis, CVPR 2020, section 3.4) over RoI features: the LSTM takes the features of a
+    waterfall of atrous convolutions and the heatmaps of the frame before, and convolutions follow it.
 
-    The state is a list of ``hidden`` and ``cell``, both (R, hidden_channels, H, W), and ``last_heatmaps``
-    (R, K, H, W): the softmax of each heatmap of the last frame, of sum 1, or 0 before the first. As in
-    `ConvLSTMKeypointNetwork` what follows the LSTM is added to the features, and starts as zero.
+    The state is that of `ConvLSTMKeypointNetwork`, and what follows the LSTM is added to the features as there.
 
     Args:
         in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale: as `ConvLSTMKeypointNetwork`'s.
@@ -185,31 +198,23 @@ class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
         wasp_rates: Sequence[int] = (1, 2, 4, 6),
         num_convs: int = 2,
     ):
-        super().__init__(in_channels, num_keypoints, conv_dims, norm, up_scale, wasp_rates)
-        self.lstm = ConvLSTMCell(self.feature_channels + num_keypoints, hidden_channels)
-        self.after = nn.Sequential()
-        for _ in range(num_convs):
-            conv = ConvNormReLU(hidden_channels, hidden_channels, norm)
-            msra_fill(conv)
-            self.after.append(conv)
-        self.merge = nn.Conv2d(hidden_channels, self.feature_channels, kernel_size=1)
-        _zero(self.merge)
-        self.state_names = ["hidden", "cell", "last_heatmaps"]
-        self.state_channels = [hidden_channels, hidden_channels, num_keypoints]
-
-    def step(self, features: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The part with the state: (R, D, H, W) features of a frame and the state -> heatmap logits, next state."""
-        x = torch.cat([features, state[2].to(features.dtype)], dim=1)
-        hidden, cell = self.lstm(x, state[0], state[1])
-        x = self.merge(self.after(hidden.to(features.dtype)))
-        scores = self.score_lowres((x + features).relu())
-        return self.upsample(scores).contiguous(), [hidden, cell, _probabilities(scores.to(cell.dtype))]
+        super().__init__(
+            in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale, wasp_rates, num_convs
+        )
 
 
-def _probabilities(scores: Tensor) -> Tensor:
-    """(R, K, 2 H, 2 W) logits -> (R, K, H, W), the softmax over each map, summed over the cells of a feature."""
-    maps = scores.flatten(2).softmax(dim=2).view_as(scores)
-    return 4 * F.avg_pool2d(maps, kernel_size=2)
+def _fours(maps: Tensor, features: Tensor) -> Tensor:
+    """(R, K, 2 H, 2 W) -> (R, 4 K, H, W): the four cells of a heatmap over each cell of the features (R, D, H, W) as
+    channels, by which a place loses no precision. PyTorch's pixel_unshuffle gives a wrong shape where R is 0."""
+    R, _, H, W = features.shape
+    K = maps.shape[1]
+    return maps.reshape(R, K, H, 2, W, 2).permute(0, 1, 3, 5, 2, 4).reshape(R, 4 * K, H, W)
+
+
+def _root_of_probability(scores: Tensor) -> Tensor:
+    """(R, K, 2 H, 2 W) logits -> the square root of the softmax over each map. It tells sure heatmaps from unsure ones,
+    and its values are of the size of features, which those of the softmax are far below."""
+    return scores.flatten(2).softmax(dim=2).clamp(min=1e-6).sqrt().view_as(scores)
 
 
 def _zero(layer: nn.Conv2d) -> None:

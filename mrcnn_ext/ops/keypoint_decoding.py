@@ -55,8 +55,9 @@ def heatmaps_to_keypoints(
     _check(maps, rois, method, sigmas)
     dtype = torch.promote_types(maps.dtype, torch.float32)
     maps, rois = maps.detach().to(dtype), rois.detach().to(dtype)
-    start = rois[:, [1, 0]]
-    length = (rois[:, [3, 2]] - start).clamp(min=1)
+    # A list of indices would be copied from the host, for which CUDA waits.
+    start = rois[:, :2].flip(1)
+    length = (rois[:, 2:].flip(1) - start).clamp(min=1)
     with torch.autocast(maps.device.type, enabled=False):
         if method == "stock":
             pixels = length.ceil()

@@ -114,10 +114,10 @@ def test_the_last_shapes_are_kept(network):
     assert EmulatedRecording.made == 9
     use(2)
     assert EmulatedRecording.made == 10
-    assert len(network.forward.recordings._made) == 8
+    assert len(network.forward.calls.recordings._made) == 8
     for width in range(10, 200):
         use(width)
-    assert EmulatedRecording.made == 10 and len(network.forward.recordings._seen) == 64
+    assert EmulatedRecording.made == 10 and len(network.forward.calls.recordings._seen) == 64
 
 
 @torch.no_grad()
@@ -208,41 +208,79 @@ def test_copies_and_pickles_record_anew_and_restoring_ends_it(network):
     for _ in range(3):
         expected = network(x)
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert not other.forward.recordings._made and other.forward.module is other
+        assert not other.forward.calls.recordings._made and other.forward.module is other
         assert_same(other(x), expected)
     assert restore(network) is network and "forward" not in vars(network)
     assert_same(network(x), expected)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_detector(tiny_cfg, make_batch, monkeypatch, bf16):
+BOXES = ([4, 4, 40, 60], [30, 10, 76, 50])
+NETWORKS = "backbone, proposal_generator.rpn_head, roi_heads.box_head"
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    module = import_module("mrcnn_ext.accel.accelerate")
+    monkeypatch.setattr(module, "choose_cuda_graphs", lambda wanted, device: (bool(wanted), ""))
+
+
+def detector(tiny_cfg):
     pytest.importorskip("detectron2")
     from detectron2.modeling import build_model
 
     torch.manual_seed(0)
-    model = build_model(tiny_cfg("MODEL.RPN.HEAD_NAME", "StandardRPNHead")).eval()
-    plain = accelerate(model, bf16=bf16, padded=True)
-    assert plain.acceleration.steps["cuda_graphs"] == "off: there are none for cpu"
-    module = import_module("mrcnn_ext.accel.accelerate")
-    monkeypatch.setattr(module, "choose_cuda_graphs", lambda *args: (True, ""))
+    return build_model(tiny_cfg("MODEL.RPN.HEAD_NAME", "StandardRPNHead")).eval()
+
+
+def assert_same_detections(fast, plain, batch):
+    with torch.no_grad():
+        results = [[image["instances"] for image in model(batch)] for model in (fast, plain)]
+    for found, expected in zip(*results, strict=True):
+        assert len(found) and torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+        assert found.image_size == expected.image_size
+        assert found.get_fields().keys() == expected.get_fields().keys()
+        for name in found.get_fields().keys() - {"pred_boxes"}:
+            assert torch.equal(found.get(name), expected.get(name)), name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_detector_is_launched_at_once(tiny_cfg, make_batch, graphs_on_cpu, bf16):
+    model = detector(tiny_cfg)
+    plain = accelerate(model, bf16=bf16, padded=True, cuda_graphs=False)
     fast = accelerate(model, bf16=bf16, padded=True)
-    assert (
-        fast.acceleration.steps["cuda_graphs"] == "backbone, proposal_generator.rpn_head, roi_heads.box_head"
-    )
-    boxes = ([4, 4, 40, 60], [30, 10, 76, 50])
+    assert fast.acceleration.steps["cuda_graphs"] == f"the detector as a whole, else {NETWORKS}"
     for seed in range(5):
-        batch = make_batch(boxes, boxes[:1], size=(64, 96), seed=seed)
-        with torch.no_grad():
-            results = [[image["instances"] for image in m(batch)] for m in (fast, plain)]
-        for found, expected in zip(*results, strict=True):
-            assert len(found) and torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-            assert torch.equal(found.scores, expected.scores) and torch.equal(
-                found.pred_masks, expected.pred_masks
-            )
-    assert EmulatedRecording.made == 3
+        assert_same_detections(fast, plain, make_batch(BOXES, BOXES[:1], size=(64, 96), seed=seed))
+    assert EmulatedRecording.made == 1
+    for seed in range(3):  # no more padding, another size within it
+        batch = make_batch(BOXES, BOXES[:1], size=(64, 96), seed=seed)
+        batch[0]["image"] = batch[0]["image"][:, :50]
+        assert_same_detections(fast, plain, batch)
     assert (
-        accelerate(model, padded=False).acceleration.steps["cuda_graphs"]
-        == "backbone, proposal_generator.rpn_head"
+        EmulatedRecording.made == 1 + 3 + 1
+    )  # the networks, whose inputs are as before, until it comes again
+    others = accelerate(model, padded=False).acceleration.steps["cuda_graphs"]
+    assert others == "backbone, proposal_generator.rpn_head"
+
+
+def test_networks_of_a_detector_that_waits_are_launched(tiny_cfg, make_batch, graphs_on_cpu, caplog):
+    model = detector(tiny_cfg)
+    plain = accelerate(model, bf16=False, padded=True, cuda_graphs=False)
+    layers = type(model.roi_heads.mask_head).layers
+    for waits, made in ((True, 1 + 3), (False, 1 + 3 + 1)):
+
+        class Head(type(model.roi_heads.mask_head)):
+            def layers(self, x, waits=waits):
+                return layers(self, x) + (float(x.sum()) if waits else 0) * 0
+
+        model.roi_heads.mask_head.__class__ = Head
+        fast = accelerate(model, bf16=False, padded=True)
+        for seed in range(5):
+            assert_same_detections(fast, plain, make_batch(BOXES, BOXES[:1], size=(64, 96), seed=seed))
+        assert EmulatedRecording.made == made  # the one that failed counts
+    (record,) = caplog.records
+    assert record.message.startswith(
+        "GeneralizedRCNN is not launched as a CUDA graph as a whole: operation not"
     )
 
 

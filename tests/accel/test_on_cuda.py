@@ -39,7 +39,7 @@ def test_results_on_cuda_are_those_of_the_cpu(model, batch):
     expected = infer(accelerate(model, bf16=False), batch)
     fast = accelerate(model.cuda(), bf16=False)
     assert fast.acceleration.steps["padded"] == "proposals and detections"
-    assert fast.acceleration.steps["cuda_graphs"].startswith("backbone, ")
+    assert fast.acceleration.steps["cuda_graphs"].startswith("the detector as a whole, else backbone, ")
     for _ in range(5):  # the last ones replayed
         for found, other in zip(infer(fast, batch), expected, strict=True):
             assert torch.equal(found.pred_classes, other.pred_classes)
@@ -48,7 +48,8 @@ def test_results_on_cuda_are_those_of_the_cpu(model, batch):
             assert (found.pred_masks != other.pred_masks).float().mean() < 1e-3
             distance = (found.pred_keypoints - other.pred_keypoints)[..., :2].abs()
             assert (distance.amax(dim=2) <= 0.5).float().mean() > 0.95
-    assert fast.backbone.infer.recordings._made and not fast.backbone.infer.recordings.why_not
+    recordings = fast.inference.graphs.recordings
+    assert recordings._made and not recordings.why_not
 
 
 @pytest.mark.parametrize("bf16", [False, True])

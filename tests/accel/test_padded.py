@@ -110,6 +110,7 @@ def test_the_host_waits_once(make_model, batch, name, bf16, masks, as_on_a_devic
     assert len(results[0]["instances"]) and isinstance(results[0]["instances"].pred_masks, LazyMasks) == (
         masks == "lazy"
     )
+    assert len(waits.counts) == 1, waits.counts
     (wait,) = waits.counts.items()
     assert "mrcnn_ext/accel/padding.py" in wait[0] and wait[1] == 1
 

@@ -54,3 +54,23 @@ def test_exit_codes_of_the_program():
     done = start("-m", "mrcnn_ext", "zoo", "show", "mask_rcnn_R50_FPN", code=2)
     assert done.stderr.splitlines()[-1].startswith("error: there is no file and no model 'mask_rcnn_R50_FPN'")
     assert "Traceback" not in done.stderr
+
+
+def test_every_tool_prints_its_help():
+    pytest.importorskip("detectron2")
+    script = """
+import contextlib, io, runpy, sys
+from pathlib import Path
+for path in sorted(Path("tools").glob("*.py")):
+    sys.argv, printed = [str(path), "--help"], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (path, end.code)
+    assert "usage" in printed.getvalue().lower(), path
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr

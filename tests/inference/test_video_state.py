@@ -12,7 +12,8 @@ pytest.importorskip("scipy")
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
-from mrcnn_ext.inference import load_predictor, pipeline, predict, predictions
+from mrcnn_ext.engine import UserError
+from mrcnn_ext.inference import RayOptions, load_predictor, pipeline, predict, predictions
 from mrcnn_ext.modeling import streaming
 
 pytestmark = pytest.mark.detectron2
@@ -110,6 +111,15 @@ def test_an_interrupted_video_begins_anew(predictor, video, tmp_path, monkeypatc
     assert ran == [0, 1, 2, 3, 0, 1, 2, 3, 4] and summary["continued"] == 0 and summary["images"] == 5
     assert keypoints(tmp_path / "part.json")[1] == keypoints(tmp_path / "whole.json")[1]
     assert predict(predictor, video, tmp_path / "part.json", **QUIET)["continued"] == 5 and len(ran) == 9
+
+
+def test_a_video_with_a_state_does_not_go_to_ray(predictor, video, tmp_path, monkeypatch):
+    """Its frames would reach several copies of the head, and in no order."""
+    started = []
+    monkeypatch.setattr("mrcnn_ext.inference.run.map_on_actors", lambda *args, **kwargs: started.append(args))
+    with pytest.raises(UserError, match="carries a state from frame to frame: .* without Ray .*--ray"):
+        predict(predictor, video, tmp_path / "ray.json", ray=RayOptions(actors=2), **QUIET)
+    assert not started and not (tmp_path / "ray.json").exists()
 
 
 def test_memory_does_not_grow_with_the_video(predictor, video):

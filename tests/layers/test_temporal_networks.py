@@ -17,7 +17,7 @@ NETWORKS = {
         8, 5, [16], hidden_channels=4, wasp_rates=[1, 2], num_convs=1, **kw
     ),
 }
-STATES = {"ConvLSTM": [4, 4], "UniPose-LSTM": [4, 4, 5]}
+STATE = [(4, 10, 12), (4, 10, 12), (5, 20, 24)]
 
 
 def make(name, **kwargs):
@@ -36,7 +36,7 @@ def test_shapes_and_gradients_through_time(name, norm):
     first.retain_grad()
     heatmaps, state = network(first)
     assert heatmaps.shape == (3, 5, 40, 48)
-    assert [tuple(part.shape) for part in state] == [(3, channels, 10, 12) for channels in STATES[name]]
+    assert [tuple(part.shape) for part in state] == [(3, *shape) for shape in STATE]
     assert len(network.state_names) == len(state)
     network(second, state)[0].square().sum().backward()
     assert first.grad.abs().sum() > 0
@@ -60,7 +60,7 @@ def test_the_cell_is_shis():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_state_of_no_frame_is_zero_and_that_of_another_counts(name):
     network, x = make(name), torch.randn(2, 8, 10, 12)
-    zeros = [torch.zeros(2, channels, 10, 12) for channels in STATES[name]]
+    zeros = [torch.zeros(2, *shape) for shape in STATE]
     torch.testing.assert_close(network(x)[0], network(x, zeros)[0])
     for index in range(len(zeros)):
         other = [torch.randn_like(part) if place == index else part for place, part in enumerate(zeros)]
@@ -81,12 +81,26 @@ def test_begins_as_the_network_of_single_frames(name):
     torch.testing.assert_close(network(x, state)[0], stock(x))
 
 
-def test_unipose_hands_its_heatmaps_on():
-    network = make("UniPose-LSTM", up_scale=1.0)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_heatmaps_are_handed_on(name):
+    network = make(name, up_scale=1.0)
     heatmaps, state = network(torch.randn(2, 8, 10, 12))
-    probability = heatmaps.flatten(2).softmax(2).view(2, 5, 10, 2, 12, 2).sum(dim=(3, 5))
-    torch.testing.assert_close(state[2], probability)
-    torch.testing.assert_close(state[2].sum(dim=(2, 3)), torch.ones(2, 5))
+    probability = heatmaps.flatten(2).softmax(2).clamp(min=1e-6)
+    torch.testing.assert_close(state[2].flatten(2).square(), probability)
+    assert (state[2].square().sum(dim=(2, 3)) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_place_of_a_last_heatmap_within_a_cell_counts(name):
+    """A state as coarse as the features would not tell it."""
+    network, x = make(name).eval(), torch.randn(1, 8, 10, 12)
+    state = network.initial_state(network.features(x))
+    results = []
+    for place in (4, 5):  # two cells of the heatmap over one of the features
+        state[2].zero_()
+        state[2][:, :, 4, place] = 1
+        results.append(network(x, state)[0])
+    assert (results[0] - results[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -93,7 +93,7 @@ def test_a_head_learns_what_only_an_earlier_frame_shows(name, proposals):
             frame.gt_track_ids = torch.tensor([1, 2] if tracked else [-1, -1])
         trained = copy.deepcopy(head)
         optimizer = torch.optim.Adam(trained.parameters(), lr=1e-2)
-        for _ in range(40):
+        for _ in range(60):
             optimizer.zero_grad()
             loss_of(trained, x, frames).backward()
             optimizer.step()

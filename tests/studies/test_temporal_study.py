@@ -1,15 +1,28 @@
 """The study of temporal heads: how a head is trained and tried on tracks, and what is measured and told."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 pytest.importorskip("detectron2")
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
 
 from mrcnn_ext.modeling import ConvLSTMKeypointHead, HeatmapKeypointHead
-from mrcnn_ext.studies.temporal import StudySize, history_table, plot_history, run_study, study_table
-from mrcnn_ext.studies.temporal.features import Tracks
+from mrcnn_ext.scenes import get_clip_preset
+from mrcnn_ext.studies.temporal import (
+    StudySize,
+    detector,
+    history_table,
+    plot_history,
+    run_study,
+    study,
+    study_table,
+)
+from mrcnn_ext.studies.temporal.features import Tracks, pooled_tracks
 from mrcnn_ext.studies.temporal.heads import heatmaps_of, train_head
+from mrcnn_ext.studies.temporal.people import noisy, read_pixels
 from mrcnn_ext.studies.temporal.scores import score
 
 pytestmark = pytest.mark.detectron2
@@ -142,7 +155,119 @@ def test_the_report_has_means_and_differences(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+@pytest.fixture
+def small_clips(monkeypatch, tmp_path):
+    """Clips as the study's, few and small; the folder of a study and its size."""
+    preset = get_clip_preset("hard", height=96, width=96, frames=3)
+    monkeypatch.setattr(study, "_PRESET", preset)
+    size = StudySize(num_train=2, num_val=2, iterations=2, batch=3, updates=2, people=2, histories=(1, 2))
+    yield tmp_path / "study", size
+    for name in list(DatasetCatalog):
+        if name.startswith("temporal_study"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_people_are_mirrored_with_their_pixels(small_clips):
+    output, size = small_clips
+    study._detector_config(output, size, "cpu", 1)
+    people = study._people("train")
+    half = len(people) // 2
+    for one, other in zip(people[:half], people[half:], strict=True):
+        assert one.image is other.image and other.mirrored and not one.mirrored
+        torch.testing.assert_close(other.boxes[:, 0], 96 - one.boxes[:, 2])
+        nose, left, right = 0, 5, 6  # shoulders
+        for here, there in ((nose, nose), (left, right), (right, left)):
+            torch.testing.assert_close(other.keypoints[:, there, 0], 96 - one.keypoints[:, here, 0])
+            torch.testing.assert_close(other.keypoints[:, there, 1:], one.keypoints[:, here, 1:])
+        assert not set(one.tracks.tolist()) & set(other.tracks.tolist())
+    torch.manual_seed(0)
+    pooled = PooledPixels()
+    tracks = pooled_tracks(pooled, people, seed=0, batch=4)
+    assert len(tracks) == sum(len(one.boxes) for one in people)
+    for one in pooled.seen:
+        assert any(torch.equal(one, read_pixels(p.image["file_name"])) for p in people[:half]) != any(
+            torch.equal(one, read_pixels(p.image["file_name"]).flip(2)) for p in people[:half]
+        )
+    again = pooled_tracks(PooledPixels(), people, seed=0, batch=5)
+    assert torch.equal(tracks.boxes, again.boxes) and torch.equal(tracks.annotations, again.annotations)
+
+
+class PooledPixels(torch.nn.Module):
+    """A detector as far as `pooled_tracks` needs it; keeps the images that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.device, self.seen = torch.device("cpu"), []
+        self.roi_heads = SimpleNamespace(
+            keypoint_box_scale=1.25,
+            keypoint_in_features=["p2"],
+            keypoint_pooler=lambda maps, boxes: torch.zeros(sum(len(one) for one in boxes), 3, 14, 14),
+        )
+
+    def preprocess_image(self, inputs):
+        self.seen += [one["image"] for one in inputs]
+        return SimpleNamespace(tensor=torch.stack([one["image"] for one in inputs]).float())
+
+    def backbone(self, x):
+        return {"p2": x}
+
+
+def test_frames_of_the_detector_move_with_their_people(small_clips):
+    """A white dot at each person's first keypoint is where the moved keypoint says."""
+    output, size = small_clips
+    study._detector_config(output, size, "cpu", 1)
+    people = [one for one in study._people("train") if one.keypoints[0, 0, 2] > 0]
+    frames = detector._Frames(people, torch.device("cpu"))
+    frames.pixels.zero_()
+    for one in people:
+        x, y = one.keypoints[0, 0, :2].tolist()
+        x = 96 - x if one.mirrored else x
+        frames.pixels[frames.rows[one.image["file_name"]], :, int(y), int(x)] = 255
+    model = SimpleNamespace(pixel_mean=torch.zeros(3, 1, 1), pixel_std=torch.ones(3, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    scales = []
+    for _ in range(3):
+        batch = frames.batch(model, list(range(len(people))), generator)
+        for image, one, instances, before in zip(
+            batch.images.tensor, batch.people, batch.instances, people, strict=True
+        ):
+            y, x = divmod(int(image.sum(0).argmax()), 96)
+            torch.testing.assert_close(
+                torch.tensor([x + 0.5, y + 0.5]), one.keypoints[0, 0, :2], rtol=0, atol=1.01
+            )
+            assert torch.equal(instances.gt_keypoints.tensor, one.keypoints)
+            scale = (one.boxes[0, 2] - one.boxes[0, 0]) / (before.boxes[0, 2] - before.boxes[0, 0])
+            assert 0.7 - 1e-4 <= scale <= 1 + 1e-4 and 0 <= one.boxes.min() and one.boxes.max() <= 96 + 1e-3
+            scales.append(float(scale))
+    assert min(scales) < 0.85 and max(scales) > 0.999
+
+
+def test_noisy_boxes_stay_near(data):
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[10.0, 20, 50, 100]]).repeat(2000, 1)
+    found = noisy(boxes, generator)
+    centres, sides = (found[:, :2] + found[:, 2:]) / 2, found[:, 2:] - found[:, :2]
+    torch.testing.assert_close(centres.mean(0), torch.tensor([30.0, 60]), rtol=0, atol=0.3)
+    torch.testing.assert_close(centres.std(0), 0.05 * torch.tensor([40.0, 80]), rtol=0.1, atol=0)
+    torch.testing.assert_close(sides.log().std(0), torch.tensor([0.08, 0.08]), rtol=0.1, atol=0)
+
+
+def test_a_study_in_processes_goes_on_where_it_was(small_clips):
+    """From nothing to results of two heads, the second one in another call."""
+    output, size = small_clips
+    first = run_study(output, size, ["single"], [0])
+    assert set(first) == {"single"} and set(first["single"]) == {"0"}
+    before = (output / "heads" / "single_0.json").stat().st_mtime_ns
+    results = run_study(output, size, ["single", "lstm", "unipose"], [0], processes=2)
+    assert (output / "heads" / "single_0.json").stat().st_mtime_ns == before
+    assert set(results) == {"single", "lstm", "unipose"}
+    assert set(results["lstm"]["0"]["history"]) == {"1", "2"} and results["lstm"]["0"]["parameters"] > 0
+    detector = torch.load(output / "detector" / "model_final.pth", weights_only=True)["model"]
+    assert all(value.isfinite().all() for value in detector.values() if value.is_floating_point())
+
+
 def test_a_folder_is_of_one_size(tmp_path):
     (tmp_path / "size.json").write_text('{"num_train": 7}')
-    with pytest.raises(ValueError, match="another size .num_train 7, now 100, .*: give another folder"):
+    with pytest.raises(ValueError, match="another size .num_train 7, now 200, .*: give another folder"):
         run_study(tmp_path, StudySize(), [], [0])

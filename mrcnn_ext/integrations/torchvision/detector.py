@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import (
     RoIHeads,
@@ -28,9 +29,10 @@ from ...accel import (
     register_framework,
     replace_method,
 )
+from ...accel.cuda_graphs import GraphedCalls
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import Float32Inputs
-from ...accel.padding import padded_results, run_padded
+from ...accel.padding import padded_results, run_padded, run_part
 from ...layers.detections import select_detections
 from ...layers.padded_detections import is_padding, pad_detections, pad_proposals
 from ...ops.box_matching import match_boxes
@@ -283,12 +285,47 @@ class FusedTransform(FusedModule, GeneralizedRCNNTransform):
 
 
 class _PaddedForward(MethodStep):
-    """``forward`` of GeneralizedRCNN, between whose steps proposals and detections are padded."""
+    """``forward`` of GeneralizedRCNN, between whose steps proposals and detections are padded.
+
+    Attributes:
+        graphs: launches all steps between the batch of images and the padded results at once; None to call each.
+    """
+
+    def __init__(self, module: GeneralizedRCNN):
+        super().__init__(module, "forward")
+        self.graphs: GraphedCalls | None = None
 
     def __call__(self, images, targets=None):
         if self.module.training:
             return self.stock(images, targets)
-        return run_padded(lambda: self.stock(images, targets))
+
+        def run():
+            if self.graphs is None or padded_results() is None:
+                return self.stock(images, targets)
+            return self._at_once(images)
+
+        return run_padded(run)
+
+    def _at_once(self, images):
+        """What GeneralizedRCNN's ``forward`` does in evaluation mode."""
+        model = self.module
+        original_sizes = [tuple(image.shape[-2:]) for image in images]
+        batch, _ = model.transform(images, None)
+        sizes = [tuple(size) for size in batch.image_sizes]
+
+        def detect(tensors):
+            features = model.backbone(tensors)
+            if isinstance(features, Tensor):
+                features = {"0": features}
+            proposals, _ = model.rpn(ImageList(tensors, sizes), features, None)
+            return model.roi_heads(features, proposals, sizes, None)[0]
+
+        results, exact = self.graphs(
+            lambda tensors: run_part(lambda: detect(tensors)), batch.tensors, constants=tuple(sizes)
+        )
+        for condition in exact:
+            padded_results().expect(condition)
+        return model.transform.postprocess(results, sizes, original_sizes)
 
 
 class Torchvision(Framework):
@@ -378,7 +415,12 @@ class Torchvision(Framework):
     def pad(self, model: GeneralizedRCNN) -> None:
         if not isinstance(model.transform, FusedTransform):
             model.transform = FusedTransform.from_module(model.transform, False, stock_masks=True)
-        replace_method(_PaddedForward(model, "forward"))
+        replace_method(_PaddedForward(model))
+
+    def launch_at_once(self, model: GeneralizedRCNN) -> None:
+        forward = model.forward
+        assert isinstance(forward, _PaddedForward)  # `pad` has seen to it
+        forward.graphs = GraphedCalls(model, type(model).__name__, " as a whole")
 
     def networks_of_fixed_shapes(
         self, model: GeneralizedRCNN, padded: bool

@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.ops import RoIPool
 
 from ...accel import Framework, register_framework, replace_method
+from ...accel.cuda_graphs import GraphedCalls
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
 from ..keypoint_head import KeypointHead, TemporalKeypointHead
@@ -131,6 +132,11 @@ class Detectron2(Framework):
             replace_method(outputs)
         outputs.padded = True
         _keep_anchors(model.proposal_generator)
+
+    def launch_at_once(self, model: GeneralizedRCNN) -> None:
+        outputs = model.inference
+        assert isinstance(outputs, FastOutputs)  # `pad` has seen to it
+        outputs.graphs = GraphedCalls(model, type(model).__name__, " as a whole")
 
     def networks_of_fixed_shapes(
         self, model: GeneralizedRCNN, padded: bool

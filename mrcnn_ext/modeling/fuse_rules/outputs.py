@@ -4,11 +4,12 @@ import torch
 from detectron2.layers import cat
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Instances, ROIMasks
+from detectron2.structures import Boxes, ImageList, Instances, ROIMasks
 from torch import Tensor
 
 from ...accel import MethodStep
-from ...accel.padding import padded_results, run_padded
+from ...accel.cuda_graphs import GraphedCalls
+from ...accel.padding import padded_results, run_padded, run_part
 from ...layers import heatmaps_to_keypoints, paste_masks
 from ...layers.lazy_masks import LazyMasks
 from ...layers.padded_detections import is_padding
@@ -24,7 +25,10 @@ class FastKeypoints(MethodStep):
             return self.stock(x, instances)
         heatmaps = self.module.layers(x).detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
-        keypoints = heatmaps_to_keypoints(heatmaps, boxes)[:, :, [0, 1, 3]]
+        keypoints = heatmaps_to_keypoints(heatmaps, boxes)
+        keypoints = torch.cat(
+            [keypoints[..., :2], keypoints[..., 3:]], -1
+        )  # a list of indices would be copied
         counts = [len(image) for image in instances]
         for image, points, maps in zip(
             instances, keypoints.split(counts), heatmaps.split(counts), strict=True
@@ -45,15 +49,20 @@ class FastOutputs(MethodStep):
 
     Attributes:
         padded: whether proposals and detections may be padded between the steps of the model.
+        graphs: launches all steps between the batch of images and the padded instances at once; None to call each.
     """
 
     def __init__(self, module: GeneralizedRCNN, masks: str):
         super().__init__(module, "inference")
         self.masks, self.padded = masks, False
+        self.graphs: GraphedCalls | None = None
 
     def __call__(self, batched_inputs, detected_instances=None, do_postprocess=True):
         def run():
-            results = self.stock(batched_inputs, detected_instances, do_postprocess=False)
+            if self.graphs is not None and padded_results() is not None:
+                results = self._at_once(batched_inputs)
+            else:
+                results = self.stock(batched_inputs, detected_instances, do_postprocess=False)
             sizes = [
                 (inputs.get("height", image.image_size[0]), inputs.get("width", image.image_size[1]))
                 for inputs, image in zip(batched_inputs, results, strict=True)
@@ -68,6 +77,30 @@ class FastOutputs(MethodStep):
         with torch.no_grad():
             results = run_padded(run) if self.padded and detected_instances is None else run()
         return [{"instances": instances} for instances in results] if do_postprocess else results
+
+    def _at_once(self, batched_inputs):
+        """GeneralizedRCNN's ``inference`` without post-processing."""
+        model = self.module
+        images = model.preprocess_image(batched_inputs)
+        sizes = [tuple(size) for size in images.image_sizes]
+
+        def detect(batch):
+            images = ImageList(batch, sizes)
+            features = model.backbone(batch)
+            proposals, _ = model.proposal_generator(images, features, None)
+            return model.roi_heads(images, features, proposals, None)[0]
+
+        def as_tensors(batch):
+            results, exact = run_part(lambda: detect(batch))
+            return [_tensors_of(instances) for instances in results], exact
+
+        results, exact = self.graphs(as_tensors, images.tensor, constants=tuple(sizes))
+        for condition in exact:
+            padded_results().expect(condition)
+        return [
+            Instances(size, **{name: Boxes(boxes) for name, boxes in of["boxes"].items()}, **of["others"])
+            for size, of in zip(sizes, results, strict=True)
+        ]
 
     def _to_output_size(self, instances, size):
         self._make_masks(instances)
@@ -107,6 +140,13 @@ class FastOutputs(MethodStep):
             instances.pred_keypoints[:, :, 0] *= scale[0]
             instances.pred_keypoints[:, :, 1] *= scale[1]
         return instances
+
+
+def _tensors_of(instances):
+    """The fields of instances: the tensors of those that are boxes, and all others."""
+    fields = instances.get_fields()
+    boxes = {name: value.tensor for name, value in fields.items() if type(value) is Boxes}
+    return {"boxes": boxes, "others": {name: fields[name] for name in fields if name not in boxes}}
 
 
 class _PastedFast(ROIMasks):

@@ -173,7 +173,9 @@ class KeypointHead(BaseKeypointRCNNHead):
         keypoints = heatmaps_to_keypoints(
             heatmaps, boxes, self.decoding, self.oks_sigmas, self.covered(roi_scale)
         )
-        keypoints = keypoints[..., [0, 1, 3]]
+        keypoints = torch.cat(
+            [keypoints[..., :2], keypoints[..., 3:]], -1
+        )  # a list of indices would be copied
         counts = [
             image.pred_boxes.tensor.shape[0] for image in instances
         ]  # tracing follows a shape, not a len

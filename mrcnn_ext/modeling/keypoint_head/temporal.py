@@ -39,7 +39,8 @@ class TemporalKeypointHead(KeypointHead):
     like theirs.
 
     Args:
-        network: as those of `mrcnn_ext.layers.temporal_networks`: ``features``, ``initial_state`` and ``step``.
+        network: as those of `mrcnn_ext.layers.temporal_networks`: ``features``, ``initial_state`` and ``step``,
+            ``state_channels`` and ``state_scales``.
         align_state: move the state, which lies over the RoI of the frame before, to where the RoI is now. Boxes follow
             what is seen of an object, and the detector's noise. Otherwise it is taken as it lies in the RoI.
         kwargs: those of `KeypointHead`.
@@ -92,9 +93,20 @@ class TemporalKeypointHead(KeypointHead):
         """
         *maps, before = state
         if self.align_state:
-            maps = [move_maps(part, before, boxes) for part in maps]
+            maps = self._moved(maps, before, boxes)
         heatmaps, maps = self.network.step(features, maps)
         return heatmaps, [*maps, boxes]
+
+    def _moved(self, maps: list[Tensor], before: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Those of one size together: the places to sample at are the same."""
+        channels, scales = self.network.state_channels, self.network.state_scales
+        moved: dict[int, Tensor] = {}
+        for scale in sorted(set(scales)):
+            same = [k for k, own in enumerate(scales) if own == scale]
+            together = move_maps(torch.cat([maps[k] for k in same], dim=1), before, boxes)
+            parts = together.split([channels[k] for k in same], dim=1)
+            moved.update(zip(same, parts, strict=True))
+        return [moved[k] for k in range(len(maps))]
 
     def _of_clips(self, x, instances):
         tracks = [
@@ -148,7 +160,8 @@ class TemporalKeypointHead(KeypointHead):
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
 class ConvLSTMKeypointHead(TemporalKeypointHead):
-    """`ConvLSTMKeypointNetwork` as a keypoint head: features are carried from frame to frame, as in LSTM Pose Machines.
+    """`ConvLSTMKeypointNetwork` as a keypoint head: features and heatmaps are carried from frame to frame, as in LSTM
+    Pose Machines.
 
     Args:
         input_shape: of the pooled features; only its channels matter.
@@ -159,6 +172,7 @@ class ConvLSTMKeypointHead(TemporalKeypointHead):
         hidden_channels: of the LSTM.
         up_scale: bilinear upsampling of the heatmaps after the transposed convolution.
         wasp_rates: dilations of a waterfall of atrous convolutions before the LSTM; empty for none.
+        num_lstm_convs: 3x3 convolutions after the LSTM.
         kwargs: those of `TemporalKeypointHead`.
     """
 
@@ -173,6 +187,7 @@ class ConvLSTMKeypointHead(TemporalKeypointHead):
         hidden_channels: int = 128,
         up_scale: float = 2.0,
         wasp_rates=(),
+        num_lstm_convs: int = 2,
         **kwargs,
     ):
         network = ConvLSTMKeypointNetwork(
@@ -183,6 +198,7 @@ class ConvLSTMKeypointHead(TemporalKeypointHead):
             hidden_channels,
             up_scale,
             list(wasp_rates),
+            num_lstm_convs,
         )
         super().__init__(network, num_keypoints=num_keypoints, **kwargs)
 
@@ -239,11 +255,7 @@ class UniPoseLSTMKeypointHead(TemporalKeypointHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        return {
-            **super().from_config(cfg, input_shape),
-            **_arguments(cfg, input_shape),
-            "num_lstm_convs": with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD.LSTM_CONVS,
-        }
+        return {**super().from_config(cfg, input_shape), **_arguments(cfg, input_shape)}
 
 
 def _arguments(cfg, input_shape) -> dict:
@@ -256,4 +268,5 @@ def _arguments(cfg, input_shape) -> dict:
         "align_state": head.ALIGN_STATE,
         "up_scale": head.UP_SCALE,
         "wasp_rates": head.WASP_RATES,
+        "num_lstm_convs": head.LSTM_CONVS,
     }

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
-from detectron2.structures import Boxes, BoxMode
+from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ...data.loading import load_dataset
 from ...layers.boxes import scaled_boxes
+from .people import People, noisy, read_pixels
 
 __all__ = ["Tracks", "pooled_tracks"]
-
-_SHIFT, _STRETCH = (
-    0.05,
-    0.08,
-)  # standard deviations of a detector's noise, of a box's sides and of their logarithms
 
 
 @dataclass
@@ -49,88 +41,58 @@ class Tracks:
 
     def by_track(self) -> list[list[int]]:
         """Rows of each person, in the order of the frames."""
-        rows = defaultdict(list)
+        rows, tracks = defaultdict(list), self.tracks.tolist()
         for row in self.frames.argsort(stable=True).tolist():
-            rows[int(self.tracks[row])].append(row)
+            rows[tracks[row]].append(row)
         return list(rows.values())
 
     def save(self, path) -> None:
-        torch.save(vars(self), path)
+        torch.save({name: value.cpu() for name, value in vars(self).items()}, path)
 
     @classmethod
-    def load(cls, path) -> Tracks:
-        return cls(**torch.load(path, weights_only=True))
+    def load(cls, path, device: str | torch.device = "cpu") -> Tracks:
+        return cls(**torch.load(path, weights_only=True, map_location=device))
 
 
 @torch.no_grad()
-def pooled_tracks(
-    model: nn.Module, dataset: str, flip_map: list[tuple[str, str]] | None, names: list[str], seed: int
-) -> Tracks:
+def pooled_tracks(model: nn.Module, frames: list[People], seed: int, batch: int = 64) -> Tracks:
     """
     Args:
         model: a detector with an FPN and a keypoint head; its images are BGR and have the size of the clips' frames.
-        dataset: registered clips of people.
-        flip_map: of the keypoints; None leaves mirrored copies out.
-        names: of the keypoints.
-        seed: of the boxes' noise.
+        frames: their people.
+        seed: of the boxes' noise, which is the same on any device.
+        batch: frames that go through the backbone at once.
+
+    Returns:
+        On the model's device.
     """
     model.eval()
-    swap = _swapped(names, flip_map or [])
-    rng = np.random.default_rng(seed)
-    parts = [
-        _of_image(model, image, mirrored, swap, rng)
-        for mirrored in ((False, True) if flip_map is not None else (False,))
-        for image in _with_people(dataset)
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    parts = [_pooled(model, frames[k : k + batch], generator) for k in range(0, len(frames), batch)]
     return Tracks(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _with_people(dataset: str) -> Iterator[dict]:
-    for image in load_dataset(dataset):
-        if any(max(a["keypoints"][2::3]) > 0 for a in image["annotations"]):
-            yield image
-
-
-def _swapped(names, flip_map) -> list[int]:
-    pairs = {**dict(flip_map), **{b: a for a, b in flip_map}}
-    return [names.index(pairs.get(name, name)) for name in names]
-
-
-def _of_image(model, image, mirrored, swap, rng):
-    pixels = cv2.imread(image["file_name"])
-    people = [a for a in image["annotations"] if max(a["keypoints"][2::3]) > 0]
-    boxes = torch.tensor([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in people])
-    points = torch.tensor([a["keypoints"] for a in people], dtype=torch.float32).view(len(people), -1, 3)
-    width = pixels.shape[1]
-    if mirrored:
-        pixels = pixels[:, ::-1]
-        boxes = boxes[:, [2, 1, 0, 3]]
-        boxes[:, 0::2] = width - boxes[:, 0::2]
-        points = points[:, swap]
-        points[..., 0] = width - points[..., 0]
-    boxes = _noisy(boxes.float(), rng)
-    inputs = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    maps = model.backbone(model.preprocess_image([{"image": inputs}]).tensor)
+def _pooled(model: nn.Module, frames: list[People], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The fields of `Tracks` for the people of some frames."""
     heads = model.roi_heads
-    rois = scaled_boxes(boxes, heads.keypoint_box_scale)
-    pooled = heads.keypoint_pooler([maps[name] for name in heads.keypoint_in_features], [Boxes(rois)])
-    copy = int(mirrored) * 2**20
-    return (
-        pooled.half(),
-        rois,
-        points,
-        torch.full((len(people),), image["frame_index"]),
-        torch.tensor([a["track_id"] + copy for a in people]),
-        torch.full((len(people),), image["image_id"]),
-        torch.tensor([a["id"] for a in people]),
+    pixels = [read_pixels(people.image["file_name"]) for people in frames]
+    images = [
+        {"image": part.flip(2) if people.mirrored else part}
+        for part, people in zip(pixels, frames, strict=True)
+    ]
+    maps = model.backbone(model.preprocess_image(images).tensor)
+    boxes = [noisy(people.boxes, generator) for people in frames]
+    rois = [scaled_boxes(part, heads.keypoint_box_scale).to(model.device) for part in boxes]
+    pooled = heads.keypoint_pooler(
+        [maps[name] for name in heads.keypoint_in_features], [Boxes(part) for part in rois]
     )
-
-
-def _noisy(boxes: Tensor, rng) -> Tensor:
-    """As a detector would have found them: moved and stretched a little, in each frame anew."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    noise = torch.as_tensor(rng.normal(size=(2, *sides.shape)), dtype=torch.float32)
-    centres = centres + _SHIFT * noise[0] * sides
-    sides = sides * (_STRETCH * noise[1]).exp()
-    return torch.cat([centres - sides / 2, centres + sides / 2], dim=1)
+    numbers, ids = (
+        torch.cat([torch.full((len(people.boxes),), people.image[key]) for people in frames])
+        for key in ("frame_index", "image_id")
+    )
+    keypoints, tracks, annotations = (
+        torch.cat([getattr(people, name) for people in frames])
+        for name in ("keypoints", "tracks", "annotations")
+    )
+    fields = pooled.half(), torch.cat(rois), keypoints, numbers, tracks, ids, annotations
+    return tuple(field.to(model.device) for field in fields)

@@ -38,6 +38,8 @@ def train_head(
         num_frames: of each person, at most.
         seed: which people, in which order.
 
+    It runs on the device of the data, where the head must be too.
+
     Returns:
         Seconds of an update.
     """

@@ -46,25 +46,26 @@ def score(
     covered = 0.53 / box_scale**2
     points = heatmaps_to_keypoints(
         heatmaps[chosen], data.boxes[chosen], "oks", torch.tensor(list(sigmas)), covered
-    )
+    ).cpu()
+    images, annotations = data.images.tolist(), data.annotations.tolist()
     records = []
     for row, keypoints in zip(chosen, points, strict=True):
         places = keypoints[:, [0, 1, 3]].clone()
         places[:, :2] -= 0.5  # COCO's are indices of pixels
         records.append(
             {
-                "image_id": int(data.images[row]),
-                "annotation_id": int(data.annotations[row]),
+                "image_id": images[row],
+                "annotation_id": annotations[row],
                 "category_id": 1,
                 "keypoints": places.flatten().tolist(),
                 "score": float(keypoints[:, 3].mean()),
             }
         )
     kept = {record["annotation_id"] for record in records}
-    images = {record["image_id"] for record in records}
+    seen = {record["image_id"] for record in records}
     content = {
         **content,
-        "images": [image for image in content["images"] if image["id"] in images],
+        "images": [image for image in content["images"] if image["id"] in seen],
         "annotations": [a for a in content["annotations"] if a["id"] in kept],
     }
     result = {}

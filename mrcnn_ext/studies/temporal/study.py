@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,16 +19,20 @@ from pycocotools.cocoeval import Params
 
 from ...config_files import get_config_file
 from ...data.register import register_clips
-from ...engine import Checkpointer, Trainer
+from ...engine import Checkpointer
 from ...engine.setup import load_config
-from ...scenes import write_clips
+from ...scenes import get_clip_preset, write_clips
+from .detector import train_detector
 from .features import Tracks, pooled_tracks
 from .heads import heatmaps_of, train_head
+from .people import People, people_of
 from .scores import score
 
 __all__ = ["HEADS", "StudySize", "head_config", "run_study"]
 
 _PREFIX = "temporal_study"
+# Motion blur and things that stand before people in each clip. Who shows less than a quarter is not annotated.
+_PRESET = get_clip_preset("hard", min_visible=0.25)
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,20 @@ class StudySize:
     """
     Attributes:
         num_train, num_val: clips of 8 frames, of the preset "hard".
-        iterations: of the detector, with a head of single frames, on batches of 4 frames; 0 to take ``weights`` as they
-            are.
+        iterations: of the detector, with a head of single frames; 0 to take ``weights`` as they are.
+        batch: frames of an iteration of the detector.
         updates: of each head.
         people: of an update, with all their frames.
         histories: numbers of frames that the heads are tried with, on frames with so many before them.
-        weights: a checkpoint of the quickstart's that the detector begins with, and all heads with its keypoint head,
-            as far as they have its layers; "" to begin at random.
+        weights: a checkpoint of the quickstart's that the detector begins with, and all heads with the keypoint head of
+            the detector, as far as they have its layers; "" to begin at random.
     """
 
-    num_train: int = 100
-    num_val: int = 40
-    iterations: int = 500
-    updates: int = 200
+    num_train: int = 200
+    num_val: int = 60
+    iterations: int = 1000
+    batch: int = 4
+    updates: int = 1500
     people: int = 6
     histories: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     weights: str = ""
@@ -66,7 +73,7 @@ class StudyHead:
     in_time: bool = True
 
 
-_LSTM = {"NAME": "ConvLSTMKeypointHead", "LSTM_DIM": 32}
+_LSTM = {"NAME": "ConvLSTMKeypointHead", "LSTM_DIM": 64, "LSTM_CONVS": 1}
 HEADS = {
     "single": StudyHead("HeatmapKeypointHead, single frames", {"NAME": "HeatmapKeypointHead"}, False),
     "lstm_single": StudyHead("ConvLSTMKeypointHead, single frames", _LSTM, False),
@@ -76,7 +83,7 @@ HEADS = {
         "UniPoseLSTMKeypointHead",
         {
             "NAME": "UniPoseLSTMKeypointHead",
-            "LSTM_DIM": 32,
+            "LSTM_DIM": 64,
             "LSTM_CONVS": 1,
             "CONV_DIMS": (64, 64),
             "WASP_RATES": [1, 2],
@@ -85,13 +92,17 @@ HEADS = {
 }
 
 
-def run_study(output: Path, size: StudySize, heads: list[str], seeds: list[int]) -> dict:
+def run_study(
+    output: Path, size: StudySize, heads: list[str], seeds: list[int], device: str = "cpu", processes: int = 1
+) -> dict:
     """Does what is not done, and gives all results so far. It can be interrupted: each head with each seed is a step.
 
     Args:
         output: folder for clips, detector, features and results.
         heads: of `HEADS`.
         seeds: of the heads' weights and of the order of the people.
+        device: of the detector and the heads. The clips and the boxes' noise are the same on any.
+        processes: that draw clips, and heads that are trained at once, each in a process of its own.
 
     Returns:
         By head and seed: {"all": metrics of `score` over whole clips, "history": {number of frames: the same, of the
@@ -102,21 +113,27 @@ def run_study(output: Path, size: StudySize, heads: list[str], seeds: list[int])
     """
     output = Path(output)
     _keep_size(output, size)
-    cfg = _detector_config(output, size)
+    cfg = _detector_config(output, size, device, processes)
     weights = _detector(cfg, output, size)
-    train, val = _features(cfg, output, weights)
-    content = json.loads(Path(MetadataCatalog.get(f"{_PREFIX}_person_val").json_file).read_text())
+    _write_features(cfg, output, weights)
+    content = MetadataCatalog.get(f"{_PREFIX}_person_val").json_file
+    paths = {(name, seed): output / "heads" / f"{name}_{seed}.json" for name in HEADS for seed in seeds}
+    (output / "heads").mkdir(exist_ok=True)
+    missing = [key for key, path in paths.items() if key[0] in heads and not path.is_file()]
+    arguments = [(cfg, *key, size, content, weights if size.weights else "", paths[key]) for key in missing]
+    if processes > 1 and len(missing) > 1:
+        # spawn: CUDA does not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(missing)), context, torch.set_num_threads, (1,)) as pool:
+            for future in [pool.submit(_head, *one) for one in arguments]:
+                future.result()
+    else:
+        for one in arguments:
+            _head(*one)
     results: dict[str, dict[str, dict]] = {}
-    for name in HEADS:
-        for seed in seeds:
-            path = output / "heads" / f"{name}_{seed}.json"
-            if not path.is_file() and name in heads:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                known = _known_head(weights) if size.weights else {}
-                result = _head(cfg, name, seed, size, train, val, content, known, path.with_suffix(".pth"))
-                path.write_text(json.dumps(result, indent=1))
-            if path.is_file():
-                results.setdefault(name, {})[str(seed)] = json.loads(path.read_text())
+    for (name, seed), path in paths.items():
+        if path.is_file():
+            results.setdefault(name, {})[str(seed)] = json.loads(path.read_text())
     return results
 
 
@@ -135,8 +152,8 @@ def _keep_size(output: Path, size: StudySize) -> None:
         )
 
 
-def _detector_config(output: Path, size: StudySize) -> CfgNode:
-    write_clips(output / "clips", "hard", size.num_train, size.num_val, seed=0)
+def _detector_config(output: Path, size: StudySize, device: str, processes: int) -> CfgNode:
+    write_clips(output / "clips", _PRESET, size.num_train, size.num_val, seed=0, workers=processes)
     register_clips(str(output / "clips"), _PREFIX)
     keys = {
         "DATASETS.TRAIN": (f"{_PREFIX}_person_train",),
@@ -147,19 +164,11 @@ def _detector_config(output: Path, size: StudySize) -> CfgNode:
         "MODEL.ROI_KEYPOINT_HEAD.DECODING": "oks",
         "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": 1.0,
         "MODEL.ROI_KEYPOINT_HEAD.SAMPLES_PER_IMAGE": 16,
-        "MODEL.ACCELERATE_TRAINING": True,
-        "INPUT.MIN_SIZE_TRAIN": (192,),
-        "INPUT.MIN_SIZE_TEST": 192,
-        "INPUT.COLOR_JITTER": 0.2,
-        "SOLVER.MAX_ITER": max(1, size.iterations),
+        "MODEL.DEVICE": device,
+        "INPUT.MIN_SIZE_TEST": _PRESET.height,
         "MODEL.WEIGHTS": size.weights,
         "MODEL.ALLOW_PARTIAL_WEIGHTS": True,  # of another number of classes
-        "SOLVER.CHECKPOINT_PERIOD": 150,
-        "TEST.EVAL_PERIOD": 0,
-        "TEST.REPORT": False,
-        "VAL_LOSS.ENABLED": False,
         "OUTPUT_DIR": str(output / "detector"),
-        "SEED": 0,
     }
     return load_config(get_config_file("quickstart.yaml"), [part for pair in keys.items() for part in pair])
 
@@ -168,28 +177,44 @@ def _detector(cfg: CfgNode, output: Path, size: StudySize) -> str:
     """Trains the detector, if there is none; gives its checkpoint."""
     if size.iterations == 0:
         return size.weights
-    if not (output / "detector" / "model_final.pth").is_file():
-        (output / "detector").mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=True)
-        trainer.train()
-    return str(output / "detector" / "model_final.pth")
+    path = output / "detector" / "model_final.pth"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        if size.weights:
+            Checkpointer(model, allow_partial=True).load(size.weights)
+        train_detector(
+            model,
+            _people("train"),
+            iterations=size.iterations,
+            batch=size.batch,
+            learning_rate=2e-3,
+            seed=0,
+        )
+        (path.parent / "config.yaml").write_text(cfg.dump())
+        torch.save({"model": model.state_dict()}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return str(path)
 
 
-def _features(cfg: CfgNode, output: Path, weights: str) -> tuple[Tracks, Tracks]:
-    found, model = [], None
+def _people(split: str) -> list[People]:
+    metadata = MetadataCatalog.get(f"{_PREFIX}_person_{split}")
+    flips = list(metadata.keypoint_flip_map) if split == "train" else None
+    return people_of(metadata.name, flips, list(metadata.keypoint_names))
+
+
+def _write_features(cfg: CfgNode, output: Path, weights: str) -> None:
+    model = None
     for split, seed in (("train", 1), ("val", 2)):
         path = output / f"features_{split}.pt"
-        if not path.is_file():
-            if model is None:
-                model = build_model(cfg)
-                Checkpointer(model, allow_partial=True).load(weights)
-            metadata = MetadataCatalog.get(f"{_PREFIX}_person_{split}")
-            flips = list(metadata.keypoint_flip_map) if split == "train" else None
-            tracks = pooled_tracks(model, metadata.name, flips, list(metadata.keypoint_names), seed)
-            tracks.save(path)
-        found.append(Tracks.load(path))
-    return found[0], found[1]
+        if path.is_file():
+            continue
+        if model is None:
+            model = build_model(cfg)
+            Checkpointer(model, allow_partial=True).load(weights)
+        pooled_tracks(model, _people(split), seed).save(path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
 
 
 def _known_head(weights: str) -> dict[str, torch.Tensor]:
@@ -211,39 +236,49 @@ def head_config(cfg: CfgNode, name: str) -> CfgNode:
     return cfg
 
 
-def _head(cfg, name, seed, size, train, val, content, known, path) -> dict:
-    shape = ShapeSpec(channels=train.features.shape[1], height=14, width=14)
+def _head(
+    cfg: CfgNode, name: str, seed: int, size: StudySize, content: str, weights: str, path: Path
+) -> None:
+    """Trains a head and writes its results to ``path``, its weights beside it."""
+    device = torch.device(cfg.MODEL.DEVICE)
+    train, val = (Tracks.load(path.parents[1] / f"features_{split}.pt", device) for split in ("train", "val"))
     torch.manual_seed(seed)
-    head = build_keypoint_head(head_config(cfg, name), shape)
-    head.load_state_dict(known, strict=False)
-    parameters = sum(p.numel() for p in head.parameters())
+    head = build_keypoint_head(head_config(cfg, name), ShapeSpec(channels=train.features.shape[1]))
+    head.load_state_dict(_known_head(weights) if weights else {}, strict=False)
+    head.to(device)
     seconds = train_head(
         head,
         train,
         in_time=HEADS[name].in_time,
         updates=size.updates,
         people=size.people,
-        num_frames=8,
+        num_frames=_PRESET.frames,
         learning_rate=2e-3,
         seed=seed,
     )
-    torch.save(head.state_dict(), path)
+    torch.save(head.state_dict(), path.with_suffix(".pth"))
+    result = {
+        **_tried(head, name, val, json.loads(Path(content).read_text()), size, cfg),
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "seconds": seconds,
+        "size": asdict(size),
+    }
+    path.with_suffix(".part").write_text(json.dumps(result, indent=1))
+    path.with_suffix(".part").replace(path)
+    logging.getLogger(__name__).info("%s, seed %d: %s", name, seed, result["all"])
+
+
+def _tried(head, name: str, val: Tracks, content: dict, size: StudySize, cfg: CfgNode) -> dict:
+    """What a head finds with whole clips behind it, and with some frames."""
     sigmas = [float(sigma) for sigma in Params("keypoints").kpt_oks_sigmas]
     options = (sigmas, cfg.MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE)
     # A head that has learnt from single frames has no use for a state.
     history = 0 if HEADS[name].in_time else 1
-    result = {
-        "all": score(content, val, heatmaps_of(head, val, history), *options),
-        "history": {},
-        "parameters": parameters,
-        "seconds": seconds,
-        "size": asdict(size),
-    }
+    result = {"all": score(content, val, heatmaps_of(head, val, history), *options), "history": {}}
     # Those with a whole history: the same frames for all numbers of frames.
     longest = max(size.histories)
     late = [row for rows in val.by_track() for row in rows[longest - 1 :]]
     for count in size.histories if history == 0 else (1,):
         found = heatmaps_of(head, val, count, late)
         result["history"][str(count)] = score(content, val, found, *options, rows=late)
-    logging.getLogger(__name__).info("%s, seed %d: %s", name, seed, result["all"])
     return result
