@@ -175,6 +175,15 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                 return _finish(x, relu, add)
             kernel = self.policy.direct_kernel(self)
         weight, bias = self.prepared.get(self._sources(norm), None, partial(self._make, norm))
+        if kernel is ConvKernel.CUDNN and relu and x.numel() and torch.backends.cudnn.enabled:
+            geometry = (self.stride, self.padding, self.dilation, self.groups)
+            x = x.contiguous(memory_format=torch.channels_last)
+            if add is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+            add = add.contiguous(memory_format=torch.channels_last)
+            return torch.cudnn_convolution_add_relu(x, weight, add, 1.0, bias, *geometry)
+        if kernel is ConvKernel.CUDNN:  # it has none without a ReLU
+            kernel = ConvKernel.ATEN
         if kernel is ConvKernel.ATEN or x.numel() == 0:  # oneDNN's fused convolutions take no empty batch
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             return _finish(x, relu, add)

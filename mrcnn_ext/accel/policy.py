@@ -24,6 +24,7 @@ class ConvKernel(Enum):
 
     ATEN = "PyTorch"
     ONEDNN = "oneDNN"
+    CUDNN = "cuDNN"
     POINTWISE = "pointwise_conv"
     WINOGRAD_FLOAT32 = "winograd_conv3x3, float32"
     WINOGRAD_INT16 = "winograd_conv3x3, int16"
@@ -42,6 +43,7 @@ class KernelPolicy:
         float16: whether ``dtype`` is float16 for the sake of speed, the parameters being float32.
         float32_kernels: whether in float32 on the CPU 1x1 convolutions and linear layers are `pointwise_conv`, and the
             stem of a ResNet `stem_conv_pool`.
+        cudnn: whether to use cuDNN's fused convolutions on CUDA.
     """
 
     dtype: torch.dtype = torch.float32
@@ -50,6 +52,7 @@ class KernelPolicy:
     bf16_kernels: bool = False
     float16: bool = False
     float32_kernels: bool = False
+    cudnn: bool = False
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -73,7 +76,8 @@ class KernelPolicy:
             device: of its input.
         """
         if device.type != "cpu":
-            return ConvKernel.ATEN
+            fused = self.cudnn and device.type == "cuda" and not isinstance(conv.padding, str)
+            return ConvKernel.CUDNN if fused else ConvKernel.ATEN
         if foldable and supports_pointwise(conv) and self.runs_pointwise(conv.in_channels, device):
             return ConvKernel.POINTWISE
         if self.winograd and supports_dilated_winograd(conv):
@@ -117,6 +121,7 @@ class KernelPolicy:
         """
         on_cpu = convolutions and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
         bf16 = dtype == torch.bfloat16
+        on_cuda = convolutions and device.type == "cuda" and dtype != torch.float64
         return cls(
             dtype,
             onednn=on_cpu and onednn_fuses(dtype),
@@ -124,6 +129,7 @@ class KernelPolicy:
             bf16_kernels=on_cpu and bf16 and bf16_kernels_are_available(),
             float16=float16,
             float32_kernels=on_cpu and not (bf16 or float16) and float32_kernels_are_available(),
+            cudnn=on_cuda and torch.backends.cudnn.is_available() and torch.version.hip is None,
         )
 
 

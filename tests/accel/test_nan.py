@@ -9,6 +9,7 @@ from mrcnn_ext.accel import FusedConv2d, KernelPolicy
 from mrcnn_ext.accel.policy import choose_winograd
 
 CPU = torch.device("cpu")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else ["cpu"]
 CONVS = {
     "1x1": {"kernel_size": 1},
     "1x1, stride 2": {"kernel_size": 1, "stride": 2},
@@ -22,16 +23,17 @@ CONVS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("conv", CONVS)
+@pytest.mark.parametrize("device", DEVICES)
 @torch.no_grad()
-def test_relu_keeps_it(conv, dtype):
+def test_relu_keeps_it(conv, dtype, device):
     torch.manual_seed(0)
-    layer = nn.Conv2d(32, 32, **CONVS[conv])
-    x = torch.randn(1, 32, 17, 19)
+    layer = nn.Conv2d(32, 32, **CONVS[conv]).to(device)
+    x = torch.randn(1, 32, 17, 19, device=device)
     x[0, 5, 8, 8] = torch.nan
     expected = layer(x).relu()
     assert expected.isnan().any()
-    winograd, _ = choose_winograd("auto", CPU, torch.float32, True, dtype == torch.bfloat16)
-    fused = FusedConv2d(layer, KernelPolicy.choose(CPU, dtype, winograd=winograd))
+    winograd, _ = choose_winograd("auto", x.device, torch.float32, True, dtype == torch.bfloat16)
+    fused = FusedConv2d(layer, KernelPolicy.choose(x.device, dtype, winograd=winograd))
     for add in (None, torch.zeros_like(expected, dtype=dtype)):
         found = fused.run(x, relu=True, add=add)
         assert found[expected.isnan()].isnan().all()

@@ -5,7 +5,9 @@ import torch
 
 pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
+from torch import nn
 
+from mrcnn_ext.accel import FusedConv2d, KernelPolicy
 from mrcnn_ext.accel.padding import PaddedResults
 from mrcnn_ext.evaluation.bitmap_rle import encode_masks
 from mrcnn_ext.modeling import accelerate
@@ -80,3 +82,40 @@ def test_masks_are_encoded_on_cuda(model, batch):
     with torch.no_grad():
         masks = accelerate(model.cuda(), bf16=False)(batch)[0]["instances"].pred_masks
     assert masks.is_cuda and len(masks) and encode_masks(masks) == encode_masks(masks.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(
+    "geometry", [(1, 1, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 1, 2, 2, 4), (7, 2, 3, 1, 1)]
+)
+@torch.no_grad()
+def test_convolutions_are_those_of_float64(monkeypatch, dtype, relu, added, geometry):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    size, stride, padding, dilation, groups = geometry
+    layer = nn.Conv2d(32, 48, size, stride, padding, dilation, groups).cuda()
+    fused = FusedConv2d(layer, KernelPolicy.choose(torch.device("cuda"), dtype))
+    for batch in (2, 0):
+        x = torch.randn(batch, 32, 19, 21, device="cuda").to(dtype)
+        expected = nn.functional.conv2d(
+            x.double(),
+            layer.weight.to(dtype).double(),
+            layer.bias.to(dtype).double(),
+            stride,
+            padding,
+            dilation,
+            groups,
+        )
+        add = torch.randn_like(expected).to(dtype) if added else None
+        expected = expected if add is None else expected + add.double()
+        expected = expected.relu() if relu else expected
+        found = fused.run(x, relu=relu, add=add)
+        assert found.dtype == dtype
+        torch.testing.assert_close(
+            found.double(),
+            expected,
+            rtol=2e-2 if dtype == torch.bfloat16 else 2e-3,
+            atol=2e-2 if dtype == torch.bfloat16 else 2e-3,
+        )
