@@ -179,7 +179,11 @@ def coco_loader(name: str) -> CocoLoader | None:
     """
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), 3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it before training"
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "register it; there is no such file"
+        )
         raise ValueError(f"dataset {name!r} is not registered: {hint}")
     function = DatasetCatalog[name]
     if isinstance(function, CocoLoader):
