@@ -8,10 +8,21 @@ import click
 from ..data.data_file import read_data_file
 from ..engine.errors import UserError, did_you_mean
 
-__all__ = ["CONTEXT", "launch_options", "namespace", "read_data", "split_words", "words_argument"]
+__all__ = [
+    "CONTEXT",
+    "WEIGHT_SUFFIXES",
+    "launch_options",
+    "namespace",
+    "read_data",
+    "split_words",
+    "words_argument",
+    "yaml_options",
+]
 
 # Negative numbers are values of keys: what begins with one hyphen or two and is no option is looked at afterwards.
 CONTEXT = {"ignore_unknown_options": True}
+# Of files of weights, by which they are told from names of the zoo.
+WEIGHT_SUFFIXES = (".pth", ".pkl", ".pyth", ".safetensors")
 _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)=(.*)", re.DOTALL)
 _COCO = {False: "coco_2017", True: "keypoints_coco_2017"}
 _CITYSCAPES = "cityscapes_fine_instance_seg"

@@ -12,14 +12,14 @@ from ..engine.description import config_of, read_description
 from ..engine.errors import UserError
 from ..engine.setup import merge_config, merge_options
 from ..model_zoo import find_config, trained_weights, zoo_name
-from .arguments import read_data, yaml_options
+from .arguments import WEIGHT_SUFFIXES, read_data, yaml_options
 
 __all__ = ["engine_job", "is_weights_file", "weights_of"]
 
 
 def is_weights_file(name: str) -> bool:
     """Whether a word means a file of weights, there or not, rather than a model of the zoo."""
-    return os.path.isfile(name) or "://" in name or name.endswith((".pth", ".pkl", ".pyth", ".safetensors"))
+    return os.path.isfile(name) or "://" in name or name.endswith(WEIGHT_SUFFIXES)
 
 
 def weights_of(name: str) -> str:

@@ -57,6 +57,12 @@ def test_a_folder_of_object_storage(files):
     assert [name for _, name in alone.short_names] == ["a b%20.png"]
     several = open_source([(root / "more").as_uri(), str(files[0])])
     assert [next(several.readers("BGR", {0, 1, 2}))[2]().shape] == [read_image(files[0]).shape]
+    (files[0].parent / "more" / ".hidden.png").write_bytes(b"")
+    assert len(open_source([(root / "more").as_uri()])) == 3, "hidden files are images of nobody"
+    (root / "texts").mkdir()
+    (root / "texts" / "a.txt").write_text("no picture")
+    with pytest.raises(UserError, match="texts: no images there; looked for .bmp"):
+        open_source([(root / "texts").as_uri(), str(files[0])])
     with pytest.raises(UserError, match="file:///nowhere/at/all: there is nothing at this address"):
         open_source("file:///nowhere/at/all")
     empty = root / "empty"
@@ -114,6 +120,10 @@ def test_rows_of_parquet(files, column, stored):
     if column == "bytes":
         assert [id for id, _ in source.short_names] == [7, 5, 3, 1, 0]
     assert_reads(source, files, names)
+    if column != "file_name":
+        assert source.stamp(1) == file.stat().st_size, "the images are in it"
+    elif not stored:
+        assert source.stamp(1) == files[1].stat().st_size, "that of the image itself tells of its change"
 
 
 def test_parquet_without_images_is_refused(files):
