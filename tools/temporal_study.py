@@ -52,7 +52,10 @@ if __name__ == "__main__":
         weights=args.weights,
     )
     results = run_study(args.output, size, args.heads, args.seeds, args.device, args.processes)
-    tables = [study_table(results), *(history_table(results, key) for key in ("AP", "AP occluded", "jitter"))]
+    tables = [
+        study_table(results),
+        *(history_table(results, key) for key in ("AP", "AP occluded", "PCK@0.05")),
+    ]
     (args.output / "tables.md").write_text("\n\n".join(tables) + "\n")
     plot_history(results, args.output / "frames.png")
     print("\n\n".join(tables))

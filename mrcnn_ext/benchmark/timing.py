@@ -42,6 +42,7 @@ def race_times(
     budget: float = 2.0,
     rounds: tuple[int, int] = (3, 50),
     before: dict[str, Callable] | None = None,
+    warm: bool = True,
 ) -> dict[str, list[float]]:
     """Seconds of each run of each function. They take turns, so that a slow phase of the machine hits all alike.
 
@@ -49,12 +50,13 @@ def race_times(
         functions: by name; called without arguments.
         device: CUDA times are taken on the device, by events.
         budget: seconds after which no further round begins.
-        rounds: at least and at most so many rounds, after one that is not counted.
+        rounds: at least and at most so many rounds.
         before: what to call, untimed, before some of the functions.
+        warm: begin with a round that is not counted, as functions want it that have not just run.
     """
     times = {name: [] for name in functions}
     before = before or {}
-    for name, function in functions.items():
+    for name, function in functions.items() if warm else ():
         before.get(name, _nothing)()
         function()
     if device.type == "cuda":

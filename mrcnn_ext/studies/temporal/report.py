@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,33 +68,25 @@ def history_table(results: dict, key: str = "AP") -> str:
 
 
 def plot_history(results: dict, path: Path) -> None:
-    """AP, AP of occluded joints and jitter by the number of frames, with the spread over the seeds, beside the number
+    """AP, AP of occluded joints and PCK by the number of frames, with the spread over the seeds, beside the number
     of frames at which the published accuracies stop growing.
 
     Args:
         results: of `run_study`.
         path: picture to write, its format by its ending.
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels: list[tuple[str, str, Callable]] = [
-        ("AP", "keypoint AP", lambda r: r["AP"]),
-        ("AP occluded", "AP of occluded joints", lambda r: r["AP occluded"]),
-        ("jitter", "acceleration error (px per frame²)", lambda r: r["jitter"]),
-    ]
-    for axes, (_, title, value) in zip(figure.subplots(1, 3), panels, strict=True):
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = {"AP": "keypoint AP", "AP occluded": "AP of occluded joints", "PCK@0.05": "PCK@0.05 (%)"}
+    for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         axes.axvline(_PLATEAU, color="#999999", linestyle=":", linewidth=1)
         for name, by_seed in results.items():
-            curves = [
-                {int(n): value(metrics) for n, metrics in r["history"].items()} for r in by_seed.values()
-            ]
+            curves = [{int(n): metrics[key] for n, metrics in r["history"].items()} for r in by_seed.values()]
             counts = sorted(curves[0])
             values = np.array([[curve[n] for n in counts] for curve in curves])
             mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0 * values[0]
             if len(counts) == 1:
-                if name == _SINGLE and np.isfinite(mean[0]):
-                    axes.axhline(
-                        mean[0], color="#555555", linestyle="--", linewidth=1, label=HEADS[name].title
-                    )
+                color = "#555555" if name == _SINGLE else "#bbbbbb"
+                axes.axhline(mean[0], color=color, linestyle="--", linewidth=1, label=HEADS[name].title)
                 continue
             axes.plot(
                 counts, mean, marker="o", markersize=3, color=_COLORS.get(name), label=HEADS[name].title
@@ -103,5 +94,6 @@ def plot_history(results: dict, path: Path) -> None:
             axes.fill_between(counts, mean - spread, mean + spread, color=_COLORS.get(name), alpha=0.15)
         axes.set_xlabel("frames seen (dotted: published plateau)")
         axes.set_title(title, fontsize=10)
-    figure.axes[0].legend(fontsize=7, loc="lower right")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
