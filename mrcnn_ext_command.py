@@ -21,7 +21,7 @@ COMMANDS = {
     "export": "Write a model to one file: ONNX, TorchScript, torch.export or OpenVINO.",
     "benchmark": "Benchmark models and operators.",
     "report": "Write a page of curves, errors and pictures about predictions.",
-    "datasets": "Check, convert and describe datasets; draw synthetic scenes.",
+    "datasets": "Check, convert and prepare datasets; draw synthetic scenes.",
     "app": "Look at a model's predictions in the browser.",
     "zoo": "List, show and fetch the configs and weights of the model zoo.",
 }

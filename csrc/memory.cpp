@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -53,6 +54,10 @@ class Pool : public c10::Allocator {
     const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     Block* block = take(whole);
     if (block == nullptr) block = map(whole);
+    const size_t in_use = in_use_ += block->bytes;
+    size_t peak = peak_;
+    while (in_use > peak && !peak_.compare_exchange_weak(peak, in_use)) {
+    }
     return {block->data, block, &Pool::give_back, c10::Device(c10::kCPU)};
   }
 
@@ -64,7 +69,10 @@ class Pool : public c10::Allocator {
  private:
   Pool() {
     const char* megabytes = std::getenv("MRCNN_EXT_KEEP_MB");
-    if (megabytes != nullptr) most_ = size_t(std::strtoull(megabytes, nullptr, 10)) << 20;
+    if (megabytes != nullptr) {
+      most_ = size_t(std::strtoull(megabytes, nullptr, 10)) << 20;
+      grows_ = false;
+    }
   }
 
   // The smallest that is large enough, unless a quarter of it or more would be left over.
@@ -108,6 +116,7 @@ class Pool : public c10::Allocator {
     Block* const block = static_cast<Block*>(context);
     Pool& pool = get();
     std::list<Block*> dropped;
+    pool.in_use_ -= block->bytes;
     {
       const std::unique_lock<std::mutex> lock(pool.mutex_, std::try_to_lock);
       if (lock) {
@@ -116,7 +125,7 @@ class Pool : public c10::Allocator {
       } else {
         dropped.push_back(block);
       }
-      while (lock && pool.kept_ > pool.most_) {  // what was used the longest time ago
+      while (lock && pool.is_full()) {  // what was used the longest time ago
         pool.kept_ -= pool.unused_.back()->bytes;
         dropped.splice(dropped.end(), pool.unused_, std::prev(pool.unused_.end()));
       }
@@ -124,7 +133,16 @@ class Pool : public c10::Allocator {
     for (Block* old : dropped) release(old);
   }
 
+  // Training keeps what its backward pass needs: together with what is in use, as much as was in use at once
+  // may be kept, too. The process is no larger for it than it was.
+  bool is_full() const {
+    if (kept_ <= most_) return false;
+    return !grows_ || kept_ + in_use_ > peak_;
+  }
+
   size_t most_ = size_t(512) << 20;
+  bool grows_ = true;
+  std::atomic<size_t> in_use_{0}, peak_{0};  // bytes
   std::mutex mutex_;
   std::list<Block*> unused_;
   size_t kept_ = 0;  // bytes of these

@@ -24,7 +24,11 @@
 // winograd_conv3x3 is a 3x3 convolution of stride 1 and padding 1 of a map (N, C, H, W), plus a bias and
 // `add`, then a ReLU if asked for. weight and scale are what winograd_weight makes of the convolution's
 // weight (O, C, 3, 3) or, transposed, for the convolution of its gradient: (36, O / 16, C, 16) float32 and an
-// empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32. C and O are multiples of 16.
+// empty tensor, or (36, O / 16, C / 2, 32) int16 and (36, O) float32; or of winograd_int8_weight, (36, O /
+// 16, C / 4, 64) int8 and (72, O) float32, for processors with AVX512-VNNI. C and O are multiples of 16.
+//
+// winograd_weight_gradient is the gradient of the weight of such a convolution, (O, C, 3, 3) float32
+// channels-last, from those of its output, (N, O, H, W), and its input; and that of the bias, (O,), or (0,).
 //
 // pointwise_conv is a 1x1 convolution of a map (N, C, H, W) of float32 or bf16 with weights in the order
 // that ops/pointwise.py gives them, plus a bias and `add`, either of the output's shape or half its height
@@ -47,6 +51,19 @@
 // select_detections selects from boxes (R, 1 or K, 4) with scores (R, K) the best topk above score_thresh
 // after suppression class by class, clipped to the image: boxes (D, 4), scores, classes and rows (D,), and
 // how many there are, (); -1 where a box is not finite.
+//
+// relu_gradient is the gradient of the input of a ReLU from that of its output and its output, both (N, C, H,
+// W) float32 or bf16: grad where output > 0, else zero.
+//
+// match_boxes gives for each of boxes (R, 4) its largest overlap with one of targets (G, 4), (R,), which
+// target that is, (R,) int64, and whether no other box overlaps some target more, (R,) bool. Coordinates are
+// finite, and so are their products.
+//
+// crop_masks brings the parts of masks (G, H, W), bool, that lie in boxes (R, 4) to size x size; index (R,)
+// tells which mask each box is of.
+//
+// multiply_adds multiplies and adds numbers of a tensor's dtype in registers, on all threads, so often, and
+// returns how many products these were: a benchmark divides them by the time. On the CPU alone.
 TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, SymInt "
@@ -74,6 +91,8 @@ TORCH_LIBRARY(mrcnn_ext, m) {
       "winograd_conv3x3(Tensor input, Tensor weight, Tensor scale, Tensor? bias, Tensor? add, bool relu) "
       "-> Tensor");
   m.def("winograd_weight(Tensor weight, bool int16, bool transposed) -> (Tensor, Tensor)");
+  m.def("winograd_weight_gradient(Tensor grad, Tensor input, bool int16, bool bias) -> (Tensor, Tensor)");
+  m.def("winograd_int8_weight(Tensor weight) -> (Tensor, Tensor)");
   m.def(
       "pointwise_conv(Tensor input, Tensor weight, int outputs, Tensor? bias, Tensor? add, int stride, bool "
       "relu, bool float32) -> Tensor");
@@ -96,6 +115,10 @@ TORCH_LIBRARY(mrcnn_ext, m) {
   m.def(
       "select_detections(Tensor boxes, Tensor scores, int height, int width, float score_thresh, float "
       "nms_thresh, int topk, float? min_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("relu_gradient(Tensor grad, Tensor output) -> Tensor");
+  m.def("match_boxes(Tensor boxes, Tensor targets) -> (Tensor, Tensor, Tensor)");
+  m.def("crop_masks(Tensor masks, Tensor index, Tensor boxes, int size) -> Tensor");
+  m.def("multiply_adds(Tensor like, int repeats) -> int");
   m.def("resized_heatmap_argmax(Tensor maps, Tensor sizes) -> (Tensor, Tensor)");
 }
 

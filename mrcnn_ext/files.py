@@ -26,7 +26,7 @@ class DamagedFileError(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+def replacing(path: str | os.PathLike, mode: str = "wb", by_several: bool = False) -> Iterator[IO[Any]]:
     """Opens a file that takes the place of ``path`` when it is closed without an error.
 
     It is written beside its place, as ``<path>.tmp``, flushed to the disk, and then moved: at any moment ``path`` is
@@ -35,11 +35,13 @@ def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     Args:
         path: its folder must exist.
         mode: "wb", or "w" for UTF-8 text.
+        by_several: processes may write it at the same time. Each writes a ``<path>.<its number>.tmp``, which nobody
+            writes over when it was killed.
 
     Raises:
         DiskFullError: there is no room; what was there before is as it was.
     """
-    temporary = f"{os.fspath(path)}.tmp"
+    temporary = f"{os.fspath(path)}{f'.{os.getpid()}' if by_several else ''}.tmp"
     try:
         with naming_full_disk(path):
             with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:

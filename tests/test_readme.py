@@ -215,6 +215,42 @@ def parse(command, words):
         pass
 
 
+def commands_of_sentences():
+    pages = [ROOT / "README.md", ROOT / "datasets" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    texts = [re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE) for page in pages]
+    return [span.split() for text in texts for span in re.findall(r"`mrcnn-ext ([^`]+)`", text)]
+
+
+def commands_of_help(command):
+    text = (command.help or "").replace("\\\n", " ")
+    found = [shlex.split(line) for line in re.findall(r"^ *mrcnn-ext (.*)$", text, re.MULTILINE)]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        found += [
+            line
+            for name in command.list_commands(context)
+            for line in commands_of_help(command.get_command(context, name))
+        ]
+    return found
+
+
+def check_names(words):
+    """That there are such a subcommand and its options."""
+    command = mrcnn_ext_command.command
+    while isinstance(command, click.Group) and words and words[0] != "..." and words[0][0] != "-":
+        _, command, words = command.resolve_command(click.Context(command), words)
+    options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    for word in words:
+        assert not word.startswith("--") or word.split("=")[0] in options, (word, command.name)
+
+
+def test_commands_within_sentences_and_help_are_there():
+    lines = [commands_of_sentences(), commands_of_help(mrcnn_ext_command.command)]
+    assert all(len(found) > 20 for found in lines)
+    for words in [*lines[0], *lines[1]]:
+        check_names(words)
+
+
 STOCK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 SMALL_SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 

@@ -55,9 +55,7 @@ struct Sums {
 namespace mrcnn_ext {
 namespace pointwise {
 const Int8Kernels& avx2_vnni_kernels() {
-  namespace kernels = avx2::pointwise_kernels::int8_vnni;
-  static const Int8Kernels all = {kernels::quantize<float>, kernels::quantize<c10::BFloat16>,
-                                  kernels::multiply<float>, kernels::multiply<c10::BFloat16>};
+  static const Int8Kernels all = MRCNN_EXT_INT8_KERNELS(avx2::pointwise_kernels::int8_vnni);
   return all;
 }
 }  // namespace pointwise

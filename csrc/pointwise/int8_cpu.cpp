@@ -17,6 +17,7 @@
 #include "int8_kernels.h"
 #include "memory.h"
 #include "parallel.h"
+#include "simd/processor.h"
 
 namespace mrcnn_ext {
 namespace pointwise {
@@ -29,7 +30,8 @@ const Int8Kernels* best_int8_kernels() {
 #if defined(__x86_64__)
   static const std::string capability = at::get_cpu_capability();
   static const bool vnni = __builtin_cpu_supports("avx512vnni"), avx_vnni = __builtin_cpu_supports("avxvnni");
-  if (capability == "AVX512" && vnni) return &avx512_vnni_kernels();
+  if (capability == "AVX512" && vnni)
+    return runs_avx512_bf16() ? &avx512_vnni_bf16_kernels() : &avx512_vnni_kernels();
   if (capability == "AVX512" || capability == "AVX2")
     return avx_vnni ? &avx2_vnni_kernels() : &avx2_int8_kernels();
 #endif

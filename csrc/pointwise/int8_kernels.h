@@ -56,7 +56,12 @@ struct Int8Kernels {
   MultiplyInt8<c10::BFloat16> to_bf16;
 };
 
+// Those that a namespace defines.
+#define MRCNN_EXT_INT8_KERNELS(name) \
+  {name::quantize<float>, name::quantize<c10::BFloat16>, name::multiply<float>, name::multiply<c10::BFloat16>}
+
 #if defined(__x86_64__)
+const Int8Kernels& avx512_vnni_bf16_kernels();
 const Int8Kernels& avx512_vnni_kernels();
 const Int8Kernels& avx2_vnni_kernels();
 const Int8Kernels& avx2_int8_kernels();

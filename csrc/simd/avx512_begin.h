@@ -35,6 +35,8 @@ struct F32 {
   static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
   static Register multiply(Register a, Register b) { return _mm512_mul_ps(a, b); }
+  static Register divide(Register a, Register b) { return _mm512_div_ps(a, b); }
+  static Register sqrt(Register value) { return _mm512_sqrt_ps(value); }
   // A NaN in b stays.
   static Register max(Register a, Register b) { return _mm512_max_ps(a, b); }
   static float sum(Register value) { return _mm512_reduce_add_ps(value); }

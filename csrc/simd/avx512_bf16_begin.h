@@ -32,3 +32,9 @@ struct BF16 : Pairs {
   }
   static void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
 };
+
+// As F32, but results are rounded to bf16 by the instruction for it.
+struct F32WithBf16 : F32 {
+  using F32::store;
+  static void store(c10::BFloat16* to, Register value) { BF16::store(to, value); }
+};

@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <string>
@@ -17,73 +18,15 @@
 #include <type_traits>
 #include <vector>
 
+#include "canvas.h"
 #include "kernels.h"
 #include "memory.h"
 #include "parallel.h"
+#include "simd/processor.h"
 
 namespace mrcnn_ext {
 namespace winograd {
 namespace {
-
-using at::ceil_div;
-
-// nullptr where this processor is not served. As ATen chose for its own kernels.
-const Kernels* best_kernels() {
-#if defined(__x86_64__)
-  static const std::string capability = at::get_cpu_capability();
-  static const bool vnni = __builtin_cpu_supports("avx512vnni");
-  if (capability == "AVX512") return vnni ? &avx512_vnni_kernels() : &avx512_kernels();
-  if (capability == "AVX2") return &avx2_kernels();
-#endif
-  return nullptr;
-}
-
-// Images side by side, `across` of them in a row.
-class Canvas {
- public:
-  Canvas(int64_t images, int64_t height, int64_t width) {
-    int64_t fewest = std::numeric_limits<int64_t>::max();
-    int64_t across = 1;
-    for (int64_t i = 1; i <= std::min<int64_t>(images, 32); ++i) {
-      const int64_t tiles =
-          ceil_div(ceil_div(images, i) * (height + 1) - 1, kOutput) * ceil_div(i * (width + 1) - 1, kOutput);
-      if (tiles < fewest) fewest = tiles, across = i;
-    }
-    const int64_t down = ceil_div(images, across);
-    for (int64_t y = 0; y < down * (height + 1) - 1; ++y) {
-      const int64_t first = y / (height + 1) * across;
-      const bool between = y % (height + 1) == height;
-      row_begin_.push_back((first * height + y % (height + 1)) * width);
-      row_end_.push_back(between ? 0 : std::min(across, images - first) * (width + 1));
-    }
-    for (int64_t x = 0; x < across * (width + 1) - 1; ++x) {
-      const bool between = x % (width + 1) == width;
-      column_.push_back(between ? -1 : x / (width + 1) * height * width + x % (width + 1));
-    }
-    tiles_down_ = ceil_div<int64_t>(row_begin_.size(), kOutput);
-    tiles_across_ = ceil_div<int64_t>(column_.size(), kOutput);
-  }
-
-  int64_t tiles() const { return tiles_down_ * tiles_across_; }
-
-  // The cells [offset, offset + side) of a tile on both axes, as places in (images, height, width); -1 for
-  // none.
-  void cells(int64_t tile, int64_t offset, int64_t side, int64_t* places) const {
-    const int64_t top = tile / tiles_across_ * kOutput + offset,
-                  left = tile % tiles_across_ * kOutput + offset;
-    for (int64_t y = top; y < top + side; ++y) {
-      const bool inside = y >= 0 && y < static_cast<int64_t>(row_begin_.size());
-      const int64_t end = inside ? std::min<int64_t>(row_end_[y], column_.size()) : 0;
-      for (int64_t x = left; x < left + side; ++x)
-        *places++ = x >= 0 && x < end && column_[x] >= 0 ? row_begin_[y] + column_[x] : -1;
-    }
-  }
-
- private:
-  int64_t tiles_down_, tiles_across_;
-  std::vector<int64_t> row_begin_, row_end_;  // place of the first cell; columns from which on there is none
-  std::vector<int64_t> column_;               // place within a row; -1 between images
-};
 
 // Tiles that a thread takes at a time.
 int64_t block_size(int64_t tiles, int64_t tile_bytes, int64_t weight_bytes) {
@@ -95,12 +38,13 @@ int64_t block_size(int64_t tiles, int64_t tile_bytes, int64_t weight_bytes) {
   return balanced_block(tiles, kRows, largest);
 }
 
-// Value: what is multiplied, float or int16_t.
+// Value: what is multiplied, float, int16_t or, by int8_t, uint8_t.
 template <typename T, typename Value>
 void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& weight_scale,
               const at::Tensor& bias, const at::Tensor& added, bool relu, const Kernels& kernels,
               const Transforms<T>& transforms, const at::Tensor& output) {
-  constexpr bool kQuantized = std::is_same_v<Value, int16_t>;
+  constexpr bool kQuantized = !std::is_same_v<Value, float>, kInt8 = std::is_same_v<Value, uint8_t>;
+  using Weight = std::conditional_t<kInt8, int8_t, Value>;
   const int64_t channels = input.size(1), out_channels = output.size(1);
   const Canvas canvas(input.size(0), input.size(2), input.size(3));
   const int64_t block = block_size(
@@ -108,7 +52,7 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
   const int64_t point_stride = out_channels * channels;
 
   const T* from = input.const_data_ptr<T>();
-  const Value* weights = weight.const_data_ptr<Value>();
+  const Weight* weights = weight.const_data_ptr<Weight>();
   const float* weight_scales = kQuantized ? weight_scale.const_data_ptr<float>() : nullptr;
   const float* biases = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
   const T* add = added.defined() ? added.const_data_ptr<T>() : nullptr;
@@ -118,10 +62,12 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
     return at::empty({at::get_num_threads(), size}, input.options().dtype(dtype));
   };
   const at::Tensor all_values =
-      workspace(c10::CppTypeToScalarType<Value>::value, kPoints * input_stride(block, channels));
+      workspace(c10::CppTypeToScalarType<Value>::value, kPoints * input_stride<Value>(block, channels));
   const at::Tensor all_products = workspace(at::kFloat, kPoints * product_stride(block));
+  // And, of 8 bits, zeros; then a tile before it is quantised.
+  constexpr int64_t kScales = kInt8 ? 2 : 1;
   const at::Tensor all_scales =
-      workspace(at::kFloat, kQuantized ? kPoints * (block + scratch_stride(channels)) : 0);
+      workspace(at::kFloat, kQuantized ? kPoints * (kScales * block + scratch_stride(channels)) : 0);
 
   share_out(ceil_div(canvas.tiles(), block), [&](int64_t unit) {
     const int64_t thread = at::get_thread_num();
@@ -138,16 +84,20 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
     std::vector<const T*> inputs(places.size() + kPoints, zeros.data());
     for (size_t i = 0; i < places.size(); ++i)
       inputs[i] = places[i] < 0 ? zeros.data() : from + places[i] * channels;
-    if constexpr (kQuantized)
-      transforms.quantized_inputs(inputs.data(), tiles, channels, values, scales, rows,
-                                  scales + kPoints * block);
+    float* scratch = scales + kScales * kPoints * block;
+    if constexpr (kInt8)
+      transforms.inputs_of_8_bits(inputs.data(), tiles, channels, values, scales, rows, scratch);
+    else if constexpr (kQuantized)
+      transforms.quantized_inputs(inputs.data(), tiles, channels, values, scales, rows, scratch);
     else
       transforms.inputs(inputs.data(), tiles, channels, values, rows);
     // The rows up to the next multiple of kRows are multiplied too, and not read.
     for (int64_t point = 0; point < kPoints; ++point) {
-      std::fill_n(values + point * input_stride(rows, channels) + tiles * channels, (rows - tiles) * channels,
-                  Value(0));
-      if constexpr (kQuantized) std::fill_n(scales + point * rows + tiles, rows - tiles, 0.f);
+      std::fill_n(values + point * input_stride<Value>(rows, channels) + tiles * channels,
+                  (rows - tiles) * channels, Value(0));
+      if constexpr (kQuantized)
+        for (int64_t i = 0; i < kScales; ++i)
+          std::fill_n(scales + (i * kPoints + point) * rows + tiles, rows - tiles, 0.f);
     }
 
     for (int64_t tile = 0; tile < tiles; ++tile)
@@ -156,8 +106,11 @@ void convolve(const at::Tensor& input, const at::Tensor& weight, const at::Tenso
       if (places[i] > 0) places[i] *= out_channels;
     for (int64_t channel = 0; channel < out_channels; channel += kChunk) {
       const int64_t count = std::min(kChunk, out_channels - channel);
-      const Value* chunk = weights + channel * channels;
-      if constexpr (kQuantized)
+      const Weight* chunk = weights + channel * channels;
+      if constexpr (kInt8)
+        kernels.multiply_int8(values, scales, rows, channels, chunk, point_stride, weight_scales + channel,
+                              out_channels, count / kPanel, products);
+      else if constexpr (kQuantized)
         kernels.multiply_int16(values, scales, rows, channels, chunk, point_stride, weight_scales + channel,
                                out_channels, count / kPanel, products);
       else
@@ -179,18 +132,22 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const at::
   TORCH_CHECK_VALUE(channels > 0 && channels % kPanel == 0 && channels <= kMostChannels,
                     "winograd_conv3x3: input must have a multiple of ", kPanel, " channels, at most ",
                     kMostChannels, ", got ", channels);
-  const bool quantized = weight.scalar_type() == at::kShort;
-  TORCH_CHECK_TYPE(quantized || weight.scalar_type() == at::kFloat,
-                   "winograd_conv3x3: weight must be int16 or float32, got ", weight.scalar_type());
+  const bool int16 = weight.scalar_type() == at::kShort, int8 = weight.scalar_type() == at::kChar;
+  TORCH_CHECK_TYPE(int16 || int8 || weight.scalar_type() == at::kFloat,
+                   "winograd_conv3x3: weight must be int8, int16 or float32, got ", weight.scalar_type());
+  TORCH_CHECK_NOT_IMPLEMENTED(!int8 || kernels->multiply_int8 != nullptr,
+                              "winograd_conv3x3: this processor has no AVX512-VNNI, which int8 needs");
+  const int64_t together = int8 ? 4 : int16 ? 2 : 1;
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) == kPoints &&
                         weight.size(2) * weight.size(3) == channels * kPanel &&
-                        weight.size(3) == (quantized ? 2 * kPanel : kPanel) && weight.is_contiguous(),
+                        weight.size(3) == together * kPanel && weight.is_contiguous(),
                     "winograd_conv3x3: weight must be contiguous and what winograd_weight makes for ",
                     channels, " input channels, got ", weight.sizes());
   const int64_t out_channels = weight.size(1) * kPanel;
-  TORCH_CHECK_VALUE(!quantized || (scale.sizes() == at::IntArrayRef({kPoints, out_channels}) &&
-                                   scale.scalar_type() == at::kFloat && scale.is_contiguous()),
-                    "winograd_conv3x3: scale must be (36, ", out_channels, ") float32 contiguous");
+  const int64_t scales = int8 ? 2 * kPoints : kPoints;
+  TORCH_CHECK_VALUE(!(int16 || int8) || (scale.sizes() == at::IntArrayRef({scales, out_channels}) &&
+                                         scale.scalar_type() == at::kFloat && scale.is_contiguous()),
+                    "winograd_conv3x3: scale must be (", scales, ", ", out_channels, ") float32 contiguous");
   TORCH_CHECK_VALUE(!bias || (bias->sizes() == at::IntArrayRef{out_channels} &&
                               bias->scalar_type() == at::kFloat && bias->is_contiguous()),
                     "winograd_conv3x3: bias must be (", out_channels, ",) float32 contiguous");
@@ -216,12 +173,41 @@ at::Tensor conv3x3(const at::Tensor& input, const at::Tensor& weight, const at::
     else
       run(value, c10::BFloat16(), kernels->bf16);
   };
-  quantized ? run_in(int16_t()) : run_in(float());
+  int8 ? run_in(uint8_t()) : int16 ? run_in(int16_t()) : run_in(float());
   return output;
 }
 
-// transposed: for the convolution of the gradient, input and output channels exchanged and the taps turned.
-std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int16, bool transposed) {
+// The kPanel outputs of one panel and all points, (channels, kPanel) each, as int8, (channels / 4, kPanel,
+// 4); the scales of each point and, kPoints of these later, the sums.
+void quantize_to_int8(const float* transformed, int64_t channels, int8_t* quantized, int64_t point_stride,
+                      float* scales, int64_t scale_stride) {
+  for (int64_t point = 0; point < kPoints; ++point, transformed += channels * kPanel) {
+    for (int64_t i = 0; i < kPanel; ++i) {
+      float largest = 0;
+      bool finite = true;
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const float value = transformed[channel * kPanel + i];
+        largest = std::max(largest, std::abs(value));
+        finite = finite && std::isfinite(value);
+      }
+      const float scale = largest < kLeastRange ? 0 : largest / 127;
+      const float inverse = scale > 0 && finite ? 1 / scale : 0;
+      float sum = 0;  // of fewer than 2^24
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const float value = inverse == 0 ? 0 : std::nearbyint(transformed[channel * kPanel + i] * inverse);
+        quantized[point * point_stride + channel / 4 * 4 * kPanel + 4 * i + channel % 4] =
+            static_cast<int8_t>(value);
+        sum += value;
+      }
+      scales[point * scale_stride + i] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
+      scales[(kPoints + point) * scale_stride + i] = sum;
+    }
+  }
+}
+
+// bits: 32 for float32, 16 or 8. transposed: for the convolution of the gradient, input and output channels
+// exchanged and the taps turned.
+std::tuple<at::Tensor, at::Tensor> transform_to(const at::Tensor& weight, int64_t bits, bool transposed) {
   const Kernels* kernels = best_kernels();
   TORCH_CHECK_NOT_IMPLEMENTED(kernels != nullptr, "winograd_weight: this processor has no AVX2");
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0 &&
@@ -233,10 +219,15 @@ std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int1
   const int64_t outputs = taps.size(0), channels = taps.size(1);
   TORCH_CHECK_VALUE(channels <= kMostChannels, "winograd_weight: at most ", kMostChannels,
                     " input channels, got ", channels);
-  const std::vector<int64_t> size = {kPoints, outputs / kPanel, int16 ? channels / 2 : channels,
-                                     int16 ? 2 * kPanel : kPanel};
-  const at::Tensor values = at::empty(size, taps.options().dtype(int16 ? at::kShort : at::kFloat));
-  const at::Tensor scale = at::empty({int16 ? kPoints : 0, outputs}, taps.options());
+  const int64_t together = 32 / bits;
+  const std::vector<int64_t> size = {kPoints, outputs / kPanel, channels / together, together * kPanel};
+  const at::ScalarType dtype = bits == 8 ? at::kChar : bits == 16 ? at::kShort : at::kFloat;
+  const at::Tensor values = at::empty(size, taps.options().dtype(dtype));
+  const at::Tensor scale = at::empty({bits == 8    ? 2 * kPoints
+                                      : bits == 16 ? kPoints
+                                                   : 0,
+                                      outputs},
+                                     taps.options());
   const float* from = taps.const_data_ptr<float>();
   const int64_t point_stride = outputs * channels;
   const at::Tensor workspace =
@@ -245,18 +236,27 @@ std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int1
   share_out(outputs / kPanel, [&](int64_t panel) {
     float* gathered = workspace.mutable_data_ptr<float>() + at::get_thread_num() * workspace.size(1);
     float* transformed = gathered + 9 * channels * kPanel;
-    float* to = gathered;
-    for (int64_t channel = 0; channel < channels; ++channel) {
+    // To (channels, 9, kPanel); a few channels at a time, which stay in the cache from tap to tap.
+    const int64_t next = taps.stride(0), step = taps.stride(1);
+    for (int64_t channel = 0; channel < channels; channel += kPanel) {
       for (int64_t tap = 0; tap < 9; ++tap) {
         const int64_t turned = transposed ? 8 - tap : tap;
-        const float* tap_from = from + panel * kPanel * taps.stride(0) + channel * taps.stride(1) +
-                                turned / 3 * taps.stride(2) + turned % 3 * taps.stride(3);
-        for (int64_t i = 0; i < kPanel; ++i) *to++ = tap_from[i * taps.stride(0)];
+        const float* tap_from = from + panel * kPanel * next + channel * step + turned / 3 * taps.stride(2) +
+                                turned % 3 * taps.stride(3);
+        float* to = gathered + (channel * 9 + tap) * kPanel;
+        if (next == 1)
+          for (int64_t c = 0; c < kPanel; ++c) std::copy_n(tap_from + c * step, kPanel, to + c * 9 * kPanel);
+        else
+          for (int64_t i = 0; i < kPanel; ++i)
+            for (int64_t c = 0; c < kPanel; ++c) to[c * 9 * kPanel + i] = tap_from[i * next + c * step];
       }
     }
     kernels->transform_weights(gathered, channels, transformed);
     const int64_t place = panel * channels * kPanel;
-    if (int16) {
+    if (bits == 8) {
+      quantize_to_int8(transformed, channels, values.mutable_data_ptr<int8_t>() + place, point_stride,
+                       scale.mutable_data_ptr<float>() + panel * kPanel, outputs);
+    } else if (bits == 16) {
       kernels->quantize_weights(transformed, channels, values.mutable_data_ptr<int16_t>() + place,
                                 point_stride, scale.mutable_data_ptr<float>() + panel * kPanel, outputs);
     } else {
@@ -268,11 +268,20 @@ std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int1
   return {values, scale};
 }
 
+std::tuple<at::Tensor, at::Tensor> transform(const at::Tensor& weight, bool int16, bool transposed) {
+  return transform_to(weight, int16 ? 16 : 32, transposed);
+}
+
+std::tuple<at::Tensor, at::Tensor> transform_to_int8(const at::Tensor& weight) {
+  return transform_to(weight, 8, false);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mrcnn_ext, CPU, m) {
   m.impl("winograd_conv3x3", conv3x3);
   m.impl("winograd_weight", transform);
+  m.impl("winograd_int8_weight", transform_to_int8);
 }
 
 }  // namespace winograd

@@ -52,11 +52,12 @@ inline void transform_outputs_1d(const Register* m, int64_t stride, Register* y)
                   F32::fma(F32::broadcast(kB2 * kB), difference_b, m[5 * stride]));
 }
 
-// B^T d B of one tile, points `point_stride` apart.
+// B^T d B of channels [first, first + channels) of one tile, points `point_stride` apart.
 template <typename T>
-inline void transform_tile(const T* const* inputs, int64_t channels, float* transformed,
+inline void transform_tile(const T* const* inputs, int64_t first, int64_t channels, float* transformed,
                            int64_t point_stride) {
-  for (int64_t channel = 0; channel < channels; channel += F32::kLanes) {
+  for (int64_t i = 0; i < channels; i += F32::kLanes) {
+    const int64_t channel = first + i;
     Register columns[kPoints];  // (6 columns, 6): B^T d
     for (int64_t x = 0; x < kInput; ++x) {
       Register cells[kInput];
@@ -71,7 +72,7 @@ inline void transform_tile(const T* const* inputs, int64_t channels, float* tran
       Register values[kInput];
       transform_inputs_1d(columns + y, kInput, values);
       for (int64_t x = 0; x < kInput; ++x)
-        F32::store(transformed + (y * kInput + x) * point_stride + channel, values[x]);
+        F32::store(transformed + (y * kInput + x) * point_stride + i, values[x]);
     }
   }
 }
@@ -80,8 +81,8 @@ template <typename T>
 void transform_inputs(const T* const* inputs, int64_t tiles, int64_t channels, float* transformed,
                       int64_t rows) {
   for (int64_t tile = 0; tile < tiles; ++tile)
-    transform_tile(inputs + tile * kPoints, channels, transformed + tile * channels,
-                   input_stride(rows, channels));
+    transform_tile(inputs + tile * kPoints, 0, channels, transformed + tile * channels,
+                   input_stride<float>(rows, channels));
 }
 
 // By what a row of int16 is to be multiplied that has this sum of squares and gets this norm; NaN where its
@@ -127,9 +128,9 @@ inline void quantize(const float* values, int64_t stride, int64_t count, int16_t
 template <typename T>
 void quantize_inputs(const T* const* inputs, int64_t tiles, int64_t channels, int16_t* transformed,
                      float* scales, int64_t rows, float* scratch) {
-  const int64_t stride = scratch_stride(channels), to_stride = input_stride(rows, channels);
+  const int64_t stride = scratch_stride(channels), to_stride = input_stride<int16_t>(rows, channels);
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    transform_tile(inputs + tile * kPoints, channels, scratch, stride);
+    transform_tile(inputs + tile * kPoints, 0, channels, scratch, stride);
     for (int64_t point = 0; point < kPoints; point += kTogether)
       quantize(scratch + point * stride, stride, channels, transformed + point * to_stride + tile * channels,
                to_stride, scales + point * rows + tile, rows);
@@ -178,7 +179,7 @@ inline void multiply(const float* transformed, int64_t rows, int64_t channels, c
                      int64_t point_stride, int64_t panels, float* products) {
   for_each_product<F32::kLanes>(rows, panels, [&](auto vectors, int64_t point, int64_t row, int64_t panel) {
     multiply_rows<decltype(vectors)::value>(
-        transformed + point * input_stride(rows, channels) + row * channels, channels,
+        transformed + point * input_stride<float>(rows, channels) + row * channels, channels,
         weights + point * point_stride + panel * channels * kPanel,
         products + point * product_stride(rows) + row * kChunk + panel * kPanel);
   });
@@ -214,7 +215,16 @@ void transform_outputs(const float* products, int64_t rows, int64_t tiles, int64
   }
 }
 
-#include "int16_impl.h"
+#include "gradient_int16_impl.h"
+#include "integer_impl.h"
+
+struct I32Pairs : I32 {
+  using Value = int16_t;
+  using Weight = int16_t;
+  static constexpr int64_t kTogether = 2;
+  static constexpr bool kHasZeros = false;
+  static Register broadcast(const int16_t* from) { return broadcast_pair(from); }
+};
 
 inline void transform_weights(const float* taps, int64_t channels, float* transformed) {
   for (int64_t channel = 0; channel < channels; ++channel, taps += 9 * kPanel) {
@@ -264,16 +274,24 @@ inline void quantize_weights(const float* transformed, int64_t channels, int16_t
   }
 }
 
+#include "gradient_impl.h"
+
 template <typename T>
 Transforms<T> transforms_of() {
-  return {transform_inputs<T>, quantize_inputs<T>, transform_outputs<T>};
+  return {transform_inputs<T>,      quantize_inputs<T>,         nullptr,
+          transform_outputs<T>,     pack<Inputs, T, float>,     pack<Gradients, T, float>,
+          pack<Inputs, T, int16_t>, pack<Gradients, T, int16_t>};
 }
 
 inline Kernels all_kernels() {
   return {transforms_of<float>(),
           transforms_of<c10::BFloat16>(),
           multiply,
-          int16_products::multiply<I32>,
+          integer_products::multiply<I32Pairs>,
+          nullptr,
           transform_weights,
-          quantize_weights};
+          quantize_weights,
+          add_products<FloatProducts>,
+          int16_products::add_products<int16_products::Products<I32>>,
+          transform_sums};
 }

@@ -20,6 +20,7 @@ from .norms import register_norm
 from .policy import KernelPolicy
 from .rules import fuse, fuse_children, rule_for
 from .traced import FusedConvStack, FusedNetwork, fuse_traced
+from .trained_blocks import TrainedClassMaps, TrainedPredictions
 
 __all__ = [
     "Acceleration",
@@ -42,6 +43,8 @@ __all__ = [
     "MethodStep",
     "PredictedClassMasks",
     "PreparedWeights",
+    "TrainedClassMaps",
+    "TrainedPredictions",
     "accelerate",
     "fuse",
     "fuse_children",

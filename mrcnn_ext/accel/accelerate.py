@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from .cuda_graphs import GraphedMethod, choose_cuda_graphs
+from .fused_blocks import ConvNorm
 from .fused_module import FusedModule, replace_child, replace_method, restore
 from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from .policy import KernelPolicy, choose_half, choose_winograd
 from .rules import fuse, fuse_children
-from .trained_layers import train_as_matrix_products, train_with_winograd
+from .trained_blocks import train_blocks
+from .trained_layers import train_as_matrix_products, train_pointwise, train_with_winograd
 
 __all__ = ["Acceleration", "Framework", "accelerate", "fuse_poolers", "register_framework"]
 
@@ -87,6 +89,20 @@ class Framework:
     def launch_at_once(self, model: nn.Module) -> None:
         """Launches all between the batch of images and the padded results as one CUDA graph, by `GraphedCalls`."""
         raise NotImplementedError
+
+    def residual_blocks(self, model: nn.Module) -> Iterator[tuple[str, list[ConvNorm], ConvNorm | None]]:
+        """Name, convolutions in order and projection (None for the identity) of each residual block: a ReLU after each
+        convolution, and after the addition rather than after the last."""
+        return iter(())
+
+    def stems(self, model: nn.Module) -> Iterator[tuple[str, ConvNorm]]:
+        """Name and convolution of each stem, which ends with a ReLU and max pooling of 3x3, stride 2 and padding 1."""
+        return iter(())
+
+    def train_heads(self, model: nn.Module) -> str:
+        """Makes heads faster whose results have few gradients, after their convolutions were prepared for training on
+        the CPU; returns what was done."""
+        return ""
 
     def targets(self, model: nn.Module) -> str:
         """Makes the targets of training faster on the CPU."""
@@ -167,7 +183,8 @@ def accelerate(
         model: a GeneralizedRCNN of detectron2 or of torchvision, of stock components or of any others.
         copy: work on a copy and leave ``model`` as it is.
         training: prepare for training: ``pooler``, ``channels_last``, ``winograd``, ``targets`` and of
-            ``convolutions`` those transposed; nothing else (bf16 in training is the trainer's
+            ``convolutions`` on the CPU those transposed and of 1x1, and residual blocks, of which normalisations that
+            are frozen, ReLUs and additions become part; nothing else (bf16 in training is the trainer's
             ``SOLVER.AMP.ENABLED``). None: whatever mode ``model`` is in.
         pooler: RoIs are pooled from all levels in one call, by `roi_align_pyramid`.
         channels_last: convolutions run channels-last.
@@ -195,10 +212,11 @@ def accelerate(
         targets: in training on the CPU, anchors are matched without the matrix of all overlaps, and bitmaps of
             instances are neither copied for each proposal nor taken to float32 as a whole.
         int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
-            processors with AVX2, fastest with VNNI, but for predictions and those found too sensitive; all others as
-            without. A list of inputs to calibrate with, each of which the model is called with, a few images as the
-            model will see; or an earlier calibration, ``model.acceleration.int8``, or the path where its ``save`` put
-            it. Those are for the very weights that they were made with.
+            processors with AVX2, fastest with VNNI, and those of 3x3 that ``winograd`` takes on those with AVX512-VNNI,
+            but for predictions and those found too sensitive; all others as without. A list of inputs to calibrate
+            with, each of which the model is called with, a few images as the model will see; or an earlier calibration,
+            ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very weights that they
+            were made with. A NaN does not outlast a 1x1 or linear layer in int8.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
@@ -316,9 +334,15 @@ def _device_and_dtype(model):
 def _prepare_training(framework, model, steps, convolutions, arithmetic, how, targets):
     on_cpu = _device_and_dtype(model)[0].type == "cpu"
     steps["convolutions"] = "off"
-    if convolutions and on_cpu:
-        steps["convolutions"] = f"{train_as_matrix_products(model)} transposed ones as matrix products"
+    # As long as their convolutions are the framework's.
+    blocks, stems = list(framework.residual_blocks(model)), list(framework.stems(model))
     count = train_with_winograd(model, arithmetic) if arithmetic else 0
+    if convolutions and on_cpu:
+        done = [f"{train_as_matrix_products(model)} transposed ones as matrix products"]
+        done.append(f"{train_pointwise(model)} of 1x1")
+        done.append(train_blocks(model, blocks, stems))
+        done.append(framework.train_heads(model))
+        steps["convolutions"] = ", ".join(filter(None, done))
     steps["winograd"] = f"{count} {how}" if arithmetic else how
     steps["targets"] = framework.targets(model) if targets and on_cpu else "off"
 

@@ -14,15 +14,17 @@ from torch.nn import functional as F
 from ..ops.int8_pointwise import add_int8_pointwise_conv_, int8_pointwise_conv, int8_weight
 from ..ops.pointwise import add_pointwise_conv_, pointwise_conv, pointwise_weight
 from ..ops.stem import stem_conv_pool, stem_weight
-from ..ops.winograd import winograd_conv3x3, winograd_weight
+from ..ops.winograd import winograd_conv3x3, winograd_int8_weight, winograd_weight
 from .fused_module import FusedModule, PreparedWeights
-from .int8_ranges import Int8Range, Observer
+from .int8_ranges import Int8Range, Observer, WinogradObserver
 from .kernel_support import doubling_as_linear, is_doubling, winograd_tiles
 from .mixed_precision import to_float32
 from .norms import foldable, folded
 from .policy import ConvKernel, KernelPolicy
 
 __all__ = ["FusedConv2d", "FusedConvTranspose2d", "FusedLinear"]
+
+_WINOGRAD = (ConvKernel.WINOGRAD_INT16, ConvKernel.WINOGRAD_FLOAT32)
 
 
 class _FusedLayer(FusedModule):
@@ -34,6 +36,9 @@ class _FusedLayer(FusedModule):
         # How the input is quantised where `pointwise_conv` would compute it.
         self.int8: Int8Range | None = None
         self.observer: Observer | None = None  # of what `pointwise_conv` is given
+        # Whether Winograd's algorithm multiplies int8 where it computes the layer, which finds ranges by itself.
+        self.int8_winograd = False
+        self.winograd_observer: WinogradObserver | None = None
 
     def infer(self, x: Tensor) -> Tensor:
         return self.run(x)
@@ -43,6 +48,8 @@ class _FusedLayer(FusedModule):
         dtype = str(self.policy.dtype).removeprefix("torch.")
         if self.int8 is not None and kernel == "pointwise_conv":
             dtype, kernel = "int8", "int8_pointwise_conv"
+        if self.int8_winograd and kernel.startswith("winograd_conv3x3"):
+            dtype, kernel = "int8", "winograd_conv3x3, int8"
         return f"{', '.join(part for part in parts if part)}; {dtype} by {kernel}"
 
 
@@ -124,8 +131,16 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
     @property
     def is_pointwise(self) -> bool:
         """Whether `pointwise_conv` computes it, or `int8_pointwise_conv` with ``int8``."""
-        kernel = self.policy.conv_kernel(self, foldable(self.own_norm), self.weight.device)
-        return kernel is ConvKernel.POINTWISE
+        return self._kernel is ConvKernel.POINTWISE
+
+    @property
+    def is_winograd(self) -> bool:
+        """Whether `winograd_conv3x3` computes it."""
+        return self._kernel in _WINOGRAD
+
+    @property
+    def _kernel(self):
+        return self.policy.conv_kernel(self, foldable(self.own_norm), self.weight.device)
 
     def runs_as_stem(self, x: Tensor, norm: nn.Module | None = None) -> bool:
         """Whether `run_stem` can have x."""
@@ -162,17 +177,14 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
         return add_int8_pointwise_conv_(add, x, weight, self.stride[0], relu)
 
     def _convolve(self, kernel, x, norm, relu=False, add=None):
-        if kernel in (ConvKernel.WINOGRAD_INT16, ConvKernel.WINOGRAD_FLOAT32):
-            reorder = partial(winograd_weight, int16=kernel is ConvKernel.WINOGRAD_INT16)
-            make = partial(self._make_reordered, norm, reorder)
+        if kernel in _WINOGRAD:
             dilation = self.dilation[0]
             # Small maps are grids of few cells each, most of a tile of which would be thrown away.
             if winograd_tiles(*x.shape[2:], dilation) <= 2 * winograd_tiles(*x.shape[2:], 1):
-                weight, bias = self.prepared.get(self._sources(norm), kernel, make)
-                if dilation == 1:
-                    return winograd_conv3x3(x, weight, bias, add, relu)
-                x = _from_grids(winograd_conv3x3(_to_grids(x, dilation), weight, bias), dilation, x.shape)
-                return _finish(x, relu, add)
+                if self.winograd_observer is not None:
+                    results = (self._winograd(kernel, x, norm, relu, None, int8) for int8 in (False, True))
+                    self.winograd_observer(*results, relu)
+                return self._winograd(kernel, x, norm, relu, add, self.int8_winograd)
             kernel = self.policy.direct_kernel(self)
         weight, bias = self.prepared.get(self._sources(norm), None, partial(self._make, norm))
         if kernel is ConvKernel.CUDNN and relu and x.numel() and torch.backends.cudnn.enabled:
@@ -198,6 +210,16 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
             add, x, weight, bias, *geometry, "add", 1.0, None, [], ""
         )
         return _finish(x, relu)
+
+    def _winograd(self, kernel, x, norm, relu, add, int8):
+        reorder = partial(winograd_weight, int16=kernel is ConvKernel.WINOGRAD_INT16)
+        make = partial(self._make_reordered, norm, winograd_int8_weight if int8 else reorder)
+        weight, bias = self.prepared.get(self._sources(norm), (kernel, int8), make)
+        dilation = self.dilation[0]
+        if dilation == 1:
+            return winograd_conv3x3(x, weight, bias, add, relu)
+        x = _from_grids(winograd_conv3x3(_to_grids(x, dilation), weight, bias), dilation, x.shape)
+        return _finish(x, relu, add)
 
     def _sources(self, norm):
         sources = (self.weight, self.bias)

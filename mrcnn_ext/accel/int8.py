@@ -1,5 +1,5 @@
-"""1x1 convolutions, linear layers and transposed convolutions that double their maps in int8: which of them, with what
-ranges, found from some inputs and kept in a file."""
+"""1x1 convolutions, linear layers, transposed convolutions that double their maps and 3x3 convolutions by Winograd's
+algorithm in int8: which of them, with what ranges, found from some inputs and kept in a file."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.winograd import winograd_int8_is_available
 from .cpu_features import int8_kernels_are_available
 from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
 from .fused_module import PreparedWeights
-from .int8_ranges import Int8Range, Observer
+from .int8_ranges import Int8Range, Observer, WinogradObserver
 
 __all__ = ["Int8Calibration", "Int8Layer", "apply_int8", "calibrate_int8", "check_int8", "state_digest"]
 
@@ -55,6 +56,8 @@ class Int8Calibration:
     Attributes:
         digest: `state_digest` of the model that it was made for.
         layers: by their names in the model.
+        winograd: the error of 3x3 convolutions in int8, as that of a layer, by their names; on processors without
+            AVX512-VNNI they are as without.
         left_out: why others are not in int8, by their names.
         networks: the error of each network's results, as that of a layer, with all its layers in int8.
     """
@@ -63,13 +66,19 @@ class Int8Calibration:
     layers: dict[str, Int8Layer]
     left_out: dict[str, str] = field(default_factory=dict)
     networks: dict[str, float] = field(default_factory=dict)
+    winograd: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Of all layers in int8, by their names."""
+        return {name: layer.error for name, layer in self.layers.items()} | self.winograd
 
     def __str__(self) -> str:
-        width = max([*map(len, self.layers), *map(len, self.left_out), 1])
-        lines = [f"  {name:{width}}  error {layer.error:.2%}" for name, layer in self.layers.items()]
+        width = max([*map(len, self.errors), *map(len, self.left_out), 1])
+        lines = [f"  {name:{width}}  error {error:.2%}" for name, error in self.errors.items()]
         lines += [f"  {name:{width}}  not in int8: {why}" for name, why in self.left_out.items()]
         lines += [f"  results of {name}: error {error:.2%}" for name, error in self.networks.items()]
-        return "\n".join([f"{len(self.layers)} layers in int8:", *lines])
+        return "\n".join([f"{len(self.errors)} layers in int8, {len(self.winograd)} of 3x3:", *lines])
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes it as JSON; `load` reads it."""
@@ -105,6 +114,8 @@ class Int8Calibration:
             }
             left_out = {str(name): str(why) for name, why in value["left_out"].items()}
             networks = {str(name): float(error) for name, error in value["networks"].items()}
+            # Files of before there were such have none.
+            winograd = {str(name): float(error) for name, error in value.get("winograd", {}).items()}
             digest = str(value["digest"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged int8 calibration: {error!r}") from error
@@ -121,7 +132,7 @@ class Int8Calibration:
             raise ValueError(
                 f"{path} is a damaged int8 calibration: scale or zero_point of {bad[0]} is out of range"
             )
-        return cls(digest, layers, left_out, networks)
+        return cls(digest, layers, left_out, networks, winograd)
 
 
 def state_digest(model: nn.Module) -> str:
@@ -178,17 +189,20 @@ def apply_int8(model: nn.Module, calibration: Int8Calibration) -> str:
         ValueError: the model has no such fused layers: it was calibrated with other switches of `accelerate`.
     """
     layers = dict(_candidates(model))
-    unknown = [name for name in calibration.layers if name not in layers]
+    unknown = [name for name in calibration.layers if name not in layers or not layers[name].is_pointwise]
+    unknown += [name for name in calibration.winograd if name not in layers or layers[name].is_pointwise]
     if unknown:
         raise ValueError(
             f"int8: the calibration has {unknown[0]}, which is no layer that could be in int8 here; calibrate with the "
             "switches of accelerate that it is to be used with"
         )
     for name, layer in layers.items():
-        named = calibration.layers.get(name)
-        _set(layer, None if named is None else named.range)
+        _set(name, layer, calibration)
     left = f", {len(calibration.left_out)} not" if calibration.left_out else ""
-    return f"{len(calibration.layers)} layers{left}"
+    if calibration.winograd and not winograd_int8_is_available():
+        left += f"; {len(calibration.winograd)} of 3x3 not without AVX512-VNNI"
+        return f"{len(calibration.layers)} layers{left}"
+    return f"{len(calibration.errors)} layers{left}"
 
 
 def calibrate_int8(
@@ -201,8 +215,8 @@ def calibrate_int8(
     """Finds ranges for the layers of a fused model from inputs, and which of them stay as they are: layers of heads
     that no ReLU follows, which are predictions; those of a larger error than ``layer_bound``; and, of each network
     whose results are then wrong by more than ``bound``, or than noise of 2 % in its arguments makes them if that is
-    more, those of the largest error until they are not. The model is
-    left without int8; `apply_int8` follows.
+    more, those of the largest error until they are not, of 3x3 first. The model is left without int8; `apply_int8`
+    follows.
 
     Args:
         model: accelerated, without int8.
@@ -212,10 +226,14 @@ def calibrate_int8(
     """
     layers = dict(_candidates(model))
     is_head = dict(networks)
-    observers = {name: Observer() for name in layers}
+    observers: dict[str, Observer | WinogradObserver] = {}
+    calibration = Int8Calibration("", {})
     for name, layer in layers.items():
-        _set(layer, None)
-        layer.observer = observers[name]
+        _set(name, layer, calibration)
+        if layer.is_pointwise:
+            observers[name] = layer.observer = Observer()
+        elif winograd_int8_is_available():
+            observers[name] = layer.winograd_observer = WinogradObserver()
     recorders = {name: _Recorder(model.get_submodule(name)) for name in is_head}
     try:
         with torch.inference_mode():
@@ -226,24 +244,37 @@ def calibrate_int8(
     finally:
         _close(recorders)
         for layer in layers.values():
-            layer.observer = None
-    calibration = Int8Calibration(state_digest(model), {})
+            layer.observer = layer.winograd_observer = None
+            layer.prepared = PreparedWeights()  # observed in int8, too
+    calibration.digest = state_digest(model)
     for name, observer in observers.items():
         why_not = _why_left_out(name, observer, is_head)
         if why_not is None:
-            found = observer.best_range()
-            error = observer.error(found)
-            if error <= layer_bound:
-                calibration.layers[name] = Int8Layer(found.scale, found.zero_point, error)
-                continue
-            why_not = f"its error would be {error:.2%}"
-        calibration.left_out[name] = why_not
+            why_not = _take(name, observer, calibration, layer_bound)
+        if why_not is not None:
+            calibration.left_out[name] = why_not
     for name, recorder in recorders.items():
         _bound_network(name, recorder, layers, calibration, bound)
-    for layer in layers.values():
-        _set(layer, None)
+    for name, layer in layers.items():
+        _set(name, layer, None)
     _warn(calibration, observers, is_head)
     return calibration
+
+
+def _take(name, observer, calibration, bound) -> str | None:
+    """Puts a layer into a calibration, or says why not."""
+    if isinstance(observer, WinogradObserver):
+        error = observer.error()
+        if error <= bound:
+            calibration.winograd[name] = error
+            return None
+    else:
+        found = observer.best_range()
+        error = observer.error(found)
+        if error <= bound:
+            calibration.layers[name] = Int8Layer(found.scale, found.zero_point, error)
+            return None
+    return f"its error would be {error:.2%}"
 
 
 def _warn(calibration, observers, networks):
@@ -251,12 +282,12 @@ def _warn(calibration, observers, networks):
     logger = logging.getLogger(__name__)
     if not observers:
         logger.warning("int8: no layer can be in int8: `print(model)` shows none that is pointwise_conv")
-    elif not calibration.layers:
+    elif not calibration.errors:
         name, why = next(iter(calibration.left_out.items()))
         logger.warning("int8: no layer is in int8, of %d: %s: %s", len(observers), name, why)
     for network in networks:
         own = [observer for name, observer in observers.items() if name.startswith(f"{network}.")]
-        if own and not any(observer.rows for observer in own):
+        if own and not any(observer.seen for observer in own):
             logger.warning(
                 "int8: none of the inputs reached %s, which is not in int8: calibrate with images in which the model "
                 "finds something",
@@ -275,19 +306,23 @@ def _call(model, value, number):
 
 
 def _candidates(model) -> Iterator[tuple[str, Any]]:
-    """Fused layers that `pointwise_conv` computes, and int8 could."""
+    """Fused layers that `pointwise_conv` and `winograd_conv3x3` compute, and int8 could."""
     for name, module in model.named_modules():
-        if isinstance(module, _LAYERS) and module.is_pointwise:
+        if isinstance(module, _LAYERS) and (module.is_pointwise or getattr(module, "is_winograd", False)):
             yield name, module
 
 
-def _set(layer, range_):
-    if layer.int8 != range_:
-        layer.int8, layer.prepared = range_, PreparedWeights()
+def _set(name, layer, calibration):
+    """Lets a layer compute as a calibration has it; None: not in int8."""
+    named = None if calibration is None else calibration.layers.get(name)
+    range_ = None if named is None else named.range
+    winograd = calibration is not None and name in calibration.winograd and winograd_int8_is_available()
+    if (layer.int8, layer.int8_winograd) != (range_, winograd):
+        layer.int8, layer.int8_winograd, layer.prepared = range_, winograd, PreparedWeights()
 
 
 def _why_left_out(name, observer, networks):
-    if not observer.rows:
+    if not observer.seen:
         return "none of the inputs reached it"
     within = [network for network in networks if name == network or name.startswith(f"{network}.")]
     if within and networks[max(within, key=len)] and not observer.relu:
@@ -297,23 +332,26 @@ def _why_left_out(name, observer, networks):
 
 def _bound_network(name, recorder, layers, calibration, bound):
     """Takes layers of a network out of int8 until its results are wrong by no more than they may be."""
-    own = {layer for layer in calibration.layers if layer.startswith(f"{name}.") or layer == name}
+    own = {layer for layer in calibration.errors if layer.startswith(f"{name}.") or layer == name}
     if not recorder.calls or not own:
         return
     bound = max(bound, recorder.error(_NOISE))
     while True:
         for layer in own:
-            _set(layers[layer], calibration.layers[layer].range)
+            _set(layer, layers[layer], calibration)
         error = recorder.error()
         if error <= bound or not own:
             calibration.networks[name] = error
             return
-        worst = sorted(own, key=lambda layer: calibration.layers[layer].error)[-max(1, len(own) // 10) :]
+        errors, of_3x3 = calibration.errors, own & calibration.winograd.keys()
+        # Of 3x3 first, which without are in int16 and lose the least time by it.
+        worst = sorted(of_3x3 or own, key=errors.__getitem__)[-max(1, len(own) // 10) :]
         for layer in worst:
-            why = f"{name}'s error was {error:.2%} with it, its own is {calibration.layers.pop(layer).error:.2%}"
+            why = f"{name}'s error was {error:.2%} with it, its own is {errors[layer]:.2%}"
             calibration.left_out[layer] = why
+            (calibration.winograd if layer in calibration.winograd else calibration.layers).pop(layer)
             own.remove(layer)
-            _set(layers[layer], None)
+            _set(layer, layers[layer], None)
 
 
 class _Recorder:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.int8_pointwise import quantize_weight
 
-__all__ = ["Int8Range", "Observer"]
+__all__ = ["Int8Range", "Observer", "WinogradObserver"]
 
 _PARTS = [0.94**step for step in range(32)]  # down to a seventh: few values are far from the others
 _MOST_VALUES = 1 << 18  # that ranges are tried on
@@ -74,6 +74,11 @@ class Observer:
         self.rows.append(rows[:: -(-len(rows) // count)].float())
         self.weight, self.bias, self.relu = weight.flatten(1).float(), bias, relu
 
+    @property
+    def seen(self) -> bool:
+        """Whether it has been given anything."""
+        return bool(self.rows)
+
     def best_range(self) -> Int8Range:
         """Of the ranges that leave out more or less of the ends, the one that changes the sample the least, by the mean
         of the squares."""
@@ -98,3 +103,35 @@ class Observer:
         if self.bias is not None:
             result += self.bias.float()
         return result.relu_() if self.relu else result
+
+
+@dataclass
+class WinogradObserver:
+    """Sees the results of a 3x3 convolution, and what they would be in int8.
+
+    Attributes:
+        squares: sum of the squares of the differences.
+        spread: of those of the results from the mean of their channel.
+        relu: whether a ReLU follows.
+    """
+
+    relu: bool = False
+    squares: float = 0.0
+    spread: float = 0.0
+
+    def __call__(self, exact: Tensor, int8: Tensor, relu: bool) -> None:
+        """(N, O, H, W) each."""
+        exact, int8 = exact.float(), int8.float()
+        self.relu = relu
+        self.squares += (int8 - exact).square().sum(dtype=torch.float64).item()
+        mean = exact.mean((0, 2, 3), keepdim=True)
+        self.spread += (exact - mean).square().sum(dtype=torch.float64).item()
+
+    @property
+    def seen(self) -> bool:
+        """As of `Observer`."""
+        return self.spread > 0 or self.squares > 0
+
+    def error(self) -> float:
+        """As of `Observer`."""
+        return math.sqrt(self.squares / max(self.spread, 1e-30))

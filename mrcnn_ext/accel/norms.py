@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["activation_of", "foldable", "folded", "is_norm", "register_norm"]
+__all__ = ["activation_of", "foldable", "folded", "is_affine", "is_norm", "register_norm"]
 
 
 @dataclass(frozen=True)
 class _Norm:
     activation: Callable[[nn.Module], nn.Module | None] | None
+    frozen: bool = False
 
 
 # Exactly these classes: a subclass may do more than normalise. By name, so that no framework need be imported.
@@ -21,15 +22,20 @@ _NORMS = {
 }
 
 
-def register_norm(class_name: str, activation: Callable[[nn.Module], nn.Module | None] | None = None) -> None:
+def register_norm(
+    class_name: str,
+    activation: Callable[[nn.Module], nn.Module | None] | None = None,
+    frozen: bool = False,
+) -> None:
     """Lets a class of normalisations be folded. It has ``weight`` and ``bias`` (C,) or None, ``running_mean`` and
     ``running_var`` (C,) and ``eps``, as ``nn.BatchNorm2d``.
 
     Args:
         class_name: its module and qualified name, "package.module.Class".
         activation: gives the activation module that an instance applies after normalising, None for none.
+        frozen: whether instances normalise by their running statistics in training mode too.
     """
-    _NORMS[class_name] = _Norm(activation)
+    _NORMS[class_name] = _Norm(activation, frozen)
 
 
 def _find(norm):
@@ -44,6 +50,19 @@ def is_norm(module: nn.Module) -> bool:
 def foldable(norm: nn.Module | None) -> bool:
     """Whether at inference the normalisation is an affine map of each channel."""
     return norm is None or (_find(norm) is not None and norm.running_mean is not None)
+
+
+def is_affine(norm: nn.Module | None) -> bool:
+    """Whether the normalisation, in the mode that it is in, is an affine map of each channel and nothing more."""
+    if norm is None:
+        return True
+    found = _find(norm)
+    return (
+        found is not None
+        and (found.frozen or not norm.training)
+        and foldable(norm)
+        and not activation_of(norm)
+    )
 
 
 def activation_of(norm: nn.Module) -> nn.Module | None:

@@ -12,11 +12,12 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..evaluation import instances_to_coco_json
-from ..inference.detections import Detection, detections_of
+from ..inference.detections import detections_of
 from ..inference.drawing import Painter, Style, color_of
 from ..ops.roi_sampling import AxisSamples, RoISamples
 
 __all__ = [
+    "Names",
     "Shown",
     "annotated",
     "colored",
@@ -52,23 +53,29 @@ class Shown:
     keypoint_score: float = 0.05
 
 
-def shapes(
-    pixels: np.ndarray,
-    instances: Instances,
-    classes: Sequence[str],
-    lines: Sequence[tuple[int, int]] = (),
-    keypoint_names: Sequence[str] = (),
-    shown: Shown | None = None,
-) -> dict:
+@dataclass(frozen=True)
+class Names:
+    """What a model's objects are called.
+
+    Attributes:
+        classes: names of the classes.
+        keypoints: names of the K keypoints; numbers where they are too few.
+        lines: pairs of keypoints, by their places, that a line joins.
+    """
+
+    classes: Sequence[str]
+    keypoints: Sequence[str] = ()
+    lines: Sequence[tuple[int, int]] = ()
+
+
+def shapes(pixels: np.ndarray, instances: Instances, names: Names, shown: Shown | None = None) -> dict:
     """An image and its detections as plain values, for the browser to draw.
 
     Args:
         pixels: (H, W, 3) uint8, RGB.
         instances: of the image, on the CPU; ``pred_masks`` one by one (H, W) bool, and ``number`` for ids if there.
-        classes: names of the classes.
-        lines: pairs of keypoints that a line joins.
-        keypoint_names: of the K keypoints.
-        shown: what is drawn.
+        names: of classes and keypoints.
+        shown: what is drawn; default everything.
 
     Returns:
         {"width", "height", "image": a data URI, "objects": [{"id", "label", "score", "color", "box", "detail", "mask":
@@ -83,7 +90,7 @@ def shapes(
         label = int(instances.pred_classes[i])
         one = {
             "id": int(instances.number[i]) if instances.has("number") else i,
-            "label": classes[label],
+            "label": names.classes[label],
             "score": round(float(instances.scores[i]), 4),
             "color": f"rgb{color_of(label)}",
             "box": [round(side, 2) for side in box],
@@ -98,13 +105,13 @@ def shapes(
                     round(x + _HALF, 2),
                     round(y + _HALF, 2),
                     round(score, 3),
-                    keypoint_names[k] if k < len(keypoint_names) else f"keypoint {k}",
+                    names.keypoints[k] if k < len(names.keypoints) else f"keypoint {k}",
                 ]
                 if score >= shown.keypoint_score and math.isfinite(x + y + score)
                 else None
                 for k, (x, y, score) in enumerate(points)
             ]
-            one["lines"] = [list(line) for line in lines]
+            one["lines"] = [list(line) for line in names.lines]
         objects.append(one)
     return {
         "width": width,
@@ -155,12 +162,7 @@ def _for_screen(image: np.ndarray) -> np.ndarray:
 
 
 def annotated(
-    pixels: np.ndarray,
-    instances: Instances,
-    classes: Sequence[str],
-    lines: Sequence[tuple[int, int]] = (),
-    keypoint_names: Sequence[str] = (),
-    shown: Shown | None = None,
+    pixels: np.ndarray, instances: Instances, names: Names, shown: Shown | None = None
 ) -> np.ndarray:
     """A picture with the detections, to be kept; arguments as of `shapes`. RGB, small images enlarged."""
     shown = shown or Shown()
@@ -171,11 +173,8 @@ def annotated(
         labels=shown.labels,
         keypoint_score=shown.keypoint_score,
     )
-    return Painter(style, keypoint_names, lines).draw(pixels, _detections(instances, classes))
-
-
-def _detections(instances: Instances, classes) -> list[Detection]:
-    return detections_of(instances_to_coco_json(instances, 0), dict(enumerate(classes)))
+    found = detections_of(instances_to_coco_json(instances, 0), dict(enumerate(names.classes)))
+    return Painter(style, names.keypoints, names.lines).draw(pixels, found)
 
 
 def mask_heat(instances: Instances, size: tuple[int, int]) -> np.ndarray:

@@ -24,9 +24,11 @@ from ..engine.errors import UserError
 from ..engine.int8 import int8_from_config
 from ..inference import load_predictor
 from ..inference.models import categories, resized
+from ..inference.outputs import limbs_of
 from ..layers.lazy_masks import LazyMasks
 from ..modeling import FusedROIPooler
 from ..ops.roi_options import RoIOptions
+from .drawing import Names
 from .inputs import Picture
 from .roi_view import Pyramid
 
@@ -129,15 +131,9 @@ class ShownModel:
         return getattr(self.original.roi_heads, "keypoint_head", None) is not None
 
     @functools.cached_property
-    def keypoint_names(self) -> list[str]:
-        return list(self.metadata.get("keypoint_names") or [])
-
-    @functools.cached_property
-    def skeleton(self) -> list[tuple[int, int]]:
-        """Pairs of keypoints that a line joins."""
-        rules = self.metadata.get("keypoint_connection_rules") or []
-        places = {name: place for place, name in enumerate(self.keypoint_names)}
-        return [(places[a], places[b]) for a, b, *_ in rules if a in places and b in places]
+    def names(self) -> Names:
+        keypoints = list(self.metadata.get("keypoint_names") or [])
+        return Names(self.classes, keypoints, limbs_of(self.metadata))
 
     @property
     def parameters(self) -> int:

@@ -1,4 +1,7 @@
-"""The convolutions of Mask and Keypoint R-CNN by our algorithms, beside oneDNN's in float32 and bf16."""
+"""The convolutions of Mask and Keypoint R-CNN by our algorithms, beside oneDNN's in float32 and bf16, and beside what
+the processor multiplies at most."""
+
+import time
 
 import torch
 from torch import Tensor
@@ -9,10 +12,16 @@ from ..accel.cpu_features import (
     float32_kernels_are_available,
     int8_kernels_are_available,
 )
+from ..ops import _extension
 from ..ops.int8_pointwise import int8_pointwise_conv, int8_weight
 from ..ops.pointwise import pointwise_conv, pointwise_weight
 from ..ops.stem import stem_conv_pool, stem_weight
-from ..ops.winograd import winograd_conv3x3, winograd_weight
+from ..ops.winograd import (
+    winograd_conv3x3,
+    winograd_int8_is_available,
+    winograd_int8_weight,
+    winograd_weight,
+)
 from .timing import race
 
 # Of R-50-FPN for an image of 800 x 1216 with 100 masks or 50 people: N, C, O, H, W and the side of the kernel.
@@ -35,17 +44,64 @@ LAYERS = {
     "box head": (1000, 12544, 1024, 1, 1, 1),
     "stem": (1, 3, 64, 800, 1216, 7),
 }
-METHODS = ("float32", "bf16", "winograd float32", "winograd int16", "ours bf16", "ours float32", "ours int8")
+# What each multiplies.
+METHODS = {
+    "float32": "float32",
+    "bf16": "bf16",
+    "winograd float32": "float32",
+    "winograd int16": "int16",
+    "winograd int8": "int8",
+    "ours bf16": "bf16",
+    "ours float32": "float32",
+    "ours int8": "int8",
+}
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int16": torch.int16, "int8": torch.int8}
 _CPU = torch.device("cpu")
 # Errors above these, in standard deviations of the result, are mistakes.
-_LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.2, 1e-4, 0.05), strict=True))
+_LARGEST_ERRORS = dict(zip(METHODS, (1e-4, 0.2, 1e-4, 0.02, 0.1, 0.2, 1e-4, 0.05), strict=True))
+# Of a 3x3 convolution's multiplications, those of Winograd's F(4x4, 3x3).
+_WINOGRAD_PART = 36 / 144
 
 
-def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -> dict:
-    """One row: milliseconds of each way to convolve and add a bias, and its error, the root of the mean square in
-    standard deviations of the result in float64. Maps are bf16, as they are between layers; of the stem, "float32" and
-    "winograd float32" they are float32. "winograd" is of 3x3, "ours" of 1x1 and of the stem, whose ReLU and pooling are
-    measured with it, where it is available; in float32 and int8 of 1x1 alone.
+def rates(threads: int, seconds: float = 0.2) -> dict[str, float]:
+    """Multiply-adds per second of the processor, all threads together, from registers alone: the best of a few loops of
+    the instruction that our kernels multiply each dtype with. Dtypes that it has none for are absent."""
+    if not _extension.is_available():
+        return {}
+    torch.set_num_threads(threads)
+    found = {}
+    for name, dtype in _DTYPES.items():
+        like, repeats, best = torch.zeros(1, dtype=dtype), 1 << 16, 0.0
+        end = time.perf_counter() + seconds
+        try:
+            while time.perf_counter() < end:
+                start = time.perf_counter()
+                done = torch.ops.mrcnn_ext.multiply_adds(like, repeats)
+                took = time.perf_counter() - start
+                best = max(best, done / took)
+                if took < seconds / 20:
+                    repeats *= 2
+        except NotImplementedError:
+            continue
+        found[name] = best
+    return found
+
+
+def measure(
+    name: str,
+    size: tuple[int, ...],
+    budget: float,
+    threads: int = 1,
+    processor: dict[str, float] | None = None,
+) -> dict:
+    """One row: milliseconds of each way to convolve and add a bias, its error, the root of the mean square in
+    standard deviations of the result in float64, and its multiplications as a part of those that the processor could do
+    (of Winograd's those that it does). Maps are bf16, as they are between layers; of the stem, "float32" and "winograd
+    float32" they are float32. "winograd" is of 3x3, "ours" of 1x1 and of the stem, whose ReLU and pooling are measured
+    with it, where it is available; in float32 and int8 of 1x1 alone.
+
+    Args:
+        processor: `rates` of so many threads; None: they are measured.
 
     Raises:
         AssertionError: a result is wrong.
@@ -78,6 +134,9 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
         transformed, in_int16 = winograd_weight(weight), winograd_weight(weight, int16=True)
         functions["winograd float32"] = lambda: winograd_conv3x3(wide, transformed, bias)
         functions["winograd int16"] = lambda: winograd_conv3x3(x, in_int16, bias)
+        if winograd_int8_is_available():
+            in_8_bits = winograd_int8_weight(weight)
+            functions["winograd int8"] = lambda: winograd_conv3x3(x, in_8_bits, bias)
     elif bf16_kernels_are_available():
         reordered = stem_weight(weight) if side == 7 else pointwise_weight(weight)
         ours = stem_conv_pool if side == 7 else pointwise_conv
@@ -97,7 +156,13 @@ def measure(name: str, size: tuple[int, ...], budget: float, threads: int = 1) -
     row = {"layer": name, "size": "x".join(map(str, size[:5])), "kernel": side, "threads": threads}
     row |= {f"{method}_ms": 1000 * seconds[method] if method in seconds else None for method in METHODS}
     row |= {f"{method}_error": errors.get(method) for method in METHODS}
-    row["gflop"] = 2e-9 * side * side * n * channels * outputs * height * width / geometry["stride"] ** 2
+    processor = rates(threads) if processor is None else processor
+    multiplied = side * side * n * channels * outputs * height * width / geometry["stride"] ** 2
+    for method, dtype in METHODS.items():
+        known = method in seconds and dtype in processor
+        part = _WINOGRAD_PART if method.startswith("winograd") else 1
+        row[f"{method}_of_rate"] = part * multiplied / seconds[method] / processor[dtype] if known else None
+    row["gflop"] = 2e-9 * multiplied
     return row
 
 
@@ -107,11 +172,12 @@ def _error(result: Tensor, expected: Tensor) -> float:
 
 
 def header() -> str:
-    return f"{'layer, N x C x O x H x W, threads':46}" + "".join(f"{name:>26}" for name in METHODS)
+    return f"{'layer, N x C x O x H x W, threads':46}" + "".join(f"{name:>28}" for name in METHODS)
 
 
 def line(row: dict) -> str:
-    """A row of `measure` as text: milliseconds, how many times faster than float32, and the error."""
+    """A row of `measure` as text: milliseconds, how many times faster than float32, the part of the processor's rate,
+    and the error."""
     case = f"{row['layer']}, {row['size']}, {row['threads']}"
     cells = []
     for name in METHODS:
@@ -119,5 +185,7 @@ def line(row: dict) -> str:
             cells.append("")
             continue
         ratio = row["float32_ms"] / row[f"{name}_ms"]
-        cells.append(f"{row[f'{name}_ms']:.1f} {ratio:5.2f}x {row[f'{name}_error']:.1e}")
-    return f"{case:46}" + "".join(f"{cell:>26}" for cell in cells)
+        part = row[f"{name}_of_rate"]
+        part = "" if part is None else f" {part:4.0%}"
+        cells.append(f"{row[f'{name}_ms']:.1f} {ratio:5.2f}x{part} {row[f'{name}_error']:.1e}")
+    return f"{case:46}" + "".join(f"{cell:>28}" for cell in cells)

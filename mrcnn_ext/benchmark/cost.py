@@ -5,15 +5,17 @@ The model, for n GPUs with b images each:
 * Computing. Each operator takes as long as its arithmetic or its memory traffic, whichever is longer (roofline:
   Williams et al., 2009): :math:`t_{op} = \max(F / (\epsilon_F P),\ B / (\epsilon_B W))` with F floating-point
   operations, B bytes, the GPU's peak P and memory bandwidth W, and the part :math:`\epsilon` of them that kernels
-  reach. Forward and backward pass are the sums over their operators, or the time that the CPU takes to launch them if
-  that is longer.
+  reach. RoIAlign's traffic is the values that it gathers, four a sample, and twice as many in its backward pass.
+  Forward and backward pass are the sums over their operators, or the time that the CPU takes to launch them if that is
+  longer.
 * The optimiser (SGD with momentum) reads weights, gradients and momenta and writes weights and momenta: 20 bytes a
   trained parameter.
 * Communication. A ring all-reduce (Patarasuk and Yuan, 2009) of G bytes of gradients: each GPU sends and receives
   :math:`2 (n-1)/n \cdot G`, at the bandwidth of the links within a machine; among machines each of the machine's
   network cards carries one of as many rings, and the slower of the two counts. Each of the :math:`2 (n-1)` steps has a
   latency.
-* DistributedDataParallel overlaps it with the backward pass: :math:`t = t_f + \max(t_b, t_c) + t_o`.
+* DistributedDataParallel overlaps it with the backward pass: :math:`t = t_f + \max(t_b, t_c) + t_o`. CPUs, which
+  compute and communicate with the same cores, take :math:`t_f + t_b + t_c + t_o`, and what the host takes besides.
 * Memory: weights, gradients, momenta and DDP's buckets, 4 bytes each a parameter; the activations that the backward
   pass needs; and a constant for CUDA, workspaces and fragmentation.
 * Data: images of the bytes that COCO's have on the average, decoded and resized by so many cores for each GPU.
@@ -25,6 +27,7 @@ of the heads (matching, sampling); evaluation; failures.
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from .step_profile import StepProfile
@@ -47,7 +50,10 @@ class Hardware:
         network: bytes a second that a GPU's network card sends.
         per_machine: GPUs of a machine, each with its card.
         launch: seconds that a kernel takes to launch.
-        asynchronous: kernels are launched while others run, as on a GPU.
+        asynchronous: kernels are launched, and gradients sent, while others run, as on a GPU.
+        gather: seconds for a value that RoIAlign gathers in the forward pass, and for one in the backward pass. None:
+            by the memory bandwidth.
+        host: seconds of a step that the host takes besides launching kernels.
     """
 
     flops: dict[str, float]
@@ -58,6 +64,8 @@ class Hardware:
     per_machine: int = 8
     launch: float = 6e-6
     asynchronous: bool = True
+    gather: tuple[float, float] | None = None
+    host: float = 0.0
 
 
 # NVIDIA V100 16GB SXM2 (data sheet, 2018): 15.7 TFLOP/s (no TF32), 125 with float16, 900 GB/s, NVLink 300 GB/s in both
@@ -82,7 +90,7 @@ class Assumptions:
 
     Attributes:
         compute: part of the peak that convolutions and matrix products reach. None: 0.6 in fp32, with which the model
-            gives 0.27, 0.38 and 0.35 s a step for R-50-FPN, R-101-FPN and the keypoints' R-50-FPN on 8 V100s, where
+            gives 0.28, 0.39 and 0.34 s a step for R-50-FPN, R-101-FPN and the keypoints' R-50-FPN on 8 V100s, where
             detectron2's model zoo has measured 0.26, 0.34 and 0.32; 0.4 with tensor cores, which was not compared.
         memory: part of the bandwidth that other kernels reach.
         communication: part of the links' bandwidth that collectives reach.
@@ -183,18 +191,21 @@ def cost_of(
     assume = assumptions or Assumptions()
     efficiency = _EFFICIENCY[precision] if assume.compute is None else assume.compute
     times = images_per_gpu / profile.images
-    rates = (
-        hardware.flops[precision] * efficiency,
-        hardware.bandwidth * assume.memory / PRECISIONS[precision],
-    )
+    traffic = PRECISIONS[precision] / (hardware.bandwidth * assume.memory)
+    gather = hardware.gather or (4 * traffic, 8 * traffic)
     forward, backward = (
-        _Pass.of(table, times, rates, hardware) for table in (profile.forward, profile.backward)
+        _Pass.of(
+            table,
+            times * torch.tensor([1 / (hardware.flops[precision] * efficiency), traffic, value]),
+            hardware,
+        )
+        for table, value in zip((profile.forward, profile.backward), gather, strict=True)
     )
     gradients = 4.0 * profile.trained
     optimizer = 5 * gradients / (hardware.bandwidth * assume.memory)
     communication = ring_seconds(gradients, gpus, hardware, assume)
-    exposed = max(0.0, communication - backward.seconds)
-    computing = forward.seconds + backward.seconds + optimizer
+    exposed = max(0.0, communication - backward.seconds) if hardware.asynchronous else communication
+    computing = forward.seconds + backward.seconds + optimizer + hardware.host
     data = images_per_gpu * assume.image_seconds / assume.cores
     step = max(computing + exposed, data)
     batch = gpus * images_per_gpu
@@ -202,7 +213,7 @@ def cost_of(
     parts = {
         "arithmetic": forward.arithmetic + backward.arithmetic,
         "memory bandwidth": forward.traffic + backward.traffic + optimizer,
-        "kernel launches": forward.launches + backward.launches,
+        "kernel launches": forward.launches + backward.launches + hardware.host,
         "communication": exposed,
         "data loading": max(0.0, data - computing - exposed),
     }
@@ -238,11 +249,13 @@ class _Pass:
     launches: float
 
     @classmethod
-    def of(cls, table: Tensor, times: float, rates: tuple[float, float], hardware: Hardware) -> "_Pass":
-        by_flops, by_bytes = table[:, 0] * times / rates[0], table[:, 1] * times / rates[1]
-        is_arithmetic = by_flops > by_bytes
+    def of(cls, table: Tensor, costs: Tensor, hardware: Hardware) -> "_Pass":
+        """Of a table of `StepProfile`; ``costs``: seconds for each of its units, (3,)."""
+        by_flops, by_bytes, by_values = (table * costs).unbind(1)
+        by_traffic = torch.maximum(by_bytes, by_values)
+        is_arithmetic = by_flops > by_traffic
         arithmetic = float(by_flops[is_arithmetic].sum())
-        traffic = float(by_bytes[~is_arithmetic].sum())
+        traffic = float(by_traffic[~is_arithmetic].sum())
         launches = len(table) * hardware.launch
         beyond = max(0.0, launches - arithmetic - traffic) if hardware.asynchronous else launches
         return cls(arithmetic + traffic + beyond, arithmetic, traffic, beyond)

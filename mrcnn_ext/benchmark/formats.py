@@ -19,6 +19,7 @@ from ..accel.cpu_features import cpu_has_bf16, int8_kernels_are_available
 from ..export import ExportedModel, WrongAnswersError, export_model
 from ..inference import LoadedModel
 from .agreement import agreement
+from .precisions import COLUMNS, DatasetPrecisions
 
 __all__ = ["FORMS", "measure_forms", "table"]
 
@@ -50,7 +51,7 @@ def _without_bf16():
 
 
 def _without_int8():
-    return "" if int8_kernels_are_available() else "this processor has no AVX512-VNNI"
+    return "" if int8_kernels_are_available() else "this processor has no AVX2"
 
 
 FORMS = (
@@ -74,8 +75,9 @@ def measure_forms(
     forms: Sequence[str] = (),
     runs: int = 3,
     tell: Callable[[dict], None] = lambda row: None,
+    dataset: str = "",
 ) -> list[dict]:
-    """Size, time and agreement of each form of a model.
+    """Size, time and agreement of each form of a model, and its average precisions.
 
     Args:
         loaded: the model, of `load_predictor`.
@@ -84,15 +86,17 @@ def measure_forms(
         forms: names of `FORMS`; all by default. What cannot be run here gives a row that says why.
         runs: how often each image is timed, after one run over all of them.
         tell: takes each row when it is measured.
+        dataset: a registered one in COCO's format, on all of whose images each form is evaluated; "" for none.
 
     Returns:
         A dict for each form: "form", "size" in MB, "ms" an image (median), "images_per_second", "detections" of stock
         with a score from 0.5 on, "matched" (the share of them that are found: same class, IoU 0.8), "box_px" (the
-        largest difference of their boxes), and "note": why there are no figures.
+        largest difference of their boxes), with ``dataset`` "box_AP", "mask_AP" and "keypoint_AP" in points, of what
+        the model and the data have; and "note": why there are no figures.
 
     Raises:
         ValueError: an unknown form, or no images.
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, or the dataset has other classes than the model.
     """
     known = {form.name: form for form in FORMS}
     unknown = [name for name in forms if name not in known]
@@ -105,15 +109,19 @@ def measure_forms(
     Path(folder).mkdir(parents=True, exist_ok=True)
     loaded.model.eval()
     stock = _predicted(loaded.model, inputs)
+    precisions = DatasetPrecisions(loaded, dataset, stock[0]) if dataset else None
     rows = []
     for form in [known[name] for name in forms] or FORMS:
-        row = {"form": form.name, **_measured(form, loaded, images, inputs, Path(folder), stock, runs)}
+        row = {
+            "form": form.name,
+            **_measured(form, loaded, images, inputs, Path(folder), stock, runs, precisions),
+        }
         rows.append(row)
         tell(row)
     return rows
 
 
-def _measured(form, loaded, images, inputs, folder, stock, runs):
+def _measured(form, loaded, images, inputs, folder, stock, runs, precisions):
     lacking = [name for name in form.packages if find_spec(name) is None]
     note = f"not installed: {', '.join(lacking)}" if lacking else form.missing()
     if note:
@@ -121,7 +129,7 @@ def _measured(form, loaded, images, inputs, folder, stock, runs):
     try:
         run, size, note = _made(form, loaded, images, folder)
     except (NotImplementedError, ImportError, WrongAnswersError, ValueError, TypeError) as error:
-        return {"note": str(error).splitlines()[0]}
+        return {"note": str(error).partition("\n")[0] or type(error).__name__}
     found = _predicted(run, inputs)  # prepares buffers and threads, too
     seconds = []
     for one in inputs:
@@ -133,7 +141,8 @@ def _measured(form, loaded, images, inputs, folder, stock, runs):
     ms = 1000 * statistics.median(seconds)
     compared = agreement(stock, found, _MIN_SCORE)
     kept = {key: compared[key] for key in ("detections", "matched", "box_px")}
-    return {"size": size, "ms": ms, "images_per_second": 1000 / ms, **kept, "note": note}
+    points = precisions(run) if precisions is not None else {}
+    return {"size": size, "ms": ms, "images_per_second": 1000 / ms, **kept, **points, "note": note}
 
 
 def _made(form, loaded, images, folder):
@@ -176,17 +185,18 @@ def _predicted(run, inputs) -> list[Instances]:
 
 def table(rows: Sequence[dict]) -> str:
     """The rows in Markdown."""
-    lines = [
-        "| form | MB | ms an image | detections of stock that it finds | boxes differ by, px | |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = [column for column in COLUMNS.values() if any(column in row for row in rows)]
+    head = ["form", "MB", "ms an image", "detections of stock that it finds", "boxes differ by, px"]
+    lines = [[*head, *(column.replace("_", " ") for column in columns), ""]]
+    lines.append(["---"] * len(lines[0]))
     for row in rows:
-        if "ms" not in row:
-            lines.append(f"| {row['form']} | | | | | {row['note']} |")
-            continue
-        matched = f"{row['matched']:.1%} of {row['detections']}" if row["detections"] else "there are none"
-        box = f"{row['box_px']:.2g}" if row["detections"] else ""
-        lines.append(
-            f"| {row['form']} | {row['size']:.0f} | {row['ms']:.0f} | {matched} | {box} | {row['note']} |"
-        )
-    return "\n".join(lines)
+        cells = [""] * (len(head) - 1 + len(columns))
+        if "ms" in row:
+            matched = (
+                f"{row['matched']:.1%} of {row['detections']}" if row["detections"] else "there are none"
+            )
+            box = f"{row['box_px']:.2g}" if row["detections"] else ""
+            points = [f"{row[column]:.2f}" for column in columns]
+            cells = [f"{row['size']:.0f}", f"{row['ms']:.0f}", matched, box, *points]
+        lines.append([row["form"], *cells, row["note"]])
+    return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines)

@@ -80,6 +80,7 @@ class Subject:
         dataset: str = "",
         min_score: float = 0.0,
         bf16: bool | str = "auto",
+        calibrated: bool = True,
     ):
         """
         Args:
@@ -91,6 +92,7 @@ class Subject:
             min_score: of the detections that the model gives. 0 stands for one that lets some ten times as many
                 candidates into non-maximum suppression as detections are wanted.
             bf16: as `accelerate` takes it; of training too.
+            calibrated: whether random weights' batch normalisation gets statistics.
         """
         self.name = os.path.splitext(os.path.basename(config))[0]
         self.weights = os.path.basename(weights)
@@ -105,7 +107,7 @@ class Subject:
         self.stock = build_model(self.cfg).eval()
         if weights:
             DetectionCheckpointer(self.stock).load(weights)
-        else:
+        elif calibrated:
             calibrate(self.stock, self.inputs(Case(height=320, width=480)))
         self.bf16 = bf16
 
@@ -256,8 +258,15 @@ def score_for(model: nn.Module, inputs: list[dict], instances: int) -> float:
     return 0.0
 
 
-def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
+def measure(subject: Subject, case: Case, budget: float, threads: int, brief: bool = False) -> dict:
     """One row: times, images per second, peak memory and stages of both, and how well the outputs agree.
+
+    Args:
+        subject: what is measured.
+        case: in what.
+        budget: seconds for the times, about; three rounds at least.
+        threads: of the CPU.
+        brief: leave out the stages, and the agreement of masks and keypoints within the same boxes.
 
     Raises:
         AssertionError: the model accelerated in the arithmetic of stock's, float32, detects something else.
@@ -268,11 +277,12 @@ def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
     if case.task == "training":
         functions, models, compared = _training(subject, case)
     else:
-        functions, models, compared = _inference(subject, case)
+        functions, models, compared = _inference(subject, case, brief)
     row |= {"bf16": subject.runs_in_bf16, **compared}
     for name, function in functions.items():
         row[f"{name}_mb"] = peak_memory(function, subject.device) / 1e6
-    times = race_times(functions, subject.device, budget, (3, 50))
+    # Memory was measured by a run of each.
+    times = race_times(functions, subject.device, budget, (3, 50), warm=False)
     for name, seconds in times.items():
         middle = statistics.median(seconds)
         row[f"{name}_ms"] = 1000 * middle
@@ -280,14 +290,14 @@ def measure(subject: Subject, case: Case, budget: float, threads: int) -> dict:
         row[f"{name}_images_per_s"] = case.batch / middle
     row["runs"] = len(times["stock"])
     row["ratio"] = row["stock_ms"] / row["ours_ms"]
-    if case.task != "training":
+    if case.task != "training" and not brief:
         for name, function in functions.items():
             parts = breakdown(models[name], function, subject.device)
             row |= {f"{name}_{stage}_ms": 1000 * parts[stage] for stage in STAGES}
     return row
 
 
-def _inference(subject: Subject, case: Case):
+def _inference(subject: Subject, case: Case, brief: bool):
     inputs = subject.inputs(case)
     lazy = case.task == "evaluation"
     models = {"stock": subject.stock, "ours": subject.accelerated(masks="lazy" if lazy else True)}
@@ -314,7 +324,8 @@ def _inference(subject: Subject, case: Case):
             f"{same['matched']:.1%}: there is nothing to compare"
         )
     compared = agreement(stock, run(models["ours"])) | {f"fp32_{name}": value for name, value in same.items()}
-    compared |= _agreement_within_boxes(subject.stock, models["ours"], inputs)
+    if not brief:
+        compared |= _agreement_within_boxes(subject.stock, models["ours"], inputs)
     compared |= {"box_side_px": float(sides.mean()), "min_score": min_score}
     functions: dict[str, Callable] = {name: partial(run, model) for name, model in models.items()}
     if case.task == "evaluation":

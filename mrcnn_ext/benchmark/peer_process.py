@@ -1,15 +1,18 @@
 """The process of one row of `peers`.
 
-``python -m mrcnn_ext.benchmark.peer_process FOLDER NAME THREADS [DATASET IMAGES]`` writes NAME.detections.pth to the
-folder and then a line, "answer" and JSON, on what it is; then, for each line with a number that it reads, the seconds
-of so many calls.
+``python -m mrcnn_ext.benchmark.peer_process FOLDER NAME THREADS [--workers N] [--evaluate DATASET IMAGES]`` writes
+NAME.detections.pth to the folder and then a line, "answer" and JSON, on what it is; then, for each line with a number
+that it reads, the seconds of so many calls, or with several workers those of all together.
 """
 
+import argparse
 import contextlib
 import io
 import json
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,11 +37,19 @@ from .throughput import part_of
 _FIELDS = {"masks": "pred_masks", "keypoints": "pred_keypoints"}
 
 
-def main(folder: str, name: str, threads: str, dataset: str = "", images: str = "0") -> None:
-    torch.set_num_threads(int(threads))
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("name", choices=PEERS)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--evaluate", nargs=2, metavar=("DATASET", "IMAGES"))
+    options = parser.parse_args(arguments)
+    folder, name = options.folder, options.name
+    torch.set_num_threads(options.threads)
     stream = sys.stdout
     sys.stdout = sys.stderr  # what libraries print
-    row = _Row(Path(folder), PEERS[name], int(threads))
+    row = _Row(folder, PEERS[name], options.threads, options.workers)
     start = time.perf_counter()
     found = row.detect()
     first = time.perf_counter() - start
@@ -46,31 +57,82 @@ def main(folder: str, name: str, threads: str, dataset: str = "", images: str = 
         start = time.perf_counter()
         row.detect()
         first = time.perf_counter() - start
-    torch.save(found, Path(folder, f"{name}.detections.pth"))
     about = {"version": row.version, "first_s": first}
-    if int(images):
-        about["ap"] = row.average_precision(dataset, int(images))
-    print("answer", json.dumps(about), file=stream, flush=True)
-    for calls in sys.stdin:
-        seconds = []
-        for _ in range(int(calls)):
-            start = time.perf_counter()
-            row.run()
-            seconds.append(time.perf_counter() - start)
-        print("answer", json.dumps(seconds), file=stream, flush=True)
+    if options.evaluate:
+        about["ap"] = row.average_precision(options.evaluate[0], int(options.evaluate[1]))
+    with _Workers(options.workers, options.threads) as workers:
+        if options.workers > 1:  # what they find, together, is compared
+            found = max(workers.run(row.detect, options.workers), key=lambda other: _difference(found, other))
+        torch.save(found, folder / f"{name}.detections.pth")
+        print("answer", json.dumps(about), file=stream, flush=True)
+        for calls in sys.stdin:
+            print("answer", json.dumps(workers.seconds(row.run, int(calls))), file=stream, flush=True)
+
+
+def _difference(found, other) -> float:
+    """Of two detections of an image, in pixels; infinite if they are not as many."""
+    if found["boxes"].shape != other["boxes"].shape:
+        return float("inf")
+    return (found["boxes"] - other["boxes"]).abs().sum().item()
+
+
+class _Workers:
+    """Threads that call a function at once, each with its share of the threads that compute.
+
+    Args:
+        workers: so many; one calls it where it is.
+        threads: that compute, of all together.
+    """
+
+    def __init__(self, workers: int, threads: int):
+        self._pool = None
+        if workers > 1:
+            share = max(1, threads // workers)
+            self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def run(self, function: Callable, calls: int) -> list:
+        """What so many calls return."""
+        if self._pool is None:
+            return [function() for _ in range(calls)]
+        return list(self._pool.map(lambda _: function(), range(calls)))
+
+    def seconds(self, function: Callable, calls: int) -> list[float]:
+        """Of each of so many calls; of several workers, of all together."""
+        if self._pool is None:
+            return [_seconds(function) for _ in range(calls)]
+        return [_seconds(partial(self.run, function, calls))]
+
+
+def _seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 class _Row:
-    """A detector of an image, masks not pasted."""
+    """A detector of an image, masks not pasted.
 
-    def __init__(self, folder: Path, peer: Peer, threads: int):
+    Args:
+        folder: of `peers.prepare`.
+        threads: that compute.
+        workers: that will call it at once.
+    """
+
+    def __init__(self, folder: Path, peer: Peer, threads: int, workers: int = 1):
         self.folder, self.peer = folder, peer
         pictures = torch.load(folder / "images.pth")
         self.image, self.calibration = pictures["image"], pictures["calibration"]
         self.cfg = load_config(str(folder / "config.yaml"))
         self.model: nn.Module | ExportedModel
         if peer.suffix:
-            self.model = ExportedModel(folder / peer.suffix, threads=threads)
+            self.model = ExportedModel(folder / peer.suffix, threads=threads, streams=workers)
             self.run = partial(self.model.detect, self.image)
             self.version = f"{peer.packages[1]} {version(peer.packages[1])}"
             return
@@ -163,4 +225,4 @@ class _Callable(nn.Module):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

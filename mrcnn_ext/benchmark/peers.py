@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,27 @@ from ..export.openvino_files import openvino_files
 from ..layers import LazyMasks
 from .agreement import agreement
 from .model import Case, Subject, limit_detections, random_picture, score_for
+from .onnxruntime_int8 import quantized_by_onnxruntime
 
-__all__ = ["PEERS", "Peer", "header", "line", "measure", "missing", "plot", "prepare"]
+__all__ = [
+    "LIMIT",
+    "PAUSE",
+    "PEERS",
+    "Peer",
+    "Process",
+    "detections",
+    "header",
+    "line",
+    "measure",
+    "missing",
+    "plot",
+    "prepare",
+]
 
 _CALIBRATED_WITH = 64  # images of a dataset, or
 _PICTURES = 4  # random pictures
-_PAUSE = 0.5  # seconds before a block, in which the threads of the process before fall asleep
+PAUSE = 0.5  # seconds before a block, in which the threads of the process before fall asleep
+LIMIT = 900.0  # seconds until a process has to be ready: torch.compile takes minutes
 _SINGLE = 1.0  # seconds from which on a block is a single call
 
 
@@ -61,6 +77,7 @@ PEERS = {
     "stock": Peer("stock", "float32"),
     "compile": Peer("torch.compile", "float32"),
     "onnxruntime": Peer("onnxruntime", "float32", ("onnx", "onnxruntime"), "float32.onnx"),
+    "onnxruntime_int8": Peer("onnxruntime", "int8", ("onnx", "onnxruntime"), "int8.onnx"),
     "openvino": Peer("OpenVINO", "float32", _OPENVINO, "float32.xml"),
     "openvino_bf16": Peer("OpenVINO", "bf16", _OPENVINO, "bfloat16.xml"),
     "openvino_int8": Peer("OpenVINO", "int8", (*_OPENVINO, "nncf"), "int8.xml"),
@@ -127,9 +144,12 @@ def prepare(subject: Subject, case: Case, folder: Path, peers: Sequence[str], ca
     (folder / "float32.onnx").write_bytes(file)
     for name in sorted(wanted):
         precision, suffix = name.split(".")
-        if suffix == "onnx" or (folder / name).is_file():
+        if (folder / name).is_file():
             continue
         pictures = torch.load(folder / "images.pth")["calibration"] if precision == "int8" else ()
+        if suffix == "onnx":
+            (folder / name).write_bytes(quantized_by_onnxruntime(file, pictures))
+            continue
         for ending, content in openvino_files(file, {**about, "precision": precision}, pictures).items():
             (folder / f"{precision}{ending}").write_bytes(content)
 
@@ -146,14 +166,24 @@ def _calibration_pictures(subject, case, dataset) -> list[torch.Tensor]:
     return [mapper(record)["image"] for record in thin_out(DatasetCatalog.get(dataset), _CALIBRATED_WITH)]
 
 
-class _Process:
+class Process:
     """A peer in its process, see `peer_process`."""
 
-    def __init__(self, name: str, folder: Path, threads: int, dataset: str, images: int):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        threads: int,
+        dataset: str = "",
+        images: int = 0,
+        workers: int = 1,
+        limit: float = LIMIT,
+    ):
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "mrcnn_ext.benchmark.peer_process", str(folder), name, str(threads)]
-        command += [dataset, str(images)] if images else []
+        command += ["--workers", str(workers)] if workers > 1 else []
+        command += ["--evaluate", dataset, str(images)] if images else []
         self._log = folder / f"{name}.log"
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
@@ -164,7 +194,18 @@ class _Process:
                 stderr=log,
                 text=True,
             )
-        self.about = self._answer()
+        self._limit = limit
+        self._is_late = False
+        late = threading.Timer(limit, self._kill_late)
+        late.start()
+        try:
+            self.about = self._answer()
+        finally:
+            late.cancel()
+
+    def _kill_late(self):
+        self._is_late = True
+        self._process.kill()
 
     def seconds(self, calls: int) -> list[float]:
         assert self._process.stdin is not None
@@ -178,6 +219,8 @@ class _Process:
             if text.startswith("answer "):  # libraries print, too
                 return json.loads(text.removeprefix("answer "))
         code = self._process.wait()
+        if self._is_late:
+            raise RuntimeError(f"the process of {PEERS[self.name]} was not ready within {self._limit:.0f} s")
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         end = self._log.read_text().strip().splitlines()
         raise RuntimeError(
@@ -190,19 +233,23 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _processes(folder, peers, threads, dataset, images, tell) -> Iterator[dict[str, _Process]]:
-    """One after the other: while one is prepared the others wait for their turn."""
-    running: dict[str, _Process] = {}
+def _processes(
+    folder, peers, threads, dataset, images, limit, tell
+) -> Iterator[tuple[dict[str, Process], dict[str, str]]]:
+    """One after the other: while one is prepared the others wait for their turn. And why others are not running."""
+    running: dict[str, Process] = {}
+    why_not: dict[str, str] = {}
     try:
         for name in peers:
             start = time.perf_counter()
             try:
-                running[name] = _Process(name, folder, threads, dataset, images)
+                running[name] = Process(name, folder, threads, dataset, images, limit=limit)
             except RuntimeError as error:
+                why_not[name] = str(error)
                 tell(str(error))
                 continue
             tell(f"{PEERS[name]}: ready after {time.perf_counter() - start:.0f} s")
-        yield running
+        yield running, why_not
     finally:
         for process in running.values():
             process.end()
@@ -218,8 +265,10 @@ def measure(
     images: int = 0,
     tell: Callable[[str], None] = print,
     ready: Callable[[], None] = lambda: None,
+    limit: float = LIMIT,
 ) -> list[dict]:
-    """Rows of a prepared folder. The peers take turns in blocks of a second or one call, a pause before each.
+    """Rows of a prepared folder. The peers take turns in blocks of a second or one call, a pause before each. Of a peer
+    whose process ended, or was not ready in time, the row says so.
 
     Args:
         subject: as of `prepare`.
@@ -227,27 +276,34 @@ def measure(
         images: evaluate so many images of the subject's dataset with each peer, too.
         tell: is given what happens.
         ready: is called when all processes are, before times are taken.
+        limit: seconds that a process may take until it is ready, the first calls among them.
     """
     times: dict[str, list[float]] = {}
-    with _processes(folder, peers, threads, subject.dataset, images, tell) as processes:
+    with _processes(folder, peers, threads, subject.dataset, images, limit, tell) as (processes, why_not):
         ready()
         for round_ in range(rounds):
             for name, process in processes.items():
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE)
                 calls = 2
                 if round_:
                     calls = max(1, min(8, int(_SINGLE / statistics.median(times[name]))))
                 elif process.about["first_s"] > _SINGLE:
                     calls = 1
                 times.setdefault(name, []).extend(process.seconds(calls))
-        found = {name: _detections(folder, name) for name in processes}
+        found = {name: detections(folder, name) for name in processes}
         about = {name: process.about for name, process in processes.items()}
     rows: list[dict] = []
-    for name, seconds in times.items():
+    for name in peers:
         peer = PEERS[name]
         row = {"model": subject.name, "weights": subject.weights or "random", "peer": name}
-        row |= {"library": peer.library, "precision": peer.precision, "version": about[name]["version"]}
+        row |= {"library": peer.library, "precision": peer.precision}
         row |= {"height": case.height, "width": case.width, "threads": threads}
+        rows.append(row)
+        if name in why_not:
+            row["why_not"] = why_not[name]
+            continue
+        seconds = times[name]
+        row["version"] = about[name]["version"]
         row |= {
             "ms": 1000 * statistics.median(seconds),
             "least_ms": 1000 * min(seconds),
@@ -262,13 +318,13 @@ def measure(
                 for key in ("matched", "box_px", "score", "mask_iou_mean", "keypoint_px_median")
             }
         row |= {f"{task}_ap": value for task, value in about[name].get("ap", {}).items()}
-        rows.append(row)
     _add_ratios(rows)
     return rows
 
 
 def _add_ratios(rows):
     """Of ours, to each other library's best row of the same precision."""
+    rows = [row for row in rows if "ms" in row]
     for row in rows:
         beside = [
             other["ms"]
@@ -279,7 +335,8 @@ def _add_ratios(rows):
             row["peer_ratio"] = min(beside) / row["ms"]
 
 
-def _detections(folder: Path, name: str) -> Instances:
+def detections(folder: Path, name: str) -> Instances:
+    """What the process of a peer found."""
     found = torch.load(folder / f"{name}.detections.pth")
     size = tuple(found["size"].tolist())
     boxes = found["boxes"]
@@ -298,6 +355,8 @@ def header() -> str:
 
 def line(row: dict) -> str:
     """A row as text."""
+    if "ms" not in row:
+        return f"{row['library'] + ' ' + row['precision']:26}{'none':>16}{'':22}   {row['why_not']}"
     milliseconds = f"{row['ms']:.0f} ({row['least_ms']:.0f})"
     ratios = [f"{row[key]:.2f}" if key in row else "" for key in ("stock_ratio", "peer_ratio")]
     text = f"{row['library'] + ' ' + row['precision']:26}{milliseconds:>16}{ratios[0]:>9}{ratios[1]:>13}   "
@@ -319,8 +378,10 @@ def _beside(row) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Milliseconds of every row."""
+    """Milliseconds of every row that has them."""
     from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "ms" in row]
 
     colours = {"float32": "C0", "bf16": "C1", "int8": "C2"}
     figure = Figure(figsize=(10, 1.5 + 0.4 * len(rows)), layout="constrained")

@@ -16,6 +16,7 @@ class Target:
     measured: float
     wanted: float
     at_least: bool = True
+    remark: str = ""  # what it was computed from
 
     @property
     def met(self) -> bool:
@@ -24,7 +25,10 @@ class Target:
     def __str__(self) -> str:
         sign = ">=" if self.at_least else "<="
         verdict = "met" if self.met else "MISSED"
-        return f"{self.what:58} {self.beside:26} {self.measured:7.2f}x   {sign} {self.wanted:g}x   {verdict}"
+        return (
+            f"{self.what:58} {self.beside:26} {self.measured:7.2f}x   {sign} {self.wanted:g}x   {verdict}"
+            + (f"   {self.remark}" if self.remark else "")
+        )
 
 
 def write_csv(rows: list[dict], path: Path) -> None:

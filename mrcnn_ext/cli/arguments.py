@@ -8,10 +8,21 @@ import click
 from ..data.data_file import read_data_file
 from ..engine.errors import UserError, did_you_mean
 
-__all__ = ["CONTEXT", "launch_options", "namespace", "read_data", "split_words", "words_argument"]
+__all__ = [
+    "CONTEXT",
+    "WEIGHT_SUFFIXES",
+    "launch_options",
+    "namespace",
+    "read_data",
+    "split_words",
+    "words_argument",
+    "yaml_options",
+]
 
 # Negative numbers are values of keys: what begins with one hyphen or two and is no option is looked at afterwards.
 CONTEXT = {"ignore_unknown_options": True}
+# Of files of weights, by which they are told from names of the zoo.
+WEIGHT_SUFFIXES = (".pth", ".pkl", ".pyth", ".safetensors")
 _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)=(.*)", re.DOTALL)
 _COCO = {False: "coco_2017", True: "keypoints_coco_2017"}
 _CITYSCAPES = "cityscapes_fine_instance_seg"
@@ -132,13 +143,13 @@ def yaml_options(words) -> list[str]:
     return options
 
 
-def read_data(data: str, has_keypoints: bool, evaluate: bool = False) -> tuple[list, tuple, tuple]:
+def read_data(data: str, of_people: bool, evaluate: bool = False) -> tuple[list, tuple, tuple]:
     """What ``data=`` means.
 
     Args:
         data: a data file (`mrcnn_ext.data.data_file`), the name of a registered dataset without its ``_train`` and
             ``_val``, "coco" or "cityscapes".
-        has_keypoints: whether the model has a keypoint head, for which COCO has annotations of their own.
+        of_people: whether the model wants COCO's annotations of persons and their keypoints.
         evaluate: whether a set without ``_train`` and ``_val`` is one to evaluate on.
 
     Returns:
@@ -158,7 +169,7 @@ def read_data(data: str, has_keypoints: bool, evaluate: bool = False) -> tuple[l
     from detectron2.data import DatasetCatalog
 
     registered = DatasetCatalog.list()
-    prefix = {"coco": _COCO[has_keypoints], "cityscapes": _CITYSCAPES}.get(data.lower(), data)
+    prefix = {"coco": _COCO[of_people], "cityscapes": _CITYSCAPES}.get(data.lower(), data)
     train = [name for name in (f"{prefix}_train",) if name in registered]
     test = [name for name in (f"{prefix}_val", f"{prefix}_test") if name in registered][:1]
     if train or test:

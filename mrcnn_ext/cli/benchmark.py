@@ -118,6 +118,13 @@ command.add_command(formats_command)
     click.option(
         "--calibrate", default="", metavar="NAME", help="Of --peers: a registered dataset, for int8."
     ),
+    click.option(
+        "--limit",
+        type=float,
+        default=900.0,
+        show_default=True,
+        help="Of --peers: seconds that each may take until it is ready; torch.compile takes minutes.",
+    ),
     click.option("--wait", is_flag=True, help="Of --peers: wait for Enter before times are taken."),
     _device,
     _threads,
@@ -128,7 +135,7 @@ command.add_command(formats_command)
 @click.argument("opts", nargs=-1, type=click.UNPROCESSED, metavar="[KEY VALUE]...")
 @click.pass_context
 def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, instances, images, bf16, peers, only,
-          rounds, calibrate, wait, device, threads, budget, quick, output, opts):  # fmt: skip
+          rounds, calibrate, limit, wait, device, threads, budget, quick, output, opts):  # fmt: skip
     """A detector accelerated, beside itself as detectron2 runs it.
 
     By default the zoo's Mask R-CNN and Keypoint R-CNN R-50-FPN with random weights, and a score threshold at which
@@ -137,8 +144,9 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
     time goes; writes model.csv and model.png, and evaluation.csv with --images.
 
     With --peers each row runs in a process of its own, masks not pasted, at the first of --sizes and --instances; what
-    is not installed is named. Writes peers.csv and peers.png. The exported files are kept in the folder, and rows of
-    one run alone compare. With --dataset and --images each row has its AP.
+    is not installed is named, and a row whose process ended or took longer than --limit says so. Writes peers.csv and
+    peers.png. The exported files are kept in the folder, and rows of one run alone compare. With --dataset and --images
+    each row has its AP.
 
     \b
     Examples:
@@ -159,7 +167,7 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
             benchmark.Subject(name, weights, "cpu", opts, dataset, min_score)
             for name in config or benchmark.ZOO
         )
-        _peers(subjects, case, output, only, threads, rounds, calibrate, images, wait)
+        _peers(subjects, case, output, only, threads, rounds, calibrate, images, limit, wait)
         return
     tasks = tasks or list(benchmark.TASKS)
     for task in tasks:
@@ -187,37 +195,115 @@ def model(ctx, config, weights, dataset, min_score, tasks, sizes, batches, insta
     click.echo(f"\nwrote {', '.join(sorted(path.name for path in output.iterdir()))} to {output}")
 
 
-def _peers(subjects, case, output, only, threads, rounds, calibrate, images, wait):
+def _chosen(only):
+    """The names of peers that can be measured here."""
     from ..benchmark import peers as benchmark
 
-    for name in only or ():
+    for name in only:
         if name not in benchmark.PEERS:
             raise click.BadParameter(
                 f"{name!r} is not one of {', '.join(benchmark.PEERS)}", param_hint="--only"
             )
     names = []
-    for name in only or benchmark.PEERS:
+    for name in only:
         why_not = benchmark.missing(benchmark.PEERS[name])
         if why_not is None:
             names.append(name)
         else:
             click.echo(f"left out: {benchmark.PEERS[name]}: {why_not}")
     if not names:
-        raise UserError("--peers: none of them can be measured here")
+        raise UserError("none of the peers can be measured here")
+    return names
+
+
+def _peers(subjects, case, output, only, threads, rounds, calibrate, images, limit, wait):
+    from ..benchmark import peers as benchmark
+
+    names = _chosen(only or benchmark.PEERS)
     ready = (lambda: input("ready: press Enter\n")) if wait else (lambda: None)
     rows = []
     for subject in subjects:
         folder = output / f"peers_{subject.name}"
         click.echo(f"\n{subject.name}, {case}")
         benchmark.prepare(subject, case, folder, names, calibrate)
-        own = benchmark.measure(subject, case, folder, names, threads, rounds, images, click.echo, ready)
-        if not own:
+        own = benchmark.measure(
+            subject, case, folder, names, threads, rounds, images, click.echo, ready, limit
+        )
+        if not any("ms" in row for row in own):
             raise click.ClickException("no process of a peer was ready")
         click.echo("\n".join([benchmark.header(), *map(benchmark.line, own)]))
         rows += own
         write_csv(rows, output / "peers.csv")
     benchmark.plot(rows, output / "peers.png")
     click.echo(f"\nwrote peers.csv and peers.png to {output}")
+
+
+@command.command(context_settings={"ignore_unknown_options": True})
+@_options(
+    click.option(
+        "--config", type=_List(), help="Yaml files or names in the zoos. Default: the zoo's R-50-FPN."
+    ),
+    click.option("--weights", default="", metavar="FILE", help="A checkpoint that fits every --config."),
+    click.option("--dataset", default="", metavar="NAME", help="A registered dataset whose images to take."),
+    click.option("--calibrate", default="", metavar="NAME", help="A registered dataset, for int8."),
+    click.option("--min-score", type=float, default=0.0, help="Of detections; 0: the weights decide."),
+    click.option("--size", type=_size, default="800x1216", metavar="HxW", show_default=True),
+    click.option("--instances", type=int, default=100, show_default=True, help="At most, an image."),
+    click.option(
+        "--only",
+        type=_List(),
+        metavar="LIST",
+        default="openvino_bf16,openvino_int8,ours_bf16,ours_int8",
+        show_default=True,
+        help="Of the peers of `model --peers`.",
+    ),
+    click.option("--workers", type=_List(int), help="Default: 1, and one for each thread."),
+    click.option("--images", type=int, default=8, show_default=True, help="In a round, of all workers."),
+    click.option("--rounds", type=int, default=3, show_default=True),
+    _threads,
+    _output("benchmark_throughput"),
+)
+@click.argument("opts", nargs=-1, type=click.UNPROCESSED, metavar="[KEY VALUE]...")
+@click.pass_context
+def throughput(ctx, config, weights, dataset, calibrate, min_score, size, instances, only, workers, images,
+               rounds, threads, output, opts):  # fmt: skip
+    """Images per second of a detector that serves several at once.
+
+    One worker computes an image with all threads. Several share the threads and the weights: of ours as many threads
+    of Python call one accelerated model, each after torch.set_num_threads(1), say; OpenVINO has as many streams. Rows
+    run in processes of their own, masks not pasted, and what all workers found is laid beside what one found. The files
+    are those of `model --peers`, whose folder may be given as --output. Writes throughput.csv.
+
+    \b
+    Example:
+      mrcnn-ext benchmark throughput --only openvino_int8,ours_int8 --workers 1,2
+    """
+    from ..benchmark import model as benchmark
+    from ..benchmark import peers, serving
+    from .arguments import split_words
+
+    _, opts = split_words(ctx, opts, ())
+    workers = workers or sorted({1, threads})
+    for number in workers:
+        if not 1 <= number <= threads:
+            raise click.BadParameter(
+                f"{number} is not from 1 to the {threads} threads that they share", param_hint="--workers"
+            )
+    names = _chosen(only)
+    case = benchmark.Case("inference", *size, 1, instances)
+    rows = []
+    for name in config or benchmark.ZOO:
+        subject = benchmark.Subject(name, weights, "cpu", opts, dataset, min_score)
+        folder = output / f"peers_{subject.name}"
+        click.echo(f"\n{subject.name}, {case}")
+        peers.prepare(subject, case, folder, names, calibrate)
+        own = serving.measure(subject, case, folder, names, threads, workers, images, rounds, click.echo)
+        if not own:
+            raise click.ClickException("no process of a peer was ready")
+        click.echo("\n".join([serving.header(), *map(serving.line, own)]))
+        rows += own
+        write_csv(rows, output / "throughput.csv")
+    click.echo(f"\nwrote throughput.csv to {output}")
 
 
 @command.command("roi_align")
@@ -275,7 +361,8 @@ def roi_align(device, quick, targets, end_to_end, threads, budget, output):
 def convolutions(layers, threads, budget, output):
     """Our convolutions and stem beside oneDNN's, at the sizes of R-50-FPN.
 
-    Prints milliseconds, the ratio to float32, and the error against float64; writes convolutions.csv.
+    Prints milliseconds, the ratio to float32, the part of the multiply-adds that the processor could do from registers
+    alone, which is measured first, and the error against float64; writes convolutions.csv.
 
     \b
     Example:
@@ -290,10 +377,14 @@ def convolutions(layers, threads, budget, output):
                 f"{name!r} is not one of {', '.join(benchmark.LAYERS)}", param_hint="--layers"
             )
     rows = []
+    processor = {count: benchmark.rates(count) for count in threads}
+    for count, found in processor.items():
+        speeds = ", ".join(f"{name} {speed / 1e9:.0f}" for name, speed in found.items())
+        click.echo(f"{count} thread(s), 10^9 multiply-adds a second at most: {speeds}")
     click.echo(benchmark.header())
     for name in layers:
         for count in threads:
-            rows.append(benchmark.measure(name, benchmark.LAYERS[name], budget, count))
+            rows.append(benchmark.measure(name, benchmark.LAYERS[name], budget, count, processor[count]))
             click.echo(benchmark.line(rows[-1]))
     output.mkdir(parents=True, exist_ok=True)
     write_csv(rows, output / "convolutions.csv")

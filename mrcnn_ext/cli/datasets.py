@@ -1,6 +1,7 @@
 """``mrcnn-ext datasets``: what is imported is what a subcommand needs, as most run without detectron2."""
 
 import contextlib
+import math
 import os
 import sys
 from functools import partial
@@ -13,7 +14,7 @@ _SETTINGS = {"show_default": True}
 
 @click.group(context_settings=_SETTINGS)
 def command():
-    """Check, mend and convert datasets; get a sample; make object proposals; draw synthetic scenes."""
+    """Check, mend and convert datasets; prepare published ones; get a sample; make object proposals; draw scenes."""
 
 
 @contextlib.contextmanager
@@ -176,7 +177,7 @@ def proposals_command(dataset, output, images, mode, limit, size, workers, force
     click.echo(f"{output}: {len(content['ids'])} images, {mean:.0f} proposals on average; {state}")
     counts = [count for count in (100, 300, 1000) if count < mean] + [None]
     parts = proposal_recall(dicts, content, counts)
-    if parts[-1] == parts[-1]:
+    if not math.isnan(parts[-1]):
         shown = ", ".join(
             f"{100 * part:.1f} % by {f'the first {count}' if count else 'all'}"
             for count, part in zip(counts, parts, strict=True)
@@ -223,8 +224,6 @@ def prepare_command(dataset, root, archives, download, minival, coarse, quiet):
 
     Exit codes: 0 all is there and right; 1 it is not as published, or has errors; 2 parts are missing or damaged.
     """
-    import os
-
     from ..data.prepare import prepare_cityscapes, prepare_coco, prepare_lvis
 
     chosen = {
@@ -354,7 +353,9 @@ def sample_command(output, train, val):
     "--frames", type=click.IntRange(min=1), metavar="N", help="Frames of a clip; default the preset's, 8."
 )
 @click.option("--contact-sheet", metavar="FILE", help="Also draw the first images with their annotations.")
-@click.option("--sheet-images", type=int, default=16, metavar="N", help="Images on that sheet.")
+@click.option(
+    "--sheet-images", type=click.IntRange(min=1), default=16, metavar="N", help="Images on that sheet."
+)
 def scenes_command(
     output,
     preset,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..engine.errors import UserError
+from .arguments import WEIGHT_SUFFIXES
 
 RUNTIME = "mrcnn_runtime.py"  # name of the copy
 
@@ -76,7 +77,7 @@ def command(
       mrcnn-ext export --config-file CONFIG --output model.onnx MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5
       mrcnn-ext export --weights model_final.pth --output model_final.safetensors
     """
-    if opts and opts[0].endswith((".pth", ".safetensors", ".pkl")):
+    if opts and opts[0].endswith(WEIGHT_SUFFIXES):
         if weights:
             raise UserError(f"{opts[0]} and --weights {weights}: give one checkpoint")
         weights, *opts = opts

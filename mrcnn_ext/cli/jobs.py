@@ -6,19 +6,20 @@ from detectron2.config import get_cfg
 
 from ..config import add_mrcnn_ext_config
 from ..engine import lazy, train_net
+from ..engine.checks import names_of
 from ..engine.described import described_lazy_config
 from ..engine.description import config_of, read_description
 from ..engine.errors import UserError
 from ..engine.setup import merge_config, merge_options
 from ..model_zoo import find_config, trained_weights, zoo_name
-from .arguments import read_data, yaml_options
+from .arguments import WEIGHT_SUFFIXES, read_data, yaml_options
 
 __all__ = ["engine_job", "is_weights_file", "weights_of"]
 
 
 def is_weights_file(name: str) -> bool:
     """Whether a word means a file of weights, there or not, rather than a model of the zoo."""
-    return os.path.isfile(name) or "://" in name or name.endswith((".pth", ".pkl", ".pyth", ".safetensors"))
+    return os.path.isfile(name) or "://" in name or name.endswith(WEIGHT_SUFFIXES)
 
 
 def weights_of(name: str) -> str:
@@ -82,7 +83,8 @@ def engine_job(
         merge_config(cfg, config, options, trust)
     before = []
     if data:
-        coco_format, train, test = read_data(data, cfg.MODEL.KEYPOINT_ON, evaluate)
+        of_people = cfg.MODEL.KEYPOINT_ON or _are_people(cfg.DATASETS.TRAIN)
+        coco_format, train, test = read_data(data, of_people, evaluate)
         before += ["DATASETS.TRAIN", train, "DATASETS.TEST", test]
         if coco_format:
             before += ["DATASETS.COCO_FORMAT", coco_format]
@@ -94,6 +96,11 @@ def engine_job(
     values = {"config_file": config, "described_by": checkpoint, "opts": [*before, *options]}
     values |= {"follow_data": bool(data) and not evaluate, "eval_only": evaluate}
     return train_net.main, values, cfg.OUTPUT_DIR
+
+
+def _are_people(names) -> bool:
+    """Whether a config is for COCO's annotations of persons, as those of the paper's table 5 without keypoints are."""
+    return any(name.startswith("keypoints_coco_") for name in names)
 
 
 def _lazy_job(config, data, weights, output, words, evaluate, trust=False):
@@ -108,9 +115,9 @@ def _lazy_job(config, data, weights, output, words, evaluate, trust=False):
         )
     before, coco_format, evaluated = [], [], True
     if data:
-        coco_format, train, test = read_data(
-            data, "keypoint_head" in cfg.model.get("roi_heads", {}), evaluate
-        )
+        has_keypoints = "keypoint_head" in cfg.model.get("roi_heads", {})
+        of_people = has_keypoints or _are_people(names_of(cfg.dataloader.get("train")))
+        coco_format, train, test = read_data(data, of_people, evaluate)
         if len(test) > 1:
             raise UserError(
                 f"data={data}: a LazyConfig evaluates one dataset, and this has {len(test)} for it"

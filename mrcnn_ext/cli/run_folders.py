@@ -11,20 +11,19 @@ __all__ = ["RESULTS", "dataset_of", "new_folder", "results_of"]
 RESULTS = "coco_instances_results.json"
 
 
-def new_folder(name: str, resume: bool = False, overwrite: bool = False, root: str = "output") -> str:
+def new_folder(name: str, resume: bool = False, numbered: bool = True) -> str:
     """The folder of a training for which nobody named one: ``output/<name>``, ``output/<name>-2``, ... whichever is the
     first that no training has written into.
 
     Args:
         name: of the data or the model.
         resume: the one with the highest number instead.
-        overwrite: the one without a number instead.
-        root: of the folders.
+        numbered: False for the one without a number, whatever is in it.
     """
     from ..engine.setup import is_of_training
 
-    base = os.path.join(root, re.sub(r"[^\w.-]+", "_", name))
-    if overwrite:
+    base = os.path.join("output", re.sub(r"[^\w.-]+", "_", name))
+    if not numbered:
         return base
     folder, number, last = base, 1, base
     while is_of_training(folder) or os.path.isfile(os.path.join(folder, "metrics.json")):

@@ -6,7 +6,14 @@ import click
 
 from ..engine.errors import UserError
 from ..model_zoo import find_config, zoo_name
-from .arguments import CONTEXT, launch_options, namespace, split_words, words_argument
+from .arguments import (
+    CONTEXT,
+    WEIGHT_SUFFIXES,
+    launch_options,
+    namespace,
+    split_words,
+    words_argument,
+)
 from .jobs import engine_job, weights_of
 from .run_folders import new_folder
 from .slurm import submit, words_of
@@ -96,7 +103,7 @@ def command(ctx, words, config_file, output, recipe, overwrite, resume, view, sl
             f"model=NAME or --config-file FILE: {message}. `mrcnn-ext zoo list` has the names", ctx
         )
     model = config_file or own["model"]
-    checkpoint = model if model.endswith((".pth", ".safetensors", ".pkl")) else ""  # a config is a file too
+    checkpoint = model if model.endswith(WEIGHT_SUFFIXES) else ""  # a config is a file too
     config = "" if checkpoint else find_config(model)
     weights = weights_of(own["weights"]) if "weights" in own else checkpoint
     main, values, folder = engine_job(  # with --slurm, too: what is wrong is told now
@@ -141,9 +148,9 @@ def _own_folder(ctx, data, config, checkpoint, words) -> str | None:
     name = (
         default_name(data) if is_file else data or os.path.splitext(os.path.basename(config or checkpoint))[0]
     )
-    if ctx.params["num_machines"] > 1 or "RANK" in os.environ:  # the processes would disagree
-        return os.path.join("output", name)
-    return new_folder(name, ctx.params["resume"], ctx.params["overwrite"])
+    # Processes that are started apart would disagree about a number.
+    is_alone = ctx.params["num_machines"] == 1 and "RANK" not in os.environ
+    return new_folder(name, ctx.params["resume"], numbered=is_alone and not ctx.params["overwrite"])
 
 
 def _check_not_overwritten(folder, weights, overwrite):

@@ -43,8 +43,9 @@ def _cost(name, default, help):
 def cost_command(name, check, **options):
     """Time, memory, communication and data rate of training the config NAME, on paper.
 
-    A step of the model runs here, on the CPU, and is counted operator by operator; `mrcnn_ext.benchmark.cost` documents
-    how the rest follows. The schedule is the config's, with the batch that the GPUs make.
+    A step of the model runs here, on the CPU, without its arithmetic, and is counted operator by operator;
+    `mrcnn_ext.benchmark.cost` documents how the rest follows. The schedule is the config's, with the batch that the
+    GPUs make.
 
     \b
     Examples:
@@ -74,12 +75,17 @@ def _check(file, processes, size):
         raise click.BadParameter(f"--check {processes}: at least one process")
     with tempfile.TemporaryDirectory(prefix="mrcnn_ext-") as folder:
         found = check_processes(file, processes, size, Path(folder) / "check.json")
-    parts = ", ".join(
-        f"{name} {found[name]:.1f}" for name in ("forward", "backward", "optimizer", "communication")
-    )
     click.echo(
-        f"{found['processes']} process(es), steps a second: predicted {found['predicted']:.3f}, measured "
-        f"{found['measured']:.3f} (predicted ms: {parts})"
+        f"{found['processes']} process(es), steps a second: predicted {1e3 / found['predicted']['step']:.3f}, "
+        f"measured {1e3 / found['measured']['step']:.3f}"
+    )
+    for name in ("step", "forward", "backward", "optimizer"):
+        click.echo(
+            f"  {name:10}{found['predicted'][name]:9.1f} ms predicted{found['measured'][name]:9.1f} measured"
+        )
+    click.echo(
+        f"predicted {found['communication']:.1f} ms of the backward pass for gradients, and {found['host']:.1f} "
+        "of the step for the host, as on an image of 64x64"
     )
 
 
@@ -110,9 +116,9 @@ def _print_costs(file, size, options):
         image_seconds=options["image_ms"] / 1e3,
         cores=options["cores"],
     )
-    subject = Subject(file, opts=["MODEL.TIMM.PRETRAINED", False])
+    subject = Subject(file, opts=["MODEL.TIMM.PRETRAINED", False], calibrated=False)
     case = Case("training", *size, batch=1, instances=10)
-    profile = profile_step(subject.stock, subject.training_inputs(case))
+    profile = profile_step(subject.stock, subject.training_inputs(case), compute=False)
     solver = subject.cfg.SOLVER
     total = solver.MAX_ITER * solver.IMS_PER_BATCH
     click.echo(

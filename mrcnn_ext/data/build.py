@@ -1,6 +1,6 @@
 """detectron2's data loaders over datasets as `load_dataset` reads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -29,6 +29,7 @@ __all__ = [
     "crops_people",
     "proposal_files",
     "read_lazily",
+    "training_dicts",
 ]
 
 
@@ -45,14 +46,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
         mapper = build_mapper(cfg, True)
     if cfg.INPUT.get("CLIP") is not None and cfg.INPUT.CLIP.NUM_FRAMES != 1:
         return _build_clip_loader(cfg, mapper, sampler)
-    dataset = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=proposal_files(cfg, "TRAIN"),
-    )
-    if crops_people(cfg):
-        dataset = person_crops(dataset)
+    dataset = training_dicts(cfg, cfg.DATASETS.TRAIN, proposal_files(cfg, "TRAIN"))
     copy_paste = cfg.INPUT.get("COPY_PASTE")
     if copy_paste is not None and copy_paste.ENABLED:
         if crops_people(cfg):
@@ -66,6 +60,27 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None, sampler: Sa
             mapper, dataset, copy_paste.PROBABILITY, copy_paste.MAX_OBJECTS, keep_masks=cfg.MODEL.MASK_ON
         )
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
+
+
+def training_dicts(cfg: CfgNode, names: Sequence[str], files: Sequence[str] | None = None) -> list[dict]:
+    """The images of datasets that losses are computed on: without those that have nothing to learn, and cut into people
+    where ``INPUT.PERSON_CROPS`` is enabled.
+
+    Args:
+        cfg: DATALOADER, INPUT.PERSON_CROPS and the keypoint head.
+        names: of the datasets.
+        files: of precomputed proposals, one for each of them; None for none.
+
+    Raises:
+        ValueError: as `get_detection_dataset_dicts` and `person_crops`.
+    """
+    dicts = get_detection_dataset_dicts(
+        list(names),
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=None if files is None else list(files),
+    )
+    return person_crops(dicts) if crops_people(cfg) else dicts
 
 
 def _build_clip_loader(cfg, mapper, sampler):

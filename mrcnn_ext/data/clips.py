@@ -18,8 +18,8 @@ _CLIP = 2**32  # above every track of a dataset
 class ClipDataset(Dataset):
     """The clips of a dataset: one that begins at each frame from which on there are enough.
 
-    Frames of a video are those with the same ``video_id``, in the order of ``frame_index``. A video that is shorter
-    than a clip is one by itself, and so is an image without ``video_id``.
+    Frames of a video are those with the same ``video_id``, in the order of ``frame_index`` (COCO-VID's ``frame_id``). A
+    video that is shorter than a clip is one by itself, and so is an image without ``video_id``.
 
     Args:
         dicts: images in detectron2's standard format.
@@ -38,10 +38,7 @@ class ClipDataset(Dataset):
         stride: int = 1,
         wanted: Callable[[dict], bool] | None = None,
     ):
-        if num_frames < 1 or stride < 1:
-            raise ValueError(
-                f"clips need NUM_FRAMES and STRIDE of 1 or more (INPUT.CLIP), got {num_frames} and {stride}"
-            )
+        _check_steps(num_frames, stride)
         if num_frames > 1 and not any("video_id" in image for image in dicts):
             raise ValueError(
                 f"clips of {num_frames} frames need videos, and no image of the training data has a video_id: train "
@@ -55,7 +52,9 @@ class ClipDataset(Dataset):
             videos.setdefault(video, []).append(place)
         self.windows: list[list[int]] = []
         for places in videos.values():
-            places.sort(key=lambda place: dicts[place].get("frame_index", place))
+            places.sort(
+                key=lambda place: dicts[place].get("frame_index", dicts[place].get("frame_id", place))
+            )
             for begin in range(max(1, len(places) - (num_frames - 1) * stride)):
                 window = places[begin::stride][:num_frames]
                 if wanted is None or any(wanted(dicts[place]) for place in window):
@@ -161,8 +160,9 @@ def build_clip_train_loader(
         kwargs: ``aspect_ratio_grouping``, ``num_workers`` and others of ``build_detection_train_loader``.
 
     Raises:
-        ValueError: as `ClipDataset`, or ``total_batch_size`` is no multiple of ``num_frames``.
+        ValueError: as `ClipDataset`; or ``total_batch_size`` is below 1, or no multiple of ``num_frames``.
     """
+    _check_steps(num_frames, stride)
     if total_batch_size < 1 or total_batch_size % num_frames:
         raise ValueError(
             f"a batch of {total_batch_size} images (SOLVER.IMS_PER_BATCH, dataloader.train.total_batch_size) is no "
@@ -177,3 +177,10 @@ def build_clip_train_loader(
         collate_fn=flatten_clips,
         **kwargs,
     )
+
+
+def _check_steps(num_frames, stride):
+    if num_frames < 1 or stride < 1:
+        raise ValueError(
+            f"clips need NUM_FRAMES and STRIDE of 1 or more (INPUT.CLIP), got {num_frames} and {stride}"
+        )

@@ -103,7 +103,9 @@ def check_images(
     max_size: int = _MAX_SIZE,
     decode: bool = False,
 ) -> set:
-    """Looks at the image files of many records, by threads.
+    """Looks at the image files of many records, by threads: they wait for disks, and decoders let others run. The rest
+    takes a core 0.1 ms an image, 12 s for COCO's 118287, of which processes would not save much more than they take to
+    start.
 
     Args:
         records: with "file_name", "height" and "width", and "image_id" or "id".

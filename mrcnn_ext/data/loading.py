@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -30,10 +31,12 @@ __all__ = [
     "coco_loader",
     "get_detection_dataset_dicts",
     "load_dataset",
+    "not_on_disk",
 ]
 
 # What TAO and COCO-VID add to the records of images that are frames of a video.
 _OF_VIDEO = ("video_id", "frame_index", "frame_id")
+_PREPARED = r"(?:keypoints_)?(coco)_20|(cityscapes)_fine_|(lvis)_v1_"  # by mrcnn_ext.data.prepare
 _STOCK_LOADER = ("detectron2.data.datasets.coco", "register_coco_instances.<locals>.<lambda>")
 
 
@@ -106,6 +109,19 @@ def _set_classes(name: str, metadata, classes: list[str], contiguous: dict):
     metadata.thing_dataset_id_to_contiguous_id = contiguous
 
 
+def not_on_disk(name: str, missing: str) -> FileNotFoundError:
+    """The error that a registered dataset's file or folder is missing, with how to get the dataset."""
+    known = re.match(_PREPARED, name)
+    how = (
+        f"`mrcnn-ext datasets prepare {known[known.lastindex or 0]}` gets it ready"
+        if known
+        else "datasets/README.md says how to get it"
+    )
+    return FileNotFoundError(
+        f"dataset {name!r} is not on disk: {missing} is missing. {how}; set DETECTRON2_DATASETS if it lies elsewhere"
+    )
+
+
 def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
     """The dicts of a registered dataset, each annotation mended as by `clean_annotation`.
 
@@ -129,10 +145,7 @@ def load_dataset(name: str, problems: Problems | None = None) -> list[dict]:
     except FileNotFoundError as error:
         if repr(name) in str(error):
             raise
-        raise FileNotFoundError(
-            f"dataset {name!r} is not on disk: {error.filename or error} is missing. datasets/README.md says "
-            "how to get it; set DETECTRON2_DATASETS if it lies elsewhere"
-        ) from error
+        raise not_on_disk(name, error.filename or str(error)) from error
     except Exception as error:
         if repr(name) in str(error):
             raise
@@ -166,7 +179,11 @@ def coco_loader(name: str) -> CocoLoader | None:
     """
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), 3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it before training"
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "register it; there is no such file"
+        )
         raise ValueError(f"dataset {name!r} is not registered: {hint}")
     function = DatasetCatalog[name]
     if isinstance(function, CocoLoader):
@@ -350,9 +367,7 @@ def coco_content(name: str, problems: Problems | None = None) -> dict:
         try:
             content = CocoFile.shared(json_file, found).content()
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"dataset {name!r} is not on disk: {json_file} is missing. datasets/README.md says how to get it"
-            ) from error
+            raise not_on_disk(name, json_file) from error
         if problems is None:
             found.log_warnings(again=False)
             found.raise_errors()

@@ -68,31 +68,43 @@ def read_proposals(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is no such file.
     """
-    try:
-        with open(path, "rb") as file:
-            content = load_plain(file)
-    except HoldsCodeError as error:
-        raise ValueError(
-            f"{path} holds code ({error}) besides proposals, which would run when it is read; it was not read"
-        ) from None
-    except (pickle.UnpicklingError, EOFError, UnicodeDecodeError, ImportError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: no file of proposals, or damaged ({type(error).__name__})") from error
+    with open(path, "rb") as file:
+        try:
+            return _arranged(load_plain(file), path)
+        except HoldsCodeError as error:
+            raise ValueError(
+                f"{path} holds code ({error}) besides proposals, which would run when it is read; it was not read"
+            ) from None
+        except (_WrongProposals, OSError):
+            raise
+        except Exception as error:  # unpickling something else, or its values, fails in any way
+            raise ValueError(f"{path}: no file of proposals, or damaged ({type(error).__name__})") from error
+
+
+class _WrongProposals(ValueError):
+    """Says itself what is wrong."""
+
+
+def _arranged(content: Any, path) -> dict[str, Any]:
+    """What `read_proposals` returns, of what the file holds."""
     if isinstance(content, dict):
         content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
     wanted = ("ids", "boxes", "objectness_logits")
     if not isinstance(content, dict) or any(key not in content for key in wanted):
-        raise ValueError(f"{path}: a file of proposals is a dict of {', '.join(wanted)} and bbox_mode")
+        raise _WrongProposals(f"{path}: a file of proposals is a dict of {', '.join(wanted)} and bbox_mode")
     if len({len(content[key]) for key in wanted}) != 1:
         counts = ", ".join(f"{len(content[key])} {key}" for key in wanted)
-        raise ValueError(f"{path}: it must have as many of each, got {counts}")
+        raise _WrongProposals(f"{path}: it must have as many of each, got {counts}")
     mode = int(content.get("bbox_mode", _XYXY))
     if mode not in (_XYXY, _XYWH):
-        raise ValueError(f"{path}: bbox_mode must be 0 (XYXY_ABS) or 1 (XYWH_ABS), got {mode}")
+        raise _WrongProposals(f"{path}: bbox_mode must be 0 (XYXY_ABS) or 1 (XYWH_ABS), got {mode}")
     boxes, logits = [], []
     for image, of, scores in zip(*(content[key] for key in wanted), strict=True):
         of, scores = np.asarray(of, dtype=np.float64).reshape(-1, 4), np.asarray(scores).reshape(-1)
         if len(of) != len(scores):
-            raise ValueError(f"{path}, image {image}: {len(of)} boxes and {len(scores)} objectness_logits")
+            raise _WrongProposals(
+                f"{path}, image {image}: {len(of)} boxes and {len(scores)} objectness_logits"
+            )
         if mode == _XYWH:
             of = np.concatenate([of[:, :2], of[:, :2] + of[:, 2:]], axis=1)
         order = np.argsort(-scores, kind="stable")

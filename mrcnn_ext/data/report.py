@@ -72,8 +72,8 @@ def report_dataset(
             done = write_repaired(survey, repair)
             print(
                 f"\n{repair}: {done['images']} images, {done['annotations']} annotations; "
-                f"{done['images_left_out']} images and {done['annotations_left_out']} annotations are left out, and "
-                "the rest is mended as above"
+                f"{done['images_left_out']} images and {done['annotations_left_out']} annotations are left out"
+                + (", and the rest is mended as above" if survey.problems.findings else "")
             )
         problems = survey.problems
         return WRONG if problems.errors or (strict and problems.warnings) else FINE

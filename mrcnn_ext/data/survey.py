@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from ..files import replacing
 from .coco_file import CocoFile
 from .images import check_images
 from .problems import Problems
@@ -192,9 +193,8 @@ def write_repaired(survey: Survey, output: str | os.PathLike) -> dict:
     left_out = survey.unreadable_images | file.repeated_images
     again = CocoFile(file.path, Problems(survey.problems.dataset, file.path))
     images = [record for key, record in again.images.items() if key not in left_out]
-    temporary = f"{os.fspath(output)}.tmp"
     count = 0
-    with open(temporary, "w") as out:
+    with replacing(output, "w") as out:
         out.write("{")
         for key, value in {**again.other, "categories": again.categories, "images": images}.items():
             out.write(f"{json.dumps(key)}: {json.dumps(value)}, ")
@@ -207,7 +207,6 @@ def write_repaired(survey: Survey, output: str | os.PathLike) -> dict:
             out.write(json.dumps(annotation, default=_as_text))
             count += 1
         out.write("\n]}\n")
-    os.replace(temporary, output)
     return {
         "images": len(images),
         "annotations": count,

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
-from ..data import get_detection_dataset_dicts
+from ..data.build import training_dicts
 from .errors import UserError
 
 __all__ = ["apply_epochs", "apply_lazy_epochs", "checked_epochs"]
@@ -34,7 +34,7 @@ def checked_epochs(text: str) -> float:
 def apply_epochs(cfg: CfgNode, epochs: float, opts: Sequence[str] = ()) -> list[str]:
     """Sets ``SOLVER.MAX_ITER`` to so many passes over the images that are trained on, and what depends on it: the steps
     of the learning rate and the periods of evaluations and checkpoints keep their shares of the training, and a warm-up
-    takes a tenth of it at most. What the command line sets stays.
+    takes a tenth of it at most. What the command line sets stays. Where people are cut out of the images, each is one.
 
     Args:
         cfg: with its datasets registered; changed.
@@ -53,15 +53,7 @@ def apply_epochs(cfg: CfgNode, epochs: float, opts: Sequence[str] = ()) -> list[
     if not cfg.DATASETS.TRAIN:
         raise UserError("epochs= needs training data: DATASETS.TRAIN is empty")
     try:
-        images = len(
-            get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-                if cfg.MODEL.KEYPOINT_ON
-                else 0,
-            )
-        )
+        images = len(training_dicts(cfg, cfg.DATASETS.TRAIN))
     except (OSError, ValueError, KeyError, AssertionError) as error:
         raise UserError(str(error).strip("'\"")) from error
     epoch, iterations = _iterations(images, cfg.SOLVER.IMS_PER_BATCH, epochs)

@@ -16,6 +16,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config_files import CONFIGS
 from ..data import read_lazily
 from ..data.reading_once import reading_once
+from ..evaluation import COCOEvaluator
 from ..modeling import streaming
 from ..modeling.backbone import check_timm_input
 from .averaging import AveragingHook, WeightAverage
@@ -61,7 +63,15 @@ from .trainer import (
     thin_out,
 )
 
-__all__ = ["build_validation_loader", "do_test", "do_train", "load_lazy_config", "main", "override"]
+__all__ = [
+    "build_evaluator",
+    "build_validation_loader",
+    "do_test",
+    "do_train",
+    "load_lazy_config",
+    "main",
+    "override",
+]
 
 _SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -264,7 +274,7 @@ def do_test(cfg, model):
         return {}
     if is_sharded(model):
         model = whole_model(model, lambda: _instantiate(cfg.model, "model").to(cfg.train.device))
-    evaluator = instantiate(_writing(cfg))
+    evaluator = build_evaluator(cfg)
     if cfg.train.get("accelerate", False):
         int8 = int8_from_config(cfg.train.get("accelerate_int8", ""), functools.partial(loader_of, cfg))
         model = accelerated(model, [evaluator], int8)
@@ -280,17 +290,18 @@ def do_test(cfg, model):
     return results
 
 
-def _writing(cfg):
-    """``dataloader.evaluator``; ours writes its predictions as it does with a yaml config."""
+def build_evaluator(cfg: DictConfig):
+    """``dataloader.evaluator``. A `COCOEvaluator` without an ``output_dir`` of its own writes its predictions where it
+    does with a yaml config."""
     evaluator = cfg.dataloader.evaluator
     names = names_of(cfg.dataloader.get("test"))
-    target = evaluator.get("_target_", "")
-    is_ours = (target if isinstance(target, str) else target.__module__).startswith("mrcnn_ext.")
-    if not is_ours or evaluator.get("output_dir") is not None or len(names) != 1:
-        return evaluator
-    evaluator = copy.deepcopy(evaluator)
-    evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
-    return evaluator
+    target = evaluator.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    writes = isinstance(target, type) and issubclass(target, COCOEvaluator)
+    if writes and evaluator.get("output_dir") is None and len(names) == 1:
+        evaluator = copy.deepcopy(evaluator)
+        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
+    return instantiate(evaluator)
 
 
 def loader_of(cfg, dataset_name):
@@ -314,11 +325,9 @@ def do_train(
             keys of detectron2's ``configs/common/train.py``. Optional: ``train.val_loss`` (``enabled``,
             ``max_images``), ``train.allow_partial_weights``, ``train.channels_last``,
             ``train.accelerate_training``, ``train.activation_checkpoint``, ``train.sharded``,
-            ``train.accumulate``,
-            ``train.skip_nonfinite``, ``train.ema_decay``,
-            ``train.patience``, ``train.checkpointer.best``, ``train.report``, ``train.loggers``,
-            ``train.terminal_view``, ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys
-            of those names are.
+            ``train.accumulate``, ``train.skip_nonfinite``, ``train.ema_decay``, ``train.patience``,
+            ``train.checkpointer.best``, ``train.report``, ``train.loggers``, ``train.terminal_view``,
+            ``train.timm_input``, ``train.reference_world_size``; they are what the yaml keys of those names are.
         interruption: signals that end the training after the iteration, with a checkpoint.
         when_read: called when the training loader has its data.
 
@@ -329,17 +338,7 @@ def do_train(
         check_timm_input(cfg)
     scale_lazily(cfg, comm.get_world_size())
     train, written = cfg.train, copy.deepcopy(cfg)  # what is built is put into cfg
-    model = _instantiate(cfg.model, "model")
-    logging.getLogger("detectron2").info(f"Model:\n{model}")
-    model.to(train.device)
-    if train.get("channels_last", False):
-        model.to(memory_format=torch.channels_last)
-    if train.get("activation_checkpoint", False):
-        checkpointed(model, train.get("accelerate_training", False))
-    if train.get("accelerate_training", False):
-        accelerated_for_training(model)
-    if train.get("sharded", False):
-        shard(model, _unfit_for_shards(cfg))
+    model = _build_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg.optimizer, "optimizer")
     loader = _instantiate(cfg.dataloader.train, "dataloader.train")
@@ -379,33 +378,10 @@ def do_train(
         results.update(do_test(cfg, model))
         return results
 
-    options = train.checkpointer
-    checkpoints = CheckpointHook(
-        checkpointer, state, lambda: trainer, options.period, options.get("max_to_keep") or 0
-    )
-    best = options.get("best", "")
-    val_loss = train.get("val_loss", {})
-    writers = []
-    if comm.is_main_process():
-        plain = {"train": OmegaConf.to_container(train, resolve=False)}
-        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=_instantiate(cfg.lr_multiplier, "lr_multiplier")),
-            AveragingHook(average) if average is not None else None,
-            checkpoints,
-            ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
-            if val_loss.get("enabled", True) and "test" in cfg.dataloader
-            else None,
-            evaluation_hook(train.eval_period, test, average, checkpoints, interruption),
-            BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
-            hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
-            LoggersHook(writers),
-            *build_terminal_view(train.get("terminal_view", True)),
-            ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
-        ]
-    )
+    keep = train.checkpointer.get("max_to_keep") or 0
+    checkpoints = CheckpointHook(checkpointer, state, lambda: trainer, train.checkpointer.period, keep)
+    evaluation = evaluation_hook(train.eval_period, test, average, checkpoints, interruption)
+    trainer.register_hooks(_build_hooks(cfg, trainer, model, state, average, checkpoints, evaluation))
     if args.resume:
         checkpointer.require_checkpoint()
     resume = args.resume or goes_on(train.output_dir)
@@ -419,6 +395,48 @@ def do_train(
     )
     trainer.train(start_iter, train.max_iter)
     return results
+
+
+def _build_model(cfg):
+    """The model as it is trained, but for its distribution."""
+    train = cfg.train
+    model = _instantiate(cfg.model, "model")
+    logging.getLogger("detectron2").info(f"Model:\n{model}")
+    model.to(train.device)
+    if train.get("channels_last", False):
+        model.to(memory_format=torch.channels_last)
+    if train.get("activation_checkpoint", False):
+        checkpointed(model, train.get("accelerate_training", False))
+    if train.get("accelerate_training", False):
+        accelerated_for_training(model)
+    if train.get("sharded", False):
+        shard(model, _unfit_for_shards(cfg))
+    return model
+
+
+def _build_hooks(cfg, trainer, model, state, average, checkpoints, evaluation) -> list:
+    train = cfg.train
+    best = train.checkpointer.get("best", "")
+    val_loss = train.get("val_loss", {})
+    writers = []
+    if comm.is_main_process():
+        plain = {"train": OmegaConf.to_container(train, resolve=False)}
+        writers = build_writers(train.output_dir, train.max_iter, list(train.get("loggers", ())), plain)
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=_instantiate(cfg.lr_multiplier, "lr_multiplier")),
+        AveragingHook(average) if average is not None else None,
+        checkpoints,
+        ValidationLossHook(train.eval_period, model, lambda: build_validation_loader(cfg), average)
+        if val_loss.get("enabled", True) and "test" in cfg.dataloader
+        else None,
+        evaluation,
+        BestHook(best, checkpoints, train.eval_period, train.get("patience", 0)) if best else None,
+        hooks.PeriodicWriter(writers, period=train.log_period) if writers else None,
+        LoggersHook(writers),
+        *build_terminal_view(train.get("terminal_view", True)),
+        ResumeHook(state, lambda: trainer._hooks, [w for w in writers if hasattr(w, "resume_at")]),
+    ]
 
 
 def _unfit_for_shards(cfg) -> dict[str, bool]:

@@ -1,7 +1,7 @@
 """What of a model came from a file, in a line."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 __all__ = ["load_report"]
 
@@ -9,7 +9,7 @@ _COUNTER = "num_batches_tracked"  # of batch norms; many files lack it
 _EXAMPLES = 4
 
 
-def load_report(file: str, own: Iterable[str], absent: Collection[str], unused: Iterable[str]) -> str:
+def load_report(file: str, own: Iterable[str], absent: Iterable[str], unused: Iterable[str]) -> str:
     """
     Args:
         file: its name.
@@ -21,7 +21,8 @@ def load_report(file: str, own: Iterable[str], absent: Collection[str], unused: 
         how many tensors of each part of the model are from the file, which are not, and what is left of the file.
     """
     wanted = [name for name in own if not name.endswith(_COUNTER)]
-    missing = [name for name in wanted if name in set(absent)]
+    lost = set(absent)
+    missing = [name for name in wanted if name in lost]
     left = sorted({_part(name, 2) for name in unused if not name.endswith(_COUNTER)})
     totals, without = (Counter(_part(name, 1) for name in names) for names in (wanted, missing))
     parts = ", ".join(f"{part} {total - without[part]} of {total}" for part, total in totals.items())

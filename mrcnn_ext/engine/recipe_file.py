@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from ..data.box_statistics import BoxStatistics, box_statistics
 from ..data.loading import load_dataset
+from ..files import replacing
 from .checks import check_dataset_names
 from .errors import UserError
 from .recipe import Choice, Settings, choose, shown
@@ -62,9 +63,8 @@ class Recipe:
         base = self.config_file
         if base and "://" not in base:
             base = os.path.relpath(os.path.realpath(base), os.path.realpath(folder))
-        with open(f"{path}.tmp", "w") as file:
+        with replacing(path, "w") as file:
             file.write(self.content(self.lines(), base.replace(os.sep, "/")))
-        os.replace(f"{path}.tmp", path)
 
 
 def choose_for(

@@ -1,4 +1,4 @@
-"""Reports of evaluations: see :mod:`mrcnn_ext.reports`."""
+"""Reports of evaluations: see :mod:`mrcnn_ext.reports`, which is imported only to write one: it imports matplotlib."""
 
 import logging
 import os
@@ -10,8 +10,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..evaluation import COCOEvaluator
-from ..reports import TrainingHistory
-from ..reports.report import Evaluated, write_report
 from .setup import is_of_training
 
 __all__ = ["write_reports"]
@@ -49,6 +47,8 @@ def write_reports(
     for evaluator in ours:
         path = os.path.join(output_dir, f"report_{evaluator.dataset_name}{suffix}.html")
         try:
+            from ..reports.report import write_report
+
             write_report(_evaluated(evaluator), path, history=_history(output_dir, results))
         except Exception:
             logger.exception("%s: the report %s could not be written", _KEY, path)
@@ -67,6 +67,8 @@ def _each(evaluators):
 
 
 def _evaluated(evaluator):
+    from ..reports.report import Evaluated
+
     images = len(evaluator.truth.imgs) / comm.get_world_size()
     timing = {}
     if evaluator.seconds:
@@ -87,6 +89,8 @@ def _evaluated(evaluator):
 
 def _history(output_dir, results):
     """What the training has written, and what it is yet to write."""
+    from ..reports import TrainingHistory
+
     if not has_event_storage():
         return None
     storage = get_event_storage()

@@ -23,6 +23,7 @@ __all__ = [
     "check_lazy_settings",
     "device_here",
     "tell_of_warmup",
+    "value_of",
 ]
 
 # Names that detectron2's get_norm knows
@@ -52,6 +53,8 @@ _AT_LEAST = {
     "CHECKPOINT.KEEP": 0,
     "TEST.EVAL_PERIOD": 0,
     "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.CLIP.NUM_FRAMES": 1,
+    "INPUT.CLIP.STRIDE": 1,
 }
 _LAZY_AT_LEAST = {
     "train.max_iter": 1,
@@ -87,7 +90,7 @@ def check_settings(cfg: CfgNode, eval_only: bool = False, resume: bool = False):
         UserError: a value is out of range or unknown; the message names the key, the value and what would be right.
     """
     for key, names in _CHOICES.items():
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         if isinstance(value, str) and value not in names:
             choices = ", ".join(repr(name) for name in names)
             raise UserError(f"{key} must be one of {choices}; got {value!r}{did_you_mean(value, names)}")
@@ -105,7 +108,7 @@ def check_settings(cfg: CfgNode, eval_only: bool = False, resume: bool = False):
             "DATASETS.TRAIN is empty: name the datasets to train on, in the --config-file or after it"
         )
     for key, lowest in _AT_LEAST.items():
-        _check_at_least(key, _value(cfg, key), lowest)
+        _check_at_least(key, value_of(cfg, key), lowest)
     batch = _scaled_batch(
         "SOLVER.IMS_PER_BATCH",
         cfg.SOLVER.IMS_PER_BATCH,
@@ -263,7 +266,8 @@ def _check_decay(key, decay):
         raise UserError(f"{key} must be in [0, 1), 0.9999 say, or 0 for no average; got {decay!r}")
 
 
-def _value(cfg, key):
+def value_of(cfg: CfgNode, key: str):
+    """What a config has under a key with dots, "SOLVER.MAX_ITER" say."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

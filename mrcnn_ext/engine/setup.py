@@ -28,7 +28,7 @@ from .errors import UserError, did_you_mean
 from .evaluated_names import check_evaluated_names
 from .from_data import UNSAID, follow_data, mark_unsaid
 from .recipe_config import apply_recipe
-from .settings import building, check_output_dir, check_settings, device_here
+from .settings import building, check_output_dir, check_settings, device_here, value_of
 from .yaml_files import merge_from_file
 
 __all__ = [
@@ -374,7 +374,7 @@ def naming_unknown_objects(cfg):
             raise
         name, registry_name = match.groups()
         keys = [
-            key for key in _keys(cfg) if _value(cfg, key) == name and key.endswith(("NAME", "ARCHITECTURE"))
+            key for key in _keys(cfg) if value_of(cfg, key) == name and key.endswith(("NAME", "ARCHITECTURE"))
         ]
         # Several parts may be named alike, above all by nothing.
         keys = [key for key in keys if registry_name in key] or keys
@@ -382,12 +382,6 @@ def naming_unknown_objects(cfg):
             f"{' or '.join(keys) or 'config'}: {name!r} is not in detectron2's {registry_name} registry"
             f"{did_you_mean(name, _registered(error))}"
         ) from error
-
-
-def _value(cfg, key):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _registered(error):

@@ -18,14 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..accel import accelerate
 from ..accel.cpu_features import cpu_has_bf16 as _cpu_has_bf16
-from ..data import (
-    PersonCropMapper,
-    build_test_loader,
-    build_train_loader,
-    get_detection_dataset_dicts,
-    person_crops,
-)
-from ..data.build import build_mapper, crops_people, proposal_files
+from ..data import PersonCropMapper, build_test_loader, build_train_loader
+from ..data.build import build_mapper, crops_people, proposal_files, training_dicts
 from ..evaluation import build_evaluator, takes_lazy_masks
 from ..modeling import GeneralizedRCNNWithTTA, streaming
 from ..modeling.activation_checkpoint import checkpoint_activations
@@ -387,15 +381,9 @@ def build_validation_loader(cfg: CfgNode):
     if not names:
         return None
     files = dict(zip(cfg.DATASETS.TEST, proposal_files(cfg, "TEST") or (), strict=False))
-    dicts = get_detection_dataset_dicts(
-        names,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=[files[name] for name in names if name in files] or None,
-    )
+    dicts = training_dicts(cfg, names, [files[name] for name in names if name in files] or None)
     augmentations = build_augmentation(cfg, is_train=False)
     if crops_people(cfg):
-        dicts = person_crops(dicts)
         augmentations = PersonCropMapper.from_config(cfg, is_train=False)["augmentations"]
     mapper = build_mapper(
         cfg,

@@ -84,7 +84,7 @@ def match_poses(truth: TruthCOCO, records: Sequence[dict], least_iou: float = 0.
     for k, annotation in enumerate(people):
         by_image[annotation["image_id"], annotation["category_id"]].append(k)
     for record in sorted(records, key=lambda r: -r["score"]):
-        if len(record["keypoints"]) != 3 * joints:
+        if people and len(record["keypoints"]) != 3 * joints:
             raise ValueError(
                 f"a prediction for image {record['image_id']} has {len(record['keypoints']) // 3} keypoints, the "
                 f"people of the data have {joints}"
@@ -125,9 +125,11 @@ def pose_metrics(
 
     Returns:
         dict: "PCK@0.2" (the mean over the joints), "PCK@0.2-<joint>" of each, "PCK@0.2-seen" and "PCK@0.2-occluded",
-        in percent; "found", percent of the people; "jitter", pixels per frame squared, with tracks.
+        in percent; "found", percent of the people; "jitter", pixels per frame squared, with tracks. NaN, and nothing
+        of single joints, where nobody is annotated.
     """
     poses = match_poses(truth, records, least_iou)
+    names = names if poses.annotations else ()  # nobody says how many there are
     result: dict[str, float] = {}
     for threshold in thresholds:
         for suffix, counts in (

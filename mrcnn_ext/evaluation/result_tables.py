@@ -56,11 +56,13 @@ class Table:
         ]
 
     def markdown(self) -> str:
+        """The title as a heading of the second level, and the rows; own ones in bold."""
         lines = [f"## {self.title}", "", "| " + " | ".join(self.head) + " |"]
         lines.append(
             "| " + " | ".join(["---"] * self.labels + ["---:"] * (len(self.head) - self.labels)) + " |"
         )
         for k, row in enumerate(self.cells()):
+            row = [cell.replace("|", r"\|") for cell in row]
             lines.append(
                 "| " + " | ".join(f"**{cell}**" if cell and k in self.own else cell for cell in row) + " |"
             )

@@ -39,6 +39,7 @@ class ExportedModel:
         trust: open a ``.pt2`` file although it holds pickled objects, whose code then runs, and any file although it
             does not match its checksums. A TorchScript file is a program of PyTorch's operators in any case.
         threads: of onnxruntime or OpenVINO; 0 for the runtime's choice.
+        streams: images that OpenVINO computes at once, by as many threads that call it, for throughput.
 
     Attributes:
         path: of the file.
@@ -57,6 +58,7 @@ class ExportedModel:
         *,
         trust: bool = False,
         threads: int = 0,
+        streams: int = 1,
     ):
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -68,7 +70,7 @@ class ExportedModel:
             check(path)
         if path.suffix in STANDALONE:
             require(STANDALONE[path.suffix], f"to run {path.suffix} files")
-            self._run, metadata = _load_standalone(path, providers, threads)
+            self._run, metadata = _load_standalone(path, providers, threads, streams)
         else:
             self._run, metadata = (_load_torchscript if path.suffix == ".ts" else _load_torch_export)(path)
         if not metadata:
@@ -167,9 +169,9 @@ def _load_torch_export(path):
     return program.module(check_guards=False), extra[METADATA]
 
 
-def _load_standalone(path, providers, threads):
+def _load_standalone(path, providers, threads, streams):
     """As the file that stands alone runs it."""
-    detector = Detector(path, providers, threads)
+    detector = Detector(path, providers, threads, streams)
 
     def run(image: Tensor, size: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in detector.run(image.numpy(), size.numpy())]

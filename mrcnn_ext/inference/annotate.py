@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,13 @@ from tqdm import tqdm
 from ..engine.errors import UserError
 from .detections import detections_of
 from .drawing import Painter, Style
+from .identity import digest
 from .outputs import ImageOutputs, limbs_of
 from .results import ResultsFile
 from .tracking import Tracker
-from .video_output import VideoFile
+from .video_output import VideoFile, check_video
 
-__all__ = ["AnnotatedVideo", "make_missing", "write_video"]
+__all__ = ["AnnotatedVideo", "RunVideo", "make_missing"]
 
 _FPS = 10.0  # of images, and of videos that do not say
 
@@ -121,23 +124,87 @@ class AnnotatedVideo:
         self._file.discard()
 
 
-def write_video(
-    source, results: ResultsFile, make: Callable[[], AnnotatedVideo], progress: bool = True
-) -> None:
-    """Writes an annotated video of a source from its results.
+@dataclass(frozen=True)
+class RunVideo:
+    """The annotated video of a run of predictions: drawn while they come, or from the results that are there.
 
     Args:
-        make: the video, to begin.
-
-    Raises:
-        UserError: an image or frame cannot be read any more, or the results hold no masks (.csv).
-        mrcnn_ext.files.DiskFullError: there is no room for the video.
+        path, fps, min_score, style, names, metadata, source: see `AnnotatedVideo`.
+        overwrite: whether it may take the place of another run's.
     """
-    lines = {index: found for index, _, found, _ in results.lines()}
-    video = make()
-    try:
-        for index, _, pixels in _again(source, lines, progress):
-            video.write(pixels, [dict(record) for record in lines[index]])
-        video.close()
-    finally:
-        video.discard()
+
+    path: str | os.PathLike
+    fps: float
+    min_score: float
+    style: Style
+    names: dict[int, str]
+    metadata: Metadata
+    source: Any
+    overwrite: bool
+
+    @property
+    def identity(self) -> str:
+        """Differs where another video would be written."""
+        return digest([str(self.path), self.fps, self.min_score, asdict(self.style)])
+
+    def check(self, begins: bool) -> None:
+        """Refuses a video that cannot be written.
+
+        Args:
+            begins: whether no results are there yet that might say that a file in its place is theirs.
+
+        Raises:
+            UserError: the name or ``fps`` cannot be, or another file is in its place.
+        """
+        check_video(self.path, self.fps)
+        path = getattr(self.source, "path", "")
+        if path and os.path.exists(self.path) and os.path.samefile(self.path, path):
+            raise UserError(
+                f"{self.path}: the annotated video would take the place of its source: give another name"
+            )
+        if begins:
+            self._check_replaced(())
+
+    def own(self, results: ResultsFile) -> None:
+        """Lets the results say that the file is theirs.
+
+        Raises:
+            UserError: it is there, and another's.
+        """
+        if results.made("video") != self.identity:
+            self._check_replaced(results.owned)
+            results.own(os.path.abspath(self.path))
+
+    def is_made(self, results: ResultsFile) -> bool:
+        """Whether it is there, as it is wanted."""
+        return results.made("video") == self.identity and os.path.exists(self.path)
+
+    def begin(self) -> AnnotatedVideo:
+        """The video without a frame."""
+        path = os.fspath(self.path)
+        return AnnotatedVideo(
+            path, self.fps, self.style, self.min_score, self.names, self.metadata, self.source
+        )
+
+    def write(self, results: ResultsFile, progress: bool = True) -> None:
+        """Writes it from results.
+
+        Raises:
+            UserError: an image or frame cannot be read any more, or the results hold no masks (.csv).
+            mrcnn_ext.files.DiskFullError: there is no room for the video.
+        """
+        lines = {index: found for index, _, found, _ in results.lines()}
+        video = self.begin()
+        try:
+            for index, _, pixels in _again(self.source, lines, progress):
+                video.write(pixels, [dict(record) for record in lines[index]])
+            video.close()
+        finally:
+            video.discard()
+
+    def _check_replaced(self, owned):
+        if os.path.exists(self.path) and not self.overwrite and os.path.abspath(self.path) not in owned:
+            raise UserError(
+                f"{self.path} exists and is not of this run: give another name, or replace it (overwrite=True, "
+                "--overwrite)"
+            )

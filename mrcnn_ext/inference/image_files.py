@@ -25,7 +25,7 @@ class ImageFiles:
         root: folder from which the results name the files.
         metadata: of the dataset that they are.
         names: by which the results call files that have other names of their own.
-        sizes: of the files in bytes, where they are known; see `stamp`.
+        sizes: of each file in bytes, None where it is not known; none for no file. See `stamp`.
 
     Raises:
         UserError: a record lacks one of the two, or two have the same ``image_id``.
@@ -69,7 +69,7 @@ class ImageFiles:
 
     def stamp(self, index: int) -> int | None:
         """Size of the file in bytes: one of another size is another image. None if it is gone."""
-        if self._sizes:
+        if self._sizes and self._sizes[index] is not None:
             return self._sizes[index]
         try:
             return os.path.getsize(self._records[index]["file_name"])

@@ -3,6 +3,7 @@
 Credentials are those that the clients of each find: environment variables, profiles, the machine's role.
 """
 
+import contextlib
 import functools
 import io
 from dataclasses import dataclass
@@ -120,16 +121,12 @@ def _file_system(root: str):
     return FileSystem.from_uri(root)[0]
 
 
-class _naming:
+@contextlib.contextmanager
+def _naming(uri):
     """Turns the errors of a storage into ones that name the URI."""
-
-    def __init__(self, uri):
-        self._uri = uri
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, (OSError, ValueError, NotImplementedError)) and not isinstance(error, UserError):
-            raise UserError(f"{self._uri}: it cannot be read: {error}") from error
-        return False
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{uri}: it cannot be read: {error}") from error

@@ -1,6 +1,5 @@
 """What is made of each image besides its results: a picture, cut-outs, masks, a file for LabelMe."""
 
-import glob
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from .detections import Detection, detections_of
 from .downloads import is_url
 from .drawing import Painter, Style
 from .drawing.shapes import soft_mask
+from .earlier_files import EarlierFiles
 from .identity import digest
 from .image_marks import is_as_marked, marked
 from .sources import IMAGE_SUFFIXES
@@ -95,6 +95,8 @@ class ImageOutputs:
         self._keypoints = list(metadata.get("keypoint_names", None) or ())
         self._painter = Painter(options.style, self._keypoints, limbs_of(metadata))
         files = getattr(source, "short_names", ())
+        classes = sorted({_safe(name) for name in names.values()})
+        self._earlier = EarlierFiles(options.cutouts, options.masks, classes)
         self._stems = Counter(Path(_relative(name, id)).with_suffix("") for id, name in files)
         if source.root:
             root = Path(source.root).resolve()
@@ -139,8 +141,10 @@ class ImageOutputs:
         if options.pictures is not None and "pictures" in kinds:
             _write_image(Path(options.pictures, path), self._painter.draw(pixels, found))
         if options.cutouts is not None and "cutouts" in kinds:
+            _remove(self._earlier.cutouts(stem))
             self._write_cutouts(Path(options.cutouts, stem), pixels, found)
         if options.masks is not None and "masks" in kinds:
+            _remove(self._earlier.masks(stem))
             self._write_masks(Path(options.masks), stem, pixels.shape[:2], found)
         if options.labelme is not None and "labelme" in kinds:
             self._write_labelme(Path(options.labelme, stem), pixels, image, file_name, found)
@@ -149,16 +153,16 @@ class ImageOutputs:
         """Files of others may lie there; and people correct masks and LabelMe files by hand."""
         if self._overwrite:
             return
-        options, name = self.options, glob.escape(str(stem))
+        options = self.options
         if options.pictures is not None and "pictures" in kinds:
             self._check_ours(Path(options.pictures, picture), is_as_marked)
-        if options.cutouts is not None and "cutouts" in kinds:
-            for path in Path(options.cutouts).glob(f"{name}_[0-9][0-9][0-9]_*.png"):
+        if "cutouts" in kinds:
+            for path in self._earlier.cutouts(stem):
                 self._check_ours(path, is_as_marked)
         if options.labelme is not None and "labelme" in kinds:
             self._check_ours(Path(options.labelme, f"{stem}.json"), _labelme_is_ours)
-        if options.masks is not None and "masks" in kinds:
-            for path in Path(options.masks).glob(f"*/{name}_[0-9][0-9][0-9].png"):
+        if "masks" in kinds:
+            for path in self._earlier.masks(stem):
                 self._check_ours(path, _mask_is_ours)
 
     def _check_ours(self, path, is_ours):
@@ -169,15 +173,12 @@ class ImageOutputs:
             )
 
     def _write_cutouts(self, stem, pixels, found):
-        self._remove(stem.parent, rf"{re.escape(stem.name)}_\d{{3}}_(.+)\.png")
         for number, one in enumerate(found, 1):
             cut = _cut_out(pixels, one)
             if cut is not None:
                 _write_image(stem.with_name(f"{stem.name}_{number:03d}_{_safe(one.name)}.png"), cut)
 
     def _write_masks(self, folder, stem, size, found):
-        for name in {_safe(name) for name in self._names.values()} or {one.name for one in found}:
-            self._remove(folder / name / stem.parent, rf"{re.escape(stem.name)}_\d{{3}}\.png")
         for number, one in enumerate(found, 1):
             mask = np.zeros(size, np.uint8)
             if one.mask is None:
@@ -185,17 +186,6 @@ class ImageOutputs:
             y, x = one.corner[1], one.corner[0]
             mask[y : y + one.mask.shape[0], x : x + one.mask.shape[1]] = 255 * one.mask
             _write_mask(folder / _safe(one.name) / stem.parent / f"{stem.name}_{number:03d}.png", mask)
-
-    def _remove(self, folder, pattern):
-        """Files of an image that an earlier call made with another score."""
-        known = {_safe(name) for name in self._names.values()}
-        if not folder.is_dir():
-            return
-        with os.scandir(folder) as entries:
-            for entry in list(entries):
-                match = re.fullmatch(pattern, entry.name)
-                if match and (not match.groups() or not known or match[1] in known):
-                    os.remove(entry.path)
 
     def _write_labelme(self, stem, pixels, image, file_name, found):
         path = stem.with_name(f"{stem.name}.json")
@@ -252,6 +242,11 @@ def _relative(name: str, id, frame: int | None = None) -> Path:
     if path.is_absolute() or ".." in path.parts:
         path = Path(f"{id}_{path.name}")
     return path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.jpg")
+
+
+def _remove(paths):
+    for path in paths:
+        path.unlink(missing_ok=True)  # this run may have made the image's files twice
 
 
 def _safe(name: str) -> str:

@@ -50,7 +50,7 @@ class ParquetImages(ImageFiles):
                     record["image_id"] = table["id"][place]
                 names[record["file_name"]] = name or f"{short}#{place}"
                 records.append(record)
-                sizes.append(size)
+                sizes.append(size if column else None)
                 self._rows.append((number, group, row))
         if not records:
             raise UserError(f"{', '.join(self._files[:3])}: no rows, and so no images")

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..engine import UserError
 from ..engine.int8 import int8_from_config
 from ..engine.setup import register_datasets
 from ..modeling import carries_state
-from .annotate import AnnotatedVideo, make_missing, write_video
+from .annotate import RunVideo, make_missing
 from .drawing import Style
 from .filters import Filter, make_filter
 from .identity import digest, model_identity, settings
@@ -33,7 +33,6 @@ from .ray_data import RayOptions, map_on_actors
 from .results import ResultsFile
 from .sources import open_source
 from .tracking import Tracker
-from .video_output import check_video
 from .worker import GPU_BATCH, Worker, accelerated, device_of, job_of, ready, results_of, share
 
 __all__ = ["predict", "predictions"]
@@ -144,80 +143,87 @@ def predict(
     folders = {kind: None if folder is None else os.fspath(folder) for kind, folder in folders.items()}
     options = OutputOptions(**folders, min_score=picture_score, style=style or Style())
     outputs = ImageOutputs(options, names, metadata, source, overwrite)
-    about_video = [str(video), fps, picture_score, asdict(options.style)]
-    video_identity = "" if video is None else digest(about_video)
-    identity = {
-        **_model_identity(predictor.model),
-        "preprocessing": digest(settings([predictor.mapper.augmentations, predictor.mapper.image_format])),
-        "source": digest(source.identity),
-        "categories": digest(sorted(kinds.items())),
-        **keep.identity,
-        "accelerate": accelerate,
-        **({"int8": _int8_identity(predictor.int8)} if accelerate and predictor.int8 else {}),
-        **({"limit": limit} if limit else {}),
-        **({"track": picture_score} if track else {}),
-        **({"state": picture_score} if follows else {}),  # which goes by tracks, too
-    }
+    scores = {kind: picture_score for kind, used in (("track", track), ("state", follows)) if used}
+    identity = _identity(predictor, source, kinds, keep, accelerate=accelerate, limit=limit, scores=scores)
+    drawing = None
     if video is not None:
-        check_video(video, fps)
-        _check_not_source(video, source)
+        drawing = RunVideo(video, fps, picture_score, options.style, names, metadata, source, overwrite)
         # Before a part file is there.
-        if not any(map(os.path.exists, (output, f"{os.fspath(output)}.part"))):
-            _check_replaced(video, (), overwrite)
+        drawing.check(begins=not any(map(os.path.exists, (output, f"{os.fspath(output)}.part"))))
+    change = _change_of_tracks(track, follows, picture_score)
     results = ResultsFile(output, identity, overwrite)
     with contextlib.closing(results):
         if follows and not results.complete:
             results.done.clear()  # the state is that after all frames before
         continued = len(results.done)
         _check_images(source, results)
-        if video is not None and results.made("video") != video_identity:
-            _check_replaced(video, results.owned, overwrite)
-            results.own(os.path.abspath(video))
-
-        def make_video():
-            look = options.style
-            return AnnotatedVideo(os.fspath(video), fps, look, picture_score, names, metadata, source)
-
-        drawn_live = make_video() if video is not None and source.live and not results.complete else None
-        tracker = Tracker(picture_score) if track else None
+        if drawing is not None:
+            drawing.own(results)
+        live = drawing.begin() if drawing is not None and source.live and not results.complete else None
         if not results.complete:
             finish = partial(
                 _finish, predictor=predictor, source=source, keep=keep, kinds=kinds, results=results
             )
-            finish = partial(finish, outputs=outputs, video=drawn_live)
+            finish = partial(finish, outputs=outputs, video=live)
             how = {"accelerate": accelerate, "batch_size": batch_size, "workers": workers, "limit": limit}
             how["skip_unreadable"] = skip_unreadable
             if ray is not None:
                 steps = _on_ray(predictor, source, results, ray, keep=keep, kinds=kinds, **how)
             else:
-                drawing = bool(options.folders) or drawn_live is not None
-                how |= {"keep_images": drawing, "done": set(results.done), "track_score": picture_score}
+                keep_images = bool(options.folders) or live is not None
+                how |= {"keep_images": keep_images, "done": set(results.done), "track_score": picture_score}
                 steps = _run(predictor, source, finish, **how)
-            _predict_all(steps, source, progress, continued, limit=limit, video=drawn_live)
+            _predict_all(steps, source, progress, continued, limit=limit, video=live)
         drawn = make_missing(source, results, outputs, progress)
         made = dict(options.identity)
-        if drawn_live is None and video is not None:
-            if results.made("video") != video_identity or not os.path.exists(video):
-                write_video(source, results, make_video, progress)
+        if drawing is not None:
+            if live is None and not drawing.is_made(results):
+                drawing.write(results, progress)
                 drawn = max(drawn, len(results.done)) if continued else drawn
-        if video_identity:
-            made["video"] = video_identity
+            made["video"] = drawing.identity
         if results.complete:
             if made:
                 results.note(made)
             return {**results.summary(), "continued": continued, "drawn": drawn}
-
-        def add_tracks(records, image):
-            if tracker is None:
-                for record in records:
-                    record.pop("track_id", None)
-            elif not follows:
-                tracker.update(records, (image["height"], image["width"]))
-
-        change = add_tracks if track or follows else None
         points = metadata.get("keypoint_names", None) or ()
         summary = results.finish(list(kinds.values()), made, points, change)
         return {**summary, "continued": continued, "drawn": drawn}
+
+
+def _identity(predictor, source, kinds, keep: Filter, *, accelerate, limit, scores) -> dict:
+    """What a run must have in common with the one that it continues.
+
+    Args:
+        scores: by use, "track" and "state" of those there are, below which an object takes no part.
+    """
+    model = predictor.model
+    int8 = _int8_identity(predictor.int8) if accelerate and predictor.int8 else None
+    return {
+        **(model.identity if isinstance(model, ExportedDetector) else model_identity(model)),
+        "preprocessing": digest(settings([predictor.mapper.augmentations, predictor.mapper.image_format])),
+        "source": digest(source.identity),
+        "categories": digest(sorted(kinds.items())),
+        **keep.identity,
+        "accelerate": accelerate,
+        **({} if int8 is None else {"int8": int8}),
+        **({"limit": limit} if limit else {}),
+        **scores,
+    }
+
+
+def _change_of_tracks(track, follows, min_score):
+    """What is done to an image's results at the end, None for nothing.
+
+    Args:
+        track: whether results shall have the ids of tracks.
+        follows: whether they have them, those that the state of the model goes by.
+    """
+    tracker = Tracker(min_score) if track else None  # which says what is not installed
+    if track == follows:
+        return None
+    if tracker is None:
+        return lambda records, image: [record.pop("track_id", None) for record in records]
+    return lambda records, image: tracker.update(records, (image["height"], image["width"]))
 
 
 def _predict_all(steps, source, progress, continued, *, limit, video):
@@ -341,10 +347,6 @@ def predictions(
                 yield record, instances
 
 
-def _model_identity(model) -> dict[str, str]:
-    return model.identity if isinstance(model, ExportedDetector) else model_identity(model)
-
-
 def _predictor(model, mapper) -> LoadedModel:
     if isinstance(model, nn.Module):
         if mapper is None:
@@ -416,24 +418,10 @@ def _name(metadata):
 def _check_images(source, results):
     for index, stamp in results.done.items():
         if source.stamp(index) != stamp:
-            results.close()
             raise UserError(
                 f"{source.name(index)} is not the image that {results.path} has results of: give the source that it "
                 "was made with, another output, or overwrite it (overwrite=True, --overwrite)"
             )
-
-
-def _check_not_source(video, source):
-    path = getattr(source, "path", "")
-    if path and os.path.exists(video) and os.path.samefile(video, path):
-        raise UserError(f"{video}: the annotated video would take the place of its source: give another name")
-
-
-def _check_replaced(video, owned, overwrite):
-    if os.path.exists(video) and not overwrite and os.path.abspath(video) not in owned:
-        raise UserError(
-            f"{video} exists and is not of this run: give another name, or replace it (overwrite=True, --overwrite)"
-        )
 
 
 def _run(predictor, source, finish, accelerate, batch_size, workers, **options):

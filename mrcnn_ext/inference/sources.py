@@ -15,13 +15,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ..data.data_file import read_data_file
-from ..data.loading import coco_loader
+from ..data.loading import coco_loader, not_on_disk
 from ..data.problems import Problems
 from ..engine.errors import UserError, did_you_mean
 from ..engine.setup import register_datasets
 from .downloads import MAX_VIDEO, download, is_url
 from .image_files import ImageFiles, describe
-from .object_storage import is_stored, list_stored
+from .object_storage import StoredFile, is_stored, list_stored
 from .parquet_source import ParquetImages
 from .videos import Video, Webcam
 
@@ -31,7 +31,7 @@ _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informat
 _LOOK = 4096  # bytes
 _WEBCAM = re.compile(r"webcam:(\d+)|(\d{1,2})")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-PARQUET = ".parquet"
+_PARQUET = ".parquet"
 _VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def open_source(source) -> ImageFiles | Video | Webcam:
         return _numbered([name], "")
     if name.lower().endswith(".txt"):
         return _numbered(_listed(name), "")
-    if name.lower().endswith(PARQUET):
+    if name.lower().endswith(_PARQUET):
         return ParquetImages({name: os.path.basename(name)})
     if _is_text(name):
         raise UserError(f"{name}: it is text, neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video")
@@ -101,34 +101,42 @@ def open_source(source) -> ImageFiles | Video | Webcam:
 
 
 def _folder(name: str) -> ImageFiles:
-    here = Path(name)
-    tables = sorted(p for p in here.rglob("*") if _is_taken(p, here, (PARQUET,)))
-    if tables and not any(_is_taken(p, here, IMAGE_SUFFIXES) for p in here.rglob("*")):
-        return ParquetImages({os.fspath(path): path.relative_to(here).as_posix() for path in tables})
-    return _numbered(_in_folder(name), name)
+    paths = sorted(Path(name).rglob("*"))
+    tables = [path for path in paths if _is_taken(path, Path(name), (_PARQUET,))]
+    if tables and not any(_is_taken(path, Path(name), IMAGE_SUFFIXES) for path in paths):
+        return ParquetImages({os.fspath(path): path.relative_to(name).as_posix() for path in tables})
+    return _numbered(_images_among(paths, name), name)
 
 
 def _stored(uri: str) -> ImageFiles:
     """Of object storage: an image, a folder of images, or Parquet."""
-    files = [file for file in list_stored(uri) if not _is_hidden(file.name)]
-    images = [file for file in files if file.name.lower().endswith(IMAGE_SUFFIXES)]
-    tables = [file for file in files if file.name.lower().endswith(PARQUET)]
+    files = _not_hidden(uri)
+    images = _images_in(files)
+    tables = [file for file in files if file.name.lower().endswith(_PARQUET)]
     if tables and not images:
         return ParquetImages({file.uri: file.name for file in tables})
     if not images:
-        raise UserError(f"{uri}: no images there; looked for {' '.join((*IMAGE_SUFFIXES, PARQUET))}")
+        raise UserError(f"{uri}: no images there; looked for {' '.join((*IMAGE_SUFFIXES, _PARQUET))}")
     records = [{"file_name": file.uri, "image_id": i} for i, file in enumerate(images, 1)]
     names = {file.uri: file.name for file in images}
     return ImageFiles(records, names=names, sizes=[file.size for file in images])
 
 
-def _in_folder(name: str) -> list[Path]:
-    here = sorted(Path(name).rglob("*"))
-    found = [p for p in here if _is_taken(p, Path(name), IMAGE_SUFFIXES)]
+def _not_hidden(uri: str) -> list[StoredFile]:
+    return [file for file in list_stored(uri) if not _is_hidden(file.name)]
+
+
+def _images_in(files: list[StoredFile]) -> list[StoredFile]:
+    return [file for file in files if file.name.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _images_among(paths: list[Path], name: str) -> list[Path]:
+    """The images of a folder, whose paths are given."""
+    found = [p for p in paths if _is_taken(p, Path(name), IMAGE_SUFFIXES)]
     files = sorted(found, key=lambda path: path.relative_to(name).as_posix())
     if not files:
         raise UserError(f"{name}: no images in this folder; looked for {' '.join(IMAGE_SUFFIXES)}")
-    _tell_videos([p for p in here if _is_taken(p, Path(name), _VIDEO_SUFFIXES)], name)
+    _tell_videos([p for p in paths if _is_taken(p, Path(name), _VIDEO_SUFFIXES)], name)
     return files
 
 
@@ -283,11 +291,14 @@ def _sequence(source):
 def _files_of(name: str) -> list:
     """The image files that one of several sources stands for."""
     if is_stored(name):
-        return [file.uri for file in list_stored(name) if file.name.lower().endswith(IMAGE_SUFFIXES)]
+        images = _images_in(_not_hidden(name))
+        if not images:
+            raise UserError(f"{name}: no images there; looked for {' '.join(IMAGE_SUFFIXES)}")
+        return [file.uri for file in images]
     if is_url(name) or name.lower().endswith(IMAGE_SUFFIXES):
         return _matching(name) if not is_url(name) and _is_pattern(name) else [name]
     if os.path.isdir(name):
-        return _in_folder(name)
+        return _images_among(sorted(Path(name).rglob("*")), name)
     if _is_pattern(name):
         return [file for found in _matching(name) for file in _files_of(found)]
     if name.lower().endswith(".txt") and os.path.isfile(name):
@@ -319,7 +330,7 @@ def _dataset(name):
         loader = coco_loader(name)
         records = loader.load(problems) if loader is not None else DatasetCatalog.get(name)
     except FileNotFoundError as error:
-        raise UserError(f"dataset {name!r} is not on disk: {error}") from error
+        raise UserError(str(not_on_disk(name, error.filename or str(error)))) from error
     except Exception as error:  # a registered function may raise anything
         raise UserError(f"dataset {name!r} cannot be read: {type(error).__name__}: {error}") from error
     # Of annotations nothing is needed.

@@ -1,34 +1,16 @@
 """Which of the scored boxes of an image are its detections."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms, remove_small_boxes
 
-from ..ops.detections import can_select, top_detections
+from ..ops.detections import Detections, can_select, top_detections
 
 __all__ = ["Detections", "select_detections"]
 
 # From so many coordinates on torchvision's batched_nms takes class by class on the CPU. Below it moves the boxes
 # of each class apart instead, which rounds them.
 _CLASS_BY_CLASS = 4000
-
-
-class Detections(NamedTuple):
-    """What `select_detections` found, best first.
-
-    Attributes:
-        boxes: (D, 4) x0, y0, x1, y1 within the image.
-        scores: (D,).
-        classes: (D,) int64, columns of the scores.
-        rows: (D,) int64, rows of the scores.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    rows: Tensor
 
 
 def select_detections(
@@ -56,7 +38,7 @@ def select_detections(
     if topk >= 0 and can_select(boxes, scores, nms_thresh):
         found = top_detections(boxes, scores, image_size, score_thresh, nms_thresh, topk, min_size)
         if found is not None:
-            return Detections(*found)
+            return found
     return _select_step_by_step(boxes, scores, image_size, score_thresh, nms_thresh, topk, min_size)
 
 

@@ -33,8 +33,7 @@ def checkpoint_activations(backbone: nn.Module) -> int:
     """
     nets = [module for module in backbone.modules() if isinstance(module, TimmFeatures)]
     for features in nets:
-        _check_timm(features)
-        features.net.set_grad_checkpointing(True)
+        _checked_timm(features).set_grad_checkpointing(True)
     blocks = [module for module in backbone.modules() if _is_block(module)]
     for block in blocks:
         block.forward = partial(_recomputed, block, type(block).forward)
@@ -51,15 +50,19 @@ def _is_block(module) -> bool:
     return isinstance(module, vit.Block)
 
 
-def _check_timm(features):
-    name = type(features.net).__name__
-    if not hasattr(features.net, "set_grad_checkpointing"):
-        raise ValueError(f"timm's {name} has no checkpointing")
+def _checked_timm(features) -> nn.Module:
+    """The model, or, of a transformer, the one within timm's module that takes its features."""
+    net = features.net
+    if not hasattr(net, "set_grad_checkpointing"):
+        net = getattr(net, "model", net)
+    if not hasattr(net, "set_grad_checkpointing"):
+        raise ValueError(f"timm's {type(net).__name__} has no checkpointing")
     if any(isinstance(m, _BatchNorm) and m.training for m in features.net.modules()):
         raise ValueError(
             "a timm model would count each batch twice in the statistics of its batch normalisation: freeze them with "
             'MODEL.TIMM.NORM "FrozenBN" (norm="FrozenBN")'
         )
+    return net
 
 
 def _recomputed(block: nn.Module, forward: Callable, x: torch.Tensor) -> torch.Tensor:

@@ -196,15 +196,60 @@ def operator():
     return _forced_ops[_extension.backend()] if _extension.is_forced() else _default_op
 
 
+class _CompiledPool(torch.autograd.Function):
+    """The compiled operator and its backward, called by themselves.
+
+    What `register_autograd` does for every caller there may be costs as much time as the kernels on a GPU: of an
+    ordinary call it takes a third, of a backward a half.
+    """
+
+    @staticmethod
+    def forward(ctx, options: RoIOptions, rois: Tensor, *features: Tensor) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(rois, *features)
+        return _pool_without_autograd(features, rois, options)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rois, *features = ctx.saved_tensors
+        if torch.is_grad_enabled() or not _is_ordinary(grad):  # the backward is differentiated or traced
+            grads, _ = torch.ops.mrcnn_ext.roi_align_backward(grad, features, rois, *ctx.options, False)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                grads, _ = _default_backward(grad, features, rois, *ctx.options, False)
+        return None, None, *grads
+
+
+_default_backward = torch.ops.mrcnn_ext.roi_align_backward.default
+
+
+def _pool_without_autograd(features, rois: Tensor, options: RoIOptions) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _default_op.default(features, rois, *options)
+
+
+def _is_ordinary(*tensors: Tensor) -> bool:
+    """True if the tensors are no subclass's and no tracer, mode or transform looks at operators."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._is_torch_function_mode_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    )
+
+
 def pool(features: list[Tensor], rois: Tensor, options: RoIOptions) -> Tensor:
     """Pools by that operator or, where a gradient of a maximum is going to be asked for, by the one that keeps where
     the maxima are."""
-    if (
-        options.mode in roi_align_eager.MAX_MODES
-        and _extension.backend() == "compiled"
-        and features[0].device.type == "cpu"
-        and torch.is_grad_enabled()
-        and any(level.requires_grad for level in features)
-    ):
+    if _extension.backend() != "compiled":
+        return operator()(features, rois, *options)
+    differentiated = torch.is_grad_enabled() and any(level.requires_grad for level in features)
+    if differentiated and options.mode in roi_align_eager.MAX_MODES and features[0].device.type == "cpu":
         return torch.ops.mrcnn_ext.roi_max_pool(features, rois, *options)[0]
-    return operator()(features, rois, *options)
+    if (torch.is_grad_enabled() and rois.requires_grad) or not _is_ordinary(rois, *features):
+        return operator()(features, rois, *options)
+    if differentiated:
+        return _CompiledPool.apply(options, rois, *features)
+    return _pool_without_autograd(features, rois, options)

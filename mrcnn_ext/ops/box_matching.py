@@ -5,9 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _extension
+
 __all__ = ["BoxMatches", "match_boxes"]
 
 _AT_ONCE = 64 * 1024  # overlaps, so that what they are computed from stays in the cache
+_LARGEST = 1e15  # coordinate with which no product overflows
 
 
 class BoxMatches(NamedTuple):
@@ -45,6 +48,8 @@ def match_boxes(boxes: Tensor, targets: Tensor) -> BoxMatches:
         raise TypeError(
             f"boxes and targets must be of one floating dtype, got {boxes.dtype} and {targets.dtype}"
         )
+    if _is_compiled_for(boxes, targets):
+        return BoxMatches(*torch.ops.mrcnn_ext.match_boxes(boxes, targets))
     step = max(_AT_ONCE // len(targets), 256)
     blocks = [slice(begin, begin + step) for begin in range(0, len(boxes), step)]
     overlaps = boxes.new_empty(len(boxes))
@@ -67,6 +72,14 @@ def match_boxes(boxes: Tensor, targets: Tensor) -> BoxMatches:
     return BoxMatches(overlaps, indices, best)
 
 
+def _is_compiled_for(boxes, targets):
+    if not (_extension.is_available() and boxes.device.type == "cpu" and len(boxes)):
+        return False
+    if boxes.dtype not in (torch.float32, torch.float64):
+        return False
+    return all(bool(some.abs().amax() < _LARGEST) for some in (boxes, targets))  # which no NaN is
+
+
 def _areas(boxes):
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
@@ -79,3 +92,12 @@ def _overlaps(targets, target_areas, boxes, areas):
     shared = width.mul_(height)
     union = (target_areas[:, None] + areas).sub_(shared)
     return torch.where(shared > 0, shared / union, 0.0)
+
+
+if _extension.is_available():
+
+    @torch.library.register_fake("mrcnn_ext::match_boxes")
+    def _fake(boxes, targets):
+        count = boxes.shape[0]
+        indices = boxes.new_empty((count,), dtype=torch.int64)
+        return boxes.new_empty((count,)), indices, boxes.new_empty((count,), dtype=torch.bool)

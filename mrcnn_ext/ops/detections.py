@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _extension
 
-__all__ = ["Proposals", "TopDetections", "can_propose", "can_select", "rpn_proposals", "top_detections"]
+__all__ = ["Detections", "Proposals", "can_propose", "can_select", "rpn_proposals", "top_detections"]
 
 
 class Proposals(NamedTuple):
@@ -23,13 +23,14 @@ class Proposals(NamedTuple):
     logits: list[Tensor]
 
 
-class TopDetections(NamedTuple):
+class Detections(NamedTuple):
     """What `top_detections` found, best first.
 
     Attributes:
-        boxes: (D, 4) within the image.
+        boxes: (D, 4) x0, y0, x1, y1 within the image, in pixels.
         scores: (D,).
-        classes, rows: (D,) int64.
+        classes: (D,) int64, columns of the scores.
+        rows: (D,) int64, rows of the scores.
     """
 
     boxes: Tensor
@@ -132,7 +133,7 @@ def top_detections(
     nms_thresh: float,
     topk: int,
     min_size: float | None = None,
-) -> TopDetections | None:
+) -> Detections | None:
     """The best boxes after non-maximum suppression class by class, as `mrcnn_ext.layers.select_detections` finds them.
     Not differentiable.
 
@@ -157,7 +158,7 @@ def top_detections(
         boxes, scores, *image_size, score_thresh, nms_thresh, topk, min_size
     )
     count = int(count)
-    return None if count < 0 else TopDetections(*(values[:count] for values in found))
+    return None if count < 0 else Detections(*(values[:count] for values in found))
 
 
 if _extension.is_available():

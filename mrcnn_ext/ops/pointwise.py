@@ -10,7 +10,9 @@ from . import _extension
 
 __all__ = [
     "PointwiseWeight",
+    "PreparedPointwise",
     "add_pointwise_conv_",
+    "conv1x1",
     "pointwise_conv",
     "pointwise_weight",
 ]
@@ -105,6 +107,98 @@ def add_pointwise_conv_(
     _extension.require("add_pointwise_conv_")
     torch.ops.mrcnn_ext.add_pointwise_conv_(sum, x, weight.values, bias, stride, relu)
     return sum
+
+
+class PreparedPointwise:
+    """What `conv1x1` makes of a weight, forward and backward, made when it is first wanted.
+
+    Args:
+        weight: (O, C, 1, 1), floating point, which must stay as it is.
+        dtype: of what it is to be multiplied with.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        self._weight, self._dtype = weight.detach(), dtype
+        self._made: dict[bool, PointwiseWeight] = {}
+
+    def get(self, transposed: bool) -> PointwiseWeight:
+        """
+        Args:
+            transposed: for the gradient of the input.
+        """
+        if transposed not in self._made:
+            self._made[transposed] = _reordered(None, self._weight, self._dtype, transposed)
+        return self._made[transposed]
+
+
+def conv1x1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    stride: int = 1,
+    relu: bool = False,
+    prepared: PreparedPointwise | None = None,
+) -> Tensor:
+    """`pointwise_conv` of a plain weight, differentiable once. With stride 1 the gradient of the input is another such
+    convolution, all other gradients are PyTorch's, in the dtype of x.
+
+    Args:
+        x: (N, C, H, W), float32, or bfloat16 and C and O even.
+        weight: (O, C, 1, 1), floating point.
+        bias: (O,) floating point.
+        add: (N, O, ceil(H / stride), ceil(W / stride)) in the dtype of x, added before the ReLU.
+        stride: of the convolution.
+        relu: whether a ReLU follows.
+        prepared: made of the weight before.
+
+    Returns:
+        (N, O, ceil(H / stride), ceil(W / stride)), channels-last, in the dtype of x.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `pointwise_conv` and `pointwise_weight` do.
+    """
+    return _Conv1x1.apply(x, weight, bias, add, stride, relu, prepared)
+
+
+def _reordered(prepared, weight, dtype, transposed):
+    if prepared is not None:
+        return prepared.get(transposed)
+    return pointwise_weight(weight.transpose(0, 1) if transposed else weight, dtype)
+
+
+class _Conv1x1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, add, stride, relu, prepared):
+        ctx.stride, ctx.bias_dtype = stride, None if bias is None else bias.dtype
+        ctx.prepared = prepared
+        bias = None if bias is None else bias.float()
+        output = pointwise_conv(x, _reordered(prepared, weight, x.dtype, False), bias, add, stride, relu)
+        ctx.save_for_backward(x, weight, output if relu else None)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, output = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        if output is not None:
+            grad = torch.ops.mrcnn_ext.relu_gradient(grad, output)
+        of_x = of_weight = of_bias = None
+        wants_x, wants_weight, wants_bias, wants_add = ctx.needs_input_grad[:4]
+        if wants_x and ctx.stride == 1:
+            of_x = pointwise_conv(grad, _reordered(ctx.prepared, weight, x.dtype, True))
+        others = [wants_x and of_x is None, wants_weight]
+        if any(others):
+            geometry = ([ctx.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1)
+            strided, of_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, weight.to(x.dtype), None, *geometry, [*others, False]
+            )
+            of_x = strided if of_x is None else of_x
+            of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        if wants_bias:
+            of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
+        return of_x, of_weight, of_bias, grad if wants_add else None, None, None, None
 
 
 if _extension.is_available():

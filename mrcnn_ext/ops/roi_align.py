@@ -141,27 +141,37 @@ def _check_list(input: Tensor, boxes: list[Tensor]) -> None:
             raise ValueError(f"boxes[{i}] must have shape (L, 4), got {tuple(b.shape)}")
 
 
+def _name(index: int, features) -> str:
+    return f"features[{index}]" if len(features) > 1 else "input"
+
+
 def _check(features, boxes, height, width, spatial_scales, sampling_ratio, mode) -> None:
     if not isinstance(features, (list, tuple)) or not features:
         raise TypeError("features must be a list with one tensor (N, C, H, W) per level")
     for i, feature in enumerate(features):
-        name = f"features[{i}]" if len(features) > 1 else "input"
         if not isinstance(feature, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(feature).__name__}")
+            raise TypeError(f"{_name(i, features)} must be a tensor, got {type(feature).__name__}")
+    # Asked for once: each costs about a microsecond, as much as a small kernel.
+    first = features[0]
+    dtype, device, batch_and_channels = first.dtype, first.device, first.shape[:2]
+    for i, feature in enumerate(features):
         if feature.ndim != 4:
-            raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(feature.shape)}")
+            raise ValueError(f"{_name(i, features)} must have shape (N, C, H, W), got {tuple(feature.shape)}")
         if feature.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {feature.dtype}")
-        first = features[0]
-        if feature.dtype != first.dtype or feature.device != first.device:
-            raise ValueError(
-                f"{name} is {feature.dtype} on {feature.device}, and features[0] is {first.dtype} on "
-                f"{first.device}: they must be alike"
+            raise TypeError(
+                f"{_name(i, features)} must be float64, float32, bfloat16 or float16, got {feature.dtype}"
             )
-        if feature.shape[:2] != first.shape[:2]:
+        if feature is first:
+            continue
+        if feature.dtype != dtype or feature.device != device:
             raise ValueError(
-                f"{name} must have the batch and channels of features[0], {tuple(first.shape[:2])}, got "
-                f"{tuple(feature.shape[:2])}"
+                f"{_name(i, features)} is {feature.dtype} on {feature.device}, and features[0] is {dtype} on "
+                f"{device}: they must be alike"
+            )
+        if feature.shape[:2] != batch_and_channels:
+            raise ValueError(
+                f"{_name(i, features)} must have the batch and channels of features[0], "
+                f"{tuple(batch_and_channels)}, got {tuple(feature.shape)}"
             )
     if not isinstance(boxes, Tensor):
         raise TypeError(f"boxes must be a tensor (R, 5), got {type(boxes).__name__}")
@@ -171,8 +181,8 @@ def _check(features, boxes, height, width, spatial_scales, sampling_ratio, mode)
         )
     if not boxes.is_floating_point():
         raise TypeError(f"boxes must be of a floating point dtype, got {boxes.dtype}")
-    if boxes.device != features[0].device:
-        raise ValueError(f"boxes are on {boxes.device}, the features on {features[0].device}")
+    if boxes.device != device:
+        raise ValueError(f"boxes are on {boxes.device}, the features on {device}")
     if height < 1 or width < 1:
         raise ValueError(f"output_size must be at least 1, got ({height}, {width})")
     if mode not in MODES:

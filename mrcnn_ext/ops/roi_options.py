@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 __all__ = ["RoIOptions", "check_pyramid"]
@@ -35,13 +36,18 @@ def check_pyramid(scales: Sequence[float], name: str) -> None:
         ValueError: a scale is not positive and finite, or those of several levels are not consecutive powers of two,
             finest first.
     """
+    if not _is_pyramid(tuple(scales)):
+        raise ValueError(
+            f"{name} must be positive and finite, and of several levels consecutive powers of two, finest first "
+            f"(1/4, 1/8, ...), each half the one before, got {list(scales)}"
+        )
+
+
+@cache
+def _is_pyramid(scales: tuple[float, ...]) -> bool:
     right = len(scales) > 0 and all(scale > 0 and math.isfinite(scale) for scale in scales)
     if right and len(scales) > 1:
         exponents = [-math.log2(scale) for scale in scales]
         finest = round(exponents[0])
         right = all(abs(k - finest - i) <= 1e-6 for i, k in enumerate(exponents))
-    if not right:
-        raise ValueError(
-            f"{name} must be positive and finite, and of several levels consecutive powers of two, finest first "
-            f"(1/4, 1/8, ...), each half the one before, got {list(scales)}"
-        )
+    return right

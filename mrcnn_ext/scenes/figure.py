@@ -417,9 +417,7 @@ def draw_figure(sketch: Sketch, frame: Frame, skeleton: Skeleton, look: Look, sl
 
     face = _draw_head(sketch, frame, skeleton, look, joints, ids)
     crown = joints["head"] + (skeleton.head_axes @ frame.axes)[2] * _HEAD[2] * k * skeleton.body.head
-    drawn = _keypoints(sketch, joints, face, ids, left, to_camera)
-    drawn.head = sketch.camera.project([joints["neck"], crown])
-    return drawn
+    return _keypoints(sketch, joints, face, crown, ids, left, to_camera)
 
 
 def _draw_pattern(sketch, look, joints, forward, left, up, front, k, girth, part) -> None:
@@ -618,7 +616,7 @@ def _draw_headgear(sketch, look, on, cap, ellipsoid, facing, k, ids) -> None:
             sketch.polygon(visor, (60, 65, 75), ids["head"])
 
 
-def _keypoints(sketch, joints, face, ids, left, to_camera) -> DrawnKeypoints:
+def _keypoints(sketch, joints, face, crown, ids, left, to_camera) -> DrawnKeypoints:
     names = {"shoulder": ("upper", "torso"), "elbow": ("upper", "fore"), "wrist": ("fore",)}
     names |= {
         "hip": ("thigh", "pelvis", "torso", "skirt"),
@@ -645,6 +643,5 @@ def _keypoints(sketch, joints, face, ids, left, to_camera) -> DrawnKeypoints:
         facing.append(True)
     points = np.array(points)
     reach = 0.02 * sketch.camera.scale_at(float(joints["chest"][1]))
-    return DrawnKeypoints(
-        points, sketch.camera.project(points), reach, parts, np.array(facing), np.zeros((2, 2))
-    )
+    pixels, head = sketch.camera.project(points), sketch.camera.project([joints["neck"], crown])
+    return DrawnKeypoints(points, pixels, reach, parts, np.array(facing), head)

@@ -141,6 +141,14 @@ class ScenePreset:
             raise ValueError(
                 f"weights has unknown actors {sorted(set(self.weights) - set(ACTORS))}; known: {ACTORS}"
             )
+        if not sum(self.weights.values()) > 0 or min(self.weights.values()) < 0:
+            raise ValueError(f"weights must be frequencies of 0 or more, some above 0, got {self.weights}")
+        if self.min_area < 1:
+            raise ValueError(f"min_area must be at least 1 pixel, got {self.min_area}")
+        if min(self.night, self.dusk) < 0 or self.night + self.dusk > 1:
+            raise ValueError(
+                f"night and dusk are fractions of the images, of a sum of 1 at most, got {self.night} and {self.dusk}"
+            )
         if not 4 <= self.size[0] < self.size[1] * self.height:
             raise ValueError(
                 f"size must be (pixels >= 4, fraction of the height) in rising order, got {self.size} "

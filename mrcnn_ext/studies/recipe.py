@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from ..engine.recipe_config import apply_recipe
 from ..engine.setup import load_config
 from ..engine.trainer import Trainer
 from ..scenes import get_preset, write_dataset
+from .kept import kept_result
 
 __all__ = ["DATASETS", "WAYS", "run_study", "study_table"]
 
@@ -71,30 +73,35 @@ def run_study(
     num_val: int,
     seed: int,
 ) -> dict:
-    """Trains and evaluates what has not been, and gives all results so far.
+    """Trains and evaluates what has not been with these arguments, and gives all results so far.
 
     Args:
         output: folder for scenes, checkpoints and results.
-        names: of `DATASETS`.
-        ways: of `WAYS`: the config as it is, and with the recipe.
+        names: of `DATASETS`, to train on now.
+        ways: of `WAYS`, to train now: the config as it is, and with the recipe.
         iterations: of each training; the recipe leaves them as they are.
         num_train, num_val: images.
         seed: of the training.
 
     Returns:
-        By dataset and way: {"AP", "AP50", "fit", "seconds", "choices"}; "fit" is the mean IoU of the objects with
-        their best anchor, "seconds" an iteration's.
+        By dataset and way: {"AP", "AP50", "fit", "seconds", "choices", "arguments"}; "fit" is the mean IoU of the
+        objects with their best anchor, "seconds" an iteration's, "arguments" what it was made with.
     """
-    results = {}
+    results: dict[str, dict] = {}
+    arguments = {"iterations": iterations, "num_train": num_train, "num_val": num_val}
+
+    def train(name, way, folder):
+        scenes = Path(output) / name / "scenes"
+        _write_scenes(scenes, name, num_train, num_val)
+        return _train(scenes, name, folder, way, iterations, seed)
+
     for name in DATASETS:
         for way in WAYS:
-            folder = Path(output) / name / way
-            path = folder / f"result_{seed}.json"
-            if not path.is_file() and name in names and way in ways:
-                _write_scenes(Path(output) / name / "scenes", name, num_train, num_val)
-                result = _train(Path(output) / name / "scenes", name, folder, way, iterations, seed)
-                path.write_text(json.dumps(result, indent=1))
-            if path.is_file():
+            path = Path(output) / name / way / f"result_{seed}.json"
+            if name in names and way in ways:
+                result = kept_result(path, arguments, partial(train, name, way, path.parent))
+                results.setdefault(name, {})[way] = result
+            elif path.is_file():
                 results.setdefault(name, {})[way] = json.loads(path.read_text())
     return results
 
@@ -119,12 +126,11 @@ def study_table(results: dict) -> str:
 
 
 def _write_scenes(root: Path, name: str, num_train: int, num_val: int):
-    if (root / "annotations").is_dir():
-        return
     dataset = DATASETS[name]
     whole = root.with_name("drawn") if dataset.squeeze != 1 else root
-    write_dataset(whole, get_preset("easy", **dataset.preset), num_train, num_val, formats=["coco"])
-    if whole != root:
+    preset = get_preset("easy", **dataset.preset)
+    written = write_dataset(whole, preset, num_train, num_val, formats=["coco"], force=True)
+    if whole != root and (written or not (root / "annotations").is_dir()):
         for split in ("train", "val"):
             _squeeze(whole, root, split, dataset.squeeze)
 

@@ -59,7 +59,7 @@ def best_thresholds(annotation_file, results_file) -> dict[str, float]:
         results_file: COCO results.
 
     Returns:
-        dict: threshold by the name of the class. 0.5 for a class that nothing was found of.
+        dict: threshold by the name of the class. 0.5 for a class of which no object was found.
     """
     truth = COCO(annotation_file)
     matches = match_detections(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,8 +23,8 @@ from ..engine.setup import load_config
 from ..engine.trainer import Trainer
 from ..evaluation import COCOEvaluator
 from ..evaluation.pck import box_sizes, percentage_of_correct_keypoints
-from ..files import replacing
 from ..scenes import get_preset, write_dataset
+from .kept import kept_result
 
 __all__ = ["HEADS", "run_study", "study_table"]
 
@@ -74,32 +75,35 @@ _ROI = {
 def run_study(
     output: Path, heads: list[str], *, iterations: int, num_train: int, num_val: int, seed: int
 ) -> dict:
-    """Trains and evaluates what has not been, and gives all results so far.
+    """Trains and evaluates what has not been with these arguments, and gives all results so far.
 
     Args:
         output: folder for scenes, checkpoints and results.
-        heads: of `HEADS`.
+        heads: of `HEADS`, to train now.
         iterations: of each training. UniPose sees 8 crops in each; the RoI head 4 images, of each at most 8 RoIs.
         num_train, num_val: scenes, whose actors are people.
         seed: of the training.
 
     Returns:
         By head: "AP" and "AP50" of keypoints (COCO's), "PCK@0.2" and "PCK@0.1" of the box's longer side, over labelled
-        joints, "people", "train_seconds" and "seconds" a person at inference in float32, both the processor's, and
-        "parameters".
+        joints, "people", "train_seconds" and "seconds" a person at inference in float32, both the processor's,
+        "parameters", and "arguments", which it was made with.
     """
     output, results = Path(output), {}
+    arguments = {"iterations": iterations, "num_train": num_train, "num_val": num_val}
+
+    def train(head, folder):
+        preset = get_preset("easy", weights={"person": 1.0})
+        write_dataset(output / "scenes", preset, num_train, num_val, formats=["coco"], force=True)
+        if f"{SCENES}_train" not in DatasetCatalog.list():
+            register_scenes(str(output / "scenes"), SCENES)
+        return _train(head, folder, iterations, seed)
+
     for head in HEADS:
         path = output / head / f"result_{seed}.json"
-        if not path.is_file() and head in heads:
-            preset = get_preset("easy", weights={"person": 1.0})
-            write_dataset(output / "scenes", preset, num_train, num_val, formats=["coco"], force=True)
-            if f"{SCENES}_train" not in DatasetCatalog.list():
-                register_scenes(str(output / "scenes"), SCENES)
-            result = _train(head, path.parent, iterations, seed)
-            with replacing(path, "w") as file:
-                file.write(json.dumps(result, indent=1))
-        if path.is_file():
+        if head in heads:
+            results[head] = kept_result(path, arguments, partial(train, head, path.parent))
+        elif path.is_file():
             results[head] = json.loads(path.read_text())
     return results
 

@@ -17,10 +17,11 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
-from mrcnn_ext.accel import fused_layers, norms, policy
+from mrcnn_ext.accel import fused_layers, norms, policy, trained_blocks
 from mrcnn_ext.accel.mixed_precision import AutocastNetwork
 from mrcnn_ext.modeling import FusedROIPooler, LazyMasks, accelerate
 from mrcnn_ext.modeling.fuse_rules import detections
+from mrcnn_ext.modeling.fuse_rules.heads import TrainedRPNHead
 from mrcnn_ext.ops import winograd
 from mrcnn_ext.ops.winograd import winograd_is_available, winograd_weight
 
@@ -424,6 +425,29 @@ def test_training_in_float32_has_stock_losses_and_gradients(make_model, make_bat
         assert (grad - expected_grads[key]).norm() < 0.02 * expected_grads[key].norm() + 1e-3, key
     forward_and_backward = {(call["transposed"], call["int16"]) for call in winograd_calls}
     assert forward_and_backward == {(False, False), (True, False)}
+
+
+@needs_winograd
+def test_what_trains_of_detectron2(make_model, make_batch, monkeypatch):
+    fast = accelerate(make_model("bottlenecks").train())
+    blocks = [module for module in fast.backbone.modules() if isinstance(module, trained_blocks.TrainedBlock)]
+    assert blocks and isinstance(fast.proposal_generator.rpn_head, TrainedRPNHead)
+    steps = fast.acceleration.steps["convolutions"]
+    assert (
+        f"{len(blocks)} residual blocks and 1 stems fused, the RPN head backward at sampled anchors" in steps
+    )
+    # A frozen stem is one pass; one that trains is the original's.
+    calls, once = [], trained_blocks.stem_conv_pool
+    monkeypatch.setattr(trained_blocks, "stem_conv_pool", lambda *args: calls.append(args) or once(*args))
+    batch = make_batch(BOXES, size=(64, 96))
+    stem = fast.backbone.bottom_up.stem
+    for wanted, count in ((False, 1), (True, 1)):
+        stem.requires_grad_(wanted)
+        _, grads = train_once(fast, batch, False)
+        assert len(calls) == count and any("stem" in name for name in grads) == wanted
+        fast.zero_grad()
+    restored = accelerate(fast, training=True, convolutions=False, winograd=False)
+    assert not any(isinstance(module, trained_blocks.TrainedBlock) for module in restored.modules())
 
 
 @needs_winograd

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from mrcnn_ext import accelerate
 from mrcnn_ext.accel import FusedConv2d, FusedModule, FusedNetwork
+from mrcnn_ext.accel.cpu_features import int8_kernels_are_available
 from mrcnn_ext.benchmark.model import calibrate
 
 pytestmark = pytest.mark.detectron2
@@ -232,6 +233,23 @@ def test_heads_of_a_user_are_fused(make_model, make_batch):
     # Residual units: the sum is written by the convolution, or after a normalisation that cannot be folded.
     assert isinstance(fast.roi_heads.mask_head.units[0]["second"], FusedConv2d)
     assert list(fast.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.skipif(not int8_kernels_are_available(), reason="the compiled operators are not built")
+def test_linear_layers_of_timm_transformers_in_int8(make_model, make_batch):
+    model, inputs = make_model(*TIMM["swin"]), [make_batch(BOXES, size=(96, 128))]
+    fast = accelerate(model, bf16=False, int8=inputs)
+    of_body = [name for name in fast.acceleration.int8.layers if name.startswith("backbone.bottom_up.")]
+    for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        found = [name for name in of_body if name.endswith(part)]
+        assert found, part
+        assert all("int8 by int8_pointwise_conv" in str(fast.get_submodule(name)) for name in found)
+    with torch.no_grad():
+        image = model.preprocess_image(inputs[0]).tensor
+        expected, found = model.backbone(image), fast.backbone(image)
+    for name, value in expected.items():
+        error = (found[name] - value).square().mean().sqrt() / value.std()
+        assert 1e-4 < error < 0.2, (name, error)
 
 
 def test_what_is_printed_tells_layers_and_kernels(make_model):

@@ -17,6 +17,7 @@ from mrcnn_ext.accel import FusedConv2d, FusedLinear, Int8Calibration, KernelPol
 from mrcnn_ext.accel.int8 import apply_int8, calibrate_int8, state_digest
 from mrcnn_ext.accel.int8_ranges import Int8Range, Observer
 from mrcnn_ext.benchmark.model import calibrate
+from mrcnn_ext.ops.winograd import winograd_int8_is_available
 
 needs_it = pytest.mark.skipif(
     not (cpu_features.int8_kernels_are_available() and cpu_features.float32_kernels_are_available()),
@@ -73,9 +74,11 @@ def relative(result, expected):
 @needs_it
 def test_layers_are_in_int8_and_close(model, fast, inputs):
     calibration = fast.acceleration.int8
-    assert fast.acceleration.steps["int8"].startswith(f"{len(calibration.layers)} layers")
+    assert fast.acceleration.steps["int8"].startswith(f"{len(calibration.errors)} layers")
     in_int8 = {name for name, module in fast.named_modules() if getattr(module, "int8", None) is not None}
     assert in_int8 == set(calibration.layers)
+    by_winograd = {name for name, module in fast.named_modules() if getattr(module, "int8_winograd", False)}
+    assert by_winograd == set(calibration.winograd) and not by_winograd & in_int8
     for name in ("backbone.bottom_up.res3.0.conv1", "backbone.fpn_lateral3", "roi_heads.box_head.fc1"):
         assert name in in_int8
         assert "int8 by int8_pointwise_conv" in str(fast.get_submodule(name))
@@ -169,23 +172,60 @@ def test_sensitive_layers_are_left_out(fast, inputs, monkeypatch):
     """Of a float32 model in place, with bounds that are not kept otherwise."""
     model = accelerate(fast, bf16=False)
     networks = [("backbone", False), ("roi_heads.box_head", True)]
-    all_layers = set(fast.acceleration.int8.layers)
+    all_layers = set(fast.acceleration.int8.errors)
     strict = calibrate_int8(model, networks, inputs, layer_bound=1e-6)
-    assert not strict.layers and "its error would be" in strict.left_out["backbone.fpn_lateral3"]
+    assert not strict.errors and "its error would be" in strict.left_out["backbone.fpn_lateral3"]
     of_one = fast.acceleration.int8.layers["roi_heads.box_head.fc1"].error
     bounded = calibrate_int8(model, networks, inputs, layer_bound=of_one)
-    assert all(layer.error <= of_one for layer in bounded.layers.values())
+    assert all(error <= of_one for error in bounded.errors.values())
     assert "roi_heads.box_head.fc1" in bounded.layers
     monkeypatch.setattr(int8, "_NOISE", 0.0)
     bound = fast.acceleration.int8.networks["backbone"] / 2
     bounded = calibrate_int8(model, networks, inputs, bound=bound)
-    assert bounded.layers.keys() < all_layers
+    assert bounded.errors.keys() < all_layers
     assert any("backbone's error was" in why for why in bounded.left_out.values())
     assert all(error <= bound for error in bounded.networks.values())
     apply_int8(model, bounded)
     expected = features(accelerate(fast, bf16=False), inputs)
     errors = [relative(value, expected[name]) for name, value in features(model, inputs).items()]
     assert max(errors) == pytest.approx(bounded.networks["backbone"], rel=0.5)
+
+
+@needs_it
+@pytest.mark.skipif(not winograd_int8_is_available(), reason="there is no AVX512-VNNI")
+def test_3x3_convolutions_in_int8(model, fast, inputs, monkeypatch, tmp_path):
+    calibration = fast.acceleration.int8
+    for name in ("backbone.fpn_output2", "proposal_generator.rpn_head.conv", "roi_heads.mask_head.mask_fcn1"):
+        assert 1e-4 < calibration.winograd[name] < 0.1
+        assert "int8 by winograd_conv3x3, int8" in str(fast.get_submodule(name))
+    # They go first where a network may not be as wrong as all together make it.
+    plain = accelerate(fast, bf16=False)
+    monkeypatch.setattr(int8, "_NOISE", 0.0)
+    bound = 0.9 * calibration.networks["backbone"]
+    bounded = calibrate_int8(plain, [("backbone", False)], inputs, bound=bound)
+    assert bounded.layers.keys() == calibration.layers.keys() and bounded.networks["backbone"] <= bound
+    assert bounded.winograd.keys() < calibration.winograd.keys()
+
+    bounded.save(tmp_path / "int8.json")
+    assert Int8Calibration.load(tmp_path / "int8.json") == bounded
+    value = json.loads((tmp_path / "int8.json").read_text())
+    del value["winograd"]  # as files were before there were such layers
+    (tmp_path / "old.json").write_text(json.dumps(value))
+    old = Int8Calibration.load(tmp_path / "old.json")
+    assert old.layers == bounded.layers and not old.winograd
+
+    # A calibration that was made elsewhere serves a processor without these instructions.
+    monkeypatch.setattr(int8, "winograd_int8_is_available", lambda: False)
+    said = apply_int8(plain, calibration)
+    assert said.endswith(f"; {len(calibration.winograd)} of 3x3 not without AVX512-VNNI")
+    assert "float32 by winograd_conv3x3, float32" in str(plain.get_submodule("backbone.fpn_output2"))
+    assert plain.get_submodule("backbone.fpn_lateral2").int8 is not None
+    wrong = copy.deepcopy(calibration)
+    wrong.winograd["backbone.fpn_lateral2"] = 0.01
+    with pytest.raises(
+        ValueError, match="has backbone.fpn_lateral2, which is no layer that could be in int8"
+    ):
+        apply_int8(plain, wrong)
 
 
 @needs_it
@@ -254,12 +294,23 @@ def test_what_calibration_did_not_reach_is_said(model, inputs, caplog):
     caplog.clear()
     plain = accelerate(model, bf16=False)
     strict = calibrate_int8(plain, [("backbone", False)], inputs[:1], layer_bound=1e-6)
-    assert not strict.layers and re.search(
+    assert not strict.errors and re.search(
         r"no layer is in int8, of \d+: .*: its error would be", caplog.text
     )
     assert "no layer can be in int8" not in caplog.text
     calibrate_int8(model, [("backbone", False)], inputs[:1])  # not accelerated
     assert "no layer can be in int8: `print(model)` shows none" in caplog.text
+
+
+@needs_it
+@pytest.mark.parametrize("side", [32, 8])
+def test_one_small_image_calibrates(model, inputs, make_batch, side):
+    few = [make_batch([[1, 1, side - 1, side - 1]], size=(side, side))]
+    fast = accelerate(model, bf16=False, int8=few)
+    assert fast.acceleration.int8.layers
+    with torch.no_grad():
+        instances = fast(inputs[0])[0]["instances"]
+    assert instances.scores.isfinite().all() and instances.pred_boxes.tensor.isfinite().all()
 
 
 @needs_it

@@ -14,6 +14,7 @@ pytest.importorskip("detectron2")
 from detectron2.structures import Boxes, Instances
 
 from mrcnn_ext.app.drawing import (
+    Names,
     Shown,
     annotated,
     colored,
@@ -31,6 +32,7 @@ from mrcnn_ext.ops.roi_options import RoIOptions
 from mrcnn_ext.ops.roi_sampling import roi_samples
 
 SIZE = (48, 64)
+NAMES = Names(["cat", "dog"])
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def instances():
 
 
 def test_shapes_hold_what_the_instances_do(noise, instances):
-    drawn = shapes(noise, instances, ["cat", "dog"], [(0, 1)], ["nose"])
+    drawn = shapes(noise, instances, Names(["cat", "dog"], ["nose"], [(0, 1)]))
     one, other = drawn["objects"]
     assert (drawn["width"], drawn["height"]) == (64, 48)
     assert [one["id"], other["id"]] == [3, 5]
@@ -67,11 +69,11 @@ def test_shapes_hold_what_the_instances_do(noise, instances):
 
 def test_keypoints_that_are_not_finite_are_left_out(noise, instances):
     instances.pred_keypoints[0, 0, 2] = float("inf")
-    assert shapes(noise, instances, ["cat", "dog"])["objects"][0]["points"] == [None, None]
+    assert shapes(noise, instances, NAMES)["objects"][0]["points"] == [None, None]
 
 
 def test_outlines_follow_the_mask_and_its_hole(noise, instances):
-    path = shapes(noise, instances, ["cat", "dog"])["objects"][0]["mask"]
+    path = shapes(noise, instances, NAMES)["objects"][0]["mask"]
     outer, hole = [np.array(re.findall(r"([\d.]+) ([\d.]+)", part), float) for part in path.split("Z")[:2]]
     mask = np.asarray(instances.pred_masks[0])
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
@@ -83,16 +85,16 @@ def test_outlines_follow_the_mask_and_its_hole(noise, instances):
 
 
 def test_what_is_switched_off_is_not_drawn(noise, instances):
-    drawn = shapes(noise, instances, ["cat", "dog"], shown=Shown(False, False, False, False))
+    drawn = shapes(noise, instances, NAMES, Shown(False, False, False, False))
     assert not drawn["boxes"] and not drawn["labels"]
     assert all("mask" not in one and "points" not in one for one in drawn["objects"])
-    nothing = annotated(noise, instances, ["cat", "dog"], shown=Shown(False, False, False, False))
-    everything = annotated(noise, instances, ["cat", "dog"])
+    nothing = annotated(noise, instances, NAMES, Shown(False, False, False, False))
+    everything = annotated(noise, instances, NAMES)
     assert nothing.shape == everything.shape and not np.array_equal(nothing, everything)
 
 
 def test_large_images_are_sent_smaller(instances):
-    drawn = shapes(np.zeros((1000, 3200, 3), np.uint8), instances[:0], [])
+    drawn = shapes(np.zeros((1000, 3200, 3), np.uint8), instances[:0], NAMES)
     image = Image.open(io.BytesIO(base64.b64decode(drawn["image"].partition(",")[2])))
     assert image.size == (1600, 500) and drawn["width"] == 3200
 

@@ -88,7 +88,7 @@ def test_latency_has_every_stage(models, scene):
 def test_what_the_page_says_of_the_model(models):
     model = models[0]
     assert model.classes[:3] == ["person", "rider", "car"] and len(model.classes) == 8
-    assert model.has_masks and model.has_keypoints and len(model.skeleton) == 17
+    assert model.has_masks and model.has_keypoints and len(model.names.lines) == 17
     assert model.min_score == pytest.approx(0.05) and model.keypoint_box_scale == 1
 
 

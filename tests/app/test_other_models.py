@@ -66,9 +66,9 @@ def test_it_is_shown(kind, tiny_cfg, tmp_path):
     scene = sample_scene(0)
     instances = model.predict(scene).instances
     assert len(instances) > 0 and instances.has("pred_masks") == model.has_masks
-    objects = shapes(scene.read(), instances, model.classes)["objects"]
+    objects = shapes(scene.read(), instances, model.names)["objects"]
     assert ("mask" in objects[0], "points" in objects[0]) == (model.has_masks, model.has_keypoints)
-    assert annotated(scene.read(), instances, model.classes).std() > 0
+    assert annotated(scene.read(), instances, model.names).std() > 0
     for head in heads:
         pyramid = model.pyramid(scene, head)
         box = torch.tensor([[10.0, 12.0, 70.0, 80.0]])

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.detectron2
 def test_the_json_is_a_dataset_and_results(models, tmp_path):
     pictures = [sample_scene(0), Picture("film.mp4", sample_scene(1).data, frame=7)]
     found = [(picture, models[0].predict(picture).instances) for picture in pictures]
-    names = {"keypoints": models[0].keypoint_names}
+    names = {"keypoints": models[0].names.keypoints}
     text = coco_file(found, models[0].kinds, names)
     path = tmp_path / "predictions.json"
     path.write_text(text)

@@ -10,7 +10,11 @@ import torch
 from click.testing import CliRunner
 from detectron2.modeling import build_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import roi_align
 
+from mrcnn_ext.benchmark import step_profile
 from mrcnn_ext.benchmark.cost import GPUS, Assumptions, Hardware, cost_of, ring_seconds
 from mrcnn_ext.benchmark.step_profile import SavedTensors, StepProfile, profile_step
 from mrcnn_ext.cli.zoo import command
@@ -27,7 +31,7 @@ MACHINE = Hardware(
 
 def profile(parameters=30):
     # Two operators: by arithmetic 4 s and 1 s, by traffic 1 s and 2 s
-    forward = torch.tensor([[400.0, 10.0], [100.0, 20.0]], dtype=torch.float64)
+    forward = torch.tensor([[400.0, 10.0, 0.0], [100.0, 20.0, 1.0]], dtype=torch.float64)
     return StepProfile(1, forward, 2 * forward, parameters, parameters - 5, saved=7.0)
 
 
@@ -54,6 +58,17 @@ def test_each_part_by_hand():
     )
     assert cost.sent == pytest.approx(sent) and cost.communication == pytest.approx(sent / 16)
     assert cost.exposed == 0 and cost.batch == 16 and cost.iterations == 10
+    # RoIAlign's values, by the traffic of 4 bytes each and of 8 in the backward pass, or by a time of their own; a CPU.
+    options = {"images_per_gpu": 1, "total_images": 1, "precision": "fp32", "assumptions": IDEAL}
+    gathering = profile()
+    gathering.forward[1, 2] = gathering.backward[1, 2] = 10
+    cost = cost_of(gathering, MACHINE, 1, **options)
+    assert (cost.forward, cost.backward) == pytest.approx((4 + 4, 8 + 8))
+    cpu = replace(MACHINE, gather=(0.5, 0.6), host=3.0, asynchronous=False, launch=0.0)
+    cost = cost_of(gathering, cpu, 2, **options)
+    assert (cost.forward, cost.backward) == pytest.approx((4 + 5, 8 + 6))
+    assert cost.exposed == pytest.approx(100 / 50) and cost.step == pytest.approx(9 + 14 + 2 + 50 + 3)
+
     slow = replace(MACHINE, network=0.1)
     cost = cost_of(
         profile(), slow, 16, images_per_gpu=1, total_images=160, precision="fp32", assumptions=IDEAL
@@ -92,6 +107,19 @@ def test_what_cannot_be():
         cost_of(profile(), GPUS["v100"], 1, images_per_gpu=1, total_images=1)
 
 
+class Calls(TorchDispatchMode):
+    """Lists the operators that are computed within it."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not any(x.is_meta for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)):
+            self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_step_is_counted(tiny_cfg, make_batch):
     model = build_model(tiny_cfg())
     counted = profile_step(model, make_batch([[4, 4, 40, 60]]))
@@ -100,6 +128,62 @@ def test_a_step_is_counted(tiny_cfg, make_batch):
     # The gradients by weights and by inputs take what the forward pass takes, but of the first layer.
     ratio = float(counted.backward[:, 0].sum() / counted.forward[:, 0].sum())
     assert 1.7 < ratio < 2.01
+
+
+def test_what_is_not_computed_counts_alike(tiny_cfg, make_batch, monkeypatch):
+    # Heads without masks and keypoints: as many RoIs whatever the proposals are.
+    opts = ["MODEL.MASK_ON", False, "MODEL.KEYPOINT_ON", False]
+    model, batch = build_model(tiny_cfg(*opts)), make_batch([[4, 4, 40, 60]])
+    model.requires_grad_(True)
+    torch.manual_seed(0)
+    computed = profile_step(model, batch)
+    monkeypatch.setattr(step_profile, "_MAP", 64)
+    torch.manual_seed(0)
+    calls = []
+    convolve = torch.ops.aten.convolution.default
+    with Calls(calls):
+        shaped = profile_step(model, batch, compute=False)
+    arithmetic = [table[:, 0][table[:, 0] > 0].tolist() for table in (shaped.forward, computed.forward)]
+    assert arithmetic[0] == arithmetic[1] and len(arithmetic[0]) > 20
+    traffic = [float(table[:, 1].sum()) for table in (shaped.forward, computed.forward)]
+    assert traffic[0] == pytest.approx(traffic[1], rel=0.02)
+    assert shaped.saved == pytest.approx(computed.saved, rel=0.01) and shaped.trained == computed.trained
+    assert (
+        float(shaped.backward[:, 0].sum()) == float(computed.backward[:, 0].sum()) and convolve not in calls
+    )
+
+
+def test_the_values_of_roi_align():
+    features, rois = torch.randn(1, 3, 16, 16), torch.tensor([[0, 0, 0, 28, 12.0], [0, 2, 2, 30, 34.0]])
+    features.requires_grad_(True)
+
+    class Model(nn.Module):
+        def forward(self, batch):
+            return {"loss": roi_align(features, rois, (4, 2), 0.5, 0, True).sum()}
+
+    counted = profile_step(Model(), [{}])
+    # Bins of 7 x 1.5 and 7 x 4 cells: 14 and 28 samples in each of the 8.
+    values = 4 * 3 * 8 * (7 * 2 + 7 * 4)
+    assert counted.forward[:, 2].max() == counted.backward[:, 2].max() == values
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 12, 3, groups=4), nn.ConvTranspose2d(8, 12, 2, stride=2, groups=4)]
+)
+def test_the_gradients_of_grouped_convolutions(layer):
+    x = torch.randn(1, 8, 10, 10, requires_grad=True)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, batch):
+            return {"loss": self.layer(x).sum()}
+
+    counted = profile_step(Model(), [{}])
+    macs = 12 * 64 * 2 * 9 if isinstance(layer, nn.Conv2d) else 8 * 100 * 3 * 4
+    assert counted.forward[:, 0].max() == 2 * macs and counted.backward[:, 0].max() == 4 * macs
 
 
 def test_a_convolution_by_hand():
@@ -146,6 +230,9 @@ def test_steps_of_cpu_processes(tiny_cfg, tmp_path, processes):
     result = CliRunner().invoke(command, words, catch_exceptions=False)
     found = re.search(r"(\d) process.* predicted ([\d.]+), measured ([\d.]+)", result.output)
     assert int(found[1]) == processes and float(found[2]) > 0 and float(found[3]) > 0
-    communication = float(re.search(r"communication ([\d.]+)", result.output)[1])
+    rows = dict(re.findall(r"(\w+) +[\d.]+ ms predicted +([\d.]+) measured", result.output))
+    parts = sum(float(rows[name]) for name in ("forward", "backward", "optimizer"))
+    assert parts == pytest.approx(float(rows["step"]), rel=0.5)
+    communication = float(re.search(r"predicted ([\d.]+) ms of the backward", result.output)[1])
     assert (communication > 0) == (processes > 1)
     print(result.output)

@@ -1,6 +1,7 @@
 """One checkpoint in every form, in this process."""
 
 import csv
+import json
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from mrcnn_ext.benchmark import formats
 from mrcnn_ext.config_files import get_config_file
 from mrcnn_ext.engine import Trainer, load_config
 from mrcnn_ext.engine.description import describe
+from mrcnn_ext.inference import load_predictor
 from mrcnn_ext_command import command
 
 pytestmark = pytest.mark.detectron2
@@ -61,3 +63,41 @@ def test_forms_beside_each_other(checkpoint, monkeypatch):
     assert [path.name for path in (checkpoint / "out").glob("*.ts")] == ["torchscript.ts"]
     done = CliRunner().invoke(command, ["benchmark", "formats", *words[:3], "--forms", "tflite"])
     assert "forms: 'tflite' is none of stock, accelerated-float32" in str(done.exception)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_average_precisions_of_each_form(checkpoint, monkeypatch, with_masks):
+    """What the model finds is the truth: of boxes it is right everywhere."""
+    monkeypatch.chdir(checkpoint)
+    loaded = load_predictor(None, "model.pth")
+    images, annotations = [], []
+    for k in (0, 1):
+        images.append({"id": k + 1, "file_name": f"{k}.png", "height": 64, "width": 96})
+        given = {"image": loaded.read(f"photos/{k}.png"), "height": 64, "width": 96}
+        with torch.no_grad():
+            found = loaded.model.eval()([given])[0]["instances"]
+        for (x0, y0, x1, y1), label in zip(
+            found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), strict=True
+        ):
+            about = {"id": len(annotations) + 1, "image_id": k + 1, "category_id": label + 1, "iscrowd": 0}
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+            polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            annotations.append({**about, **box, **({"segmentation": polygon} if with_masks else {})})
+    categories = [{"id": k, "name": f"class {k}"} for k in range(1, 9)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (checkpoint / "truth.json").write_text(json.dumps(content))
+    (checkpoint / f"own_{with_masks}.yaml").write_text("val: [truth.json, photos]\n")
+    words = ["model.pth", "--data", f"own_{with_masks}.yaml", "--forms", "stock,torchscript", "--runs", "1"]
+    done = CliRunner().invoke(command, ["benchmark", "formats", *words, "--output", "out"])
+    assert done.exit_code == 0, done.output
+    with open("out/formats.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["form"] for row in rows] == ["stock", "torchscript"]
+    assert all(float(row["box_AP"]) > 99 and int(row["detections"]) > 0 for row in rows)
+    assert all(("mask_AP" in row) == with_masks and "keypoint_AP" not in row for row in rows)
+    assert "Average Precision" not in done.output and "| box AP |" in done.output
+
+
+def test_there_must_be_images_or_data(checkpoint):
+    done = CliRunner().invoke(command, ["benchmark", "formats", str(checkpoint / "model.pth")])
+    assert done.exit_code == 2 and "--images or --data" in done.output

@@ -73,5 +73,52 @@ def test_what_is_not_there_is_named(run, monkeypatch):
     monkeypatch.setattr(peers, "int8_kernels_are_available", lambda: False)
     assert "no int8 kernels" in peers.missing(peers.PEERS["ours_int8"])
     ran = run("--only", "openvino")
-    assert isinstance(ran.exception, UserError) and "none of them can be measured here" in str(ran.exception)
+    assert isinstance(ran.exception, UserError) and "none of the peers can be measured here" in str(
+        ran.exception
+    )
     assert "left out: OpenVINO float32: onnx is not installed (pip install onnx)" in ran.output
+
+
+def test_a_row_that_never_came_says_so(run, tmp_path, monkeypatch):
+    class Process(peers.Process):
+        def __init__(self, name, *args, **kwargs):
+            if name == "ours":
+                kwargs["limit"] = 0.2  # before it has imported torch
+            super().__init__(name, *args, **kwargs)
+
+    monkeypatch.setattr(peers, "Process", Process)
+    ran = run("--only", "stock,ours")
+    assert ran.exit_code == 0, ran.output
+    with open(tmp_path / "out" / "peers.csv") as file:
+        stock, ours = csv.DictReader(file)
+    assert float(stock["ms"]) > 0 and not stock["why_not"] and not ours["ms"]
+    assert ours["why_not"] == "the process of ours float32 was not ready within 0 s"
+    assert f"none{'':25}{ours['why_not']}" in ran.output
+
+
+@pytest.mark.skipif(not int8_kernels_are_available(), reason="the compiled operators are not built")
+def test_throughput_of_workers(tiny_cfg, tmp_path):
+    config, output = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(tiny_cfg("MODEL.KEYPOINT_ON", "False").dump())
+    arguments = [
+        "throughput",
+        "--config",
+        str(config),
+        "--size",
+        "64x96",
+        "--instances",
+        "5",
+        "--rounds",
+        "1",
+    ]
+    arguments += ["--threads", "2", "--images", "2", "--only", "ours", "--output", str(output)]
+    ran = CliRunner().invoke(command, [*arguments, "--workers", "3"])
+    assert ran.exit_code == 2 and "3 is not from 1 to the 2 threads that they share" in ran.output
+    ran = CliRunner().invoke(command, [*arguments, "--workers", "1,2"])
+    assert ran.exit_code == 0, ran.output
+    with open(output / "throughput.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["workers"] for row in rows] == ["1", "2"] and "images/s" in ran.output
+    # Two threads at once find what one does.
+    assert all(float(row["images_per_s"]) > 0 and float(row["matched"]) == 1 for row in rows)
+    assert rows[0]["detections"] == rows[1]["detections"] != "0"

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -5,6 +7,8 @@ pytest.importorskip("detectron2")
 from mrcnn_ext.benchmark import zoo
 from mrcnn_ext.benchmark.model import Subject
 from mrcnn_ext.benchmark.zoo import PAPER, markdown, measure_zoo, zoo_configs
+from mrcnn_ext.cli.jobs import engine_job
+from mrcnn_ext.model_zoo import find_config, get_config, zoo_name
 
 pytestmark = pytest.mark.detectron2
 
@@ -24,10 +28,32 @@ def test_every_row_of_the_paper_has_a_config():
     assert set(PAPER) <= set(zoo_configs())
 
 
+def test_each_command_trains_on_the_data_of_its_config():
+    by_command = {}
+    for line in markdown([], "").splitlines():
+        if found := re.search(r"`mrcnn-ext train model=(\S+) data=(\w+)`", line):
+            by_command[found[1]] = found[2]
+    assert len(by_command) == len(zoo_configs())
+    for model, data in by_command.items():
+        file = find_config(model)
+        _, values, _ = engine_job(file, data=data)
+        opts = dict(zip(values["opts"][::2], values["opts"][1::2], strict=True))
+        own = get_config(zoo_name(file)).DATASETS
+        assert (opts["DATASETS.TRAIN"], opts["DATASETS.TEST"]) == (own.TRAIN, own.TEST), model
+        _, values, _ = engine_job(file.replace(".yaml", ".py"), data=data)
+        expected = [
+            f"dataloader.train.dataset.names=[{own.TRAIN[0]!r}]",
+            f"dataloader.test.dataset.names={own.TEST[0]!r}",
+        ]
+        assert values["opts"] == expected, model
+
+
 def test_rows_are_kept_and_laid_out(tmp_path, monkeypatch):
     calls, said = [], []
     monkeypatch.setattr(zoo, "_SIZE", (64, 96))
-    monkeypatch.setattr(zoo, "Subject", lambda config, opts: Subject(config, opts=[*opts, *SMALL]))
+    monkeypatch.setattr(
+        zoo, "Subject", lambda config, opts, **kwargs: Subject(config, opts=[*opts, *SMALL], **kwargs)
+    )
     monkeypatch.setattr(zoo, "cost", lambda name, real=zoo.cost: calls.append(name) or real(name))
     threads = torch.get_num_threads()
     try:
@@ -55,7 +81,7 @@ def test_a_slice_ends_and_the_next_goes_on(tmp_path, monkeypatch):
     names, said, clock = zoo_configs()[:4], [], iter(range(0, 1000, 10))
     failing = names[1]
 
-    def measure(subject, *_):
+    def measure(subject, *_, brief):
         if subject == failing:
             raise AssertionError("there is nothing to compare")
         return {"stock_ms": 4.0, "ours_ms": 2.0, "ratio": 2.0, "stock_mb": 1, "ours_mb": 1, "bf16": True}

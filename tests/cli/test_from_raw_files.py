@@ -51,12 +51,13 @@ def numbers(folder):
         return {(row["table"], row["row"], row["column"]): row["value"] for row in csv.DictReader(file)}
 
 
-def train_and_evaluate(run, data, val):
+def train_and_evaluate(run, data, val, *options, output="out"):
     """The folders of the results that the training and an evaluation of its checkpoint wrote."""
-    printed = run("train", f"data={data}", "model=quickstart", "--num-gpus", 0, "--output", "out", *SMALL)
-    assert "trained: out/model_final.pth" in printed
-    run("eval", "out/model_final.pth", f"data={data}", "--num-gpus", 0, "--output", "evaluated")
-    folders = [Path(folder) / "inference" / val for folder in ("out", "evaluated")]
+    words = ("--num-gpus", 0, "--output", output, *SMALL, *options)
+    printed = run("train", f"data={data}", "model=quickstart", *words)
+    assert f"trained: {output}/model_final.pth" in printed
+    run("eval", f"{output}/model_final.pth", f"data={data}", "--num-gpus", 0, "--output", f"{output}_again")
+    folders = [Path(folder) / "inference" / val for folder in (output, f"{output}_again")]
     for folder in folders:
         assert {p.name for p in folder.iterdir()} >= {"results.csv", "results.md", "results.png"}
     # A training evaluates its last model as a later evaluation does, but for rounding.
@@ -82,6 +83,12 @@ def test_coco(root, run, monkeypatch):
     classes = {row for table, row, _ in found if table == "AP of each class"}
     assert len(classes) == 80 and "toothbrush" in classes
     assert found["AP of each class", "toothbrush", "mask"] == "", "there is none in the data"
+
+    # With a keypoint head, on the annotations of persons.
+    options = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)")
+    found = numbers(train_and_evaluate(run, "coco", "keypoints_coco_2017_val", *options, output="people"))
+    assert {row for table, row, _ in found if table == "Average precision"} == {"box", "mask", "keypoints"}
+    assert found["Average precision", "keypoints", "AP50"] != ""
 
 
 def test_cityscapes(root, run, monkeypatch):

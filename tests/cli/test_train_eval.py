@@ -269,8 +269,8 @@ def test_words():
     assert own == {"data": "a=b"}
     expected = ["SOLVER.GAMMA", "-0.1", "MODEL.WEIGHTS", "data=x", "A.B", "c=d", "MODEL.DEVICE", "cpu"]
     assert yaml_options(others) == expected
-    assert read_data("coco", has_keypoints=False) == ([], ("coco_2017_train",), ("coco_2017_val",))
-    assert read_data("COCO", has_keypoints=True)[1:] == (
+    assert read_data("coco", of_people=False) == ([], ("coco_2017_train",), ("coco_2017_val",))
+    assert read_data("COCO", of_people=True)[1:] == (
         ("keypoints_coco_2017_train",),
         ("keypoints_coco_2017_val",),
     )

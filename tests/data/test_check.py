@@ -270,6 +270,11 @@ def test_an_unknown_name_gets_a_suggestion(registered):
         check_dataset("test_check_cocoa")
 
 
+def test_a_name_like_no_other():
+    with pytest.raises(ValueError, match="'nowhere' is not registered: register it; there is no such file"):
+        check_dataset("nowhere")
+
+
 def test_a_missing_json_file(registered):
     name, path = registered
     path.unlink()

@@ -85,7 +85,7 @@ def test_the_mended_copy_is_right(odd_file, tmp_path, capsys):
     arguments = [odd_file, "--images", str(tmp_path), "--quiet"]
     assert check_main([*arguments, "--repair", str(mended)]) == WRONG
     told = capsys.readouterr().out
-    assert f"{mended}: 2 images, 4 annotations; 3 images and 6 annotations are left out" in told
+    assert f"{mended}: 2 images, 4 annotations; 3 images and 6 annotations are left out, and the rest" in told
     assert check_main([str(mended), "--images", str(tmp_path), "--quiet", "--strict"]) == FINE
     assert "Nothing is wrong with it." in capsys.readouterr().out
     content = json.loads(mended.read_text())

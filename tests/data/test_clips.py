@@ -71,6 +71,20 @@ def test_a_clip_begins_at_each_frame_from_which_there_are_enough(dicts):
     assert len(ClipDataset(dicts + other, 3)) == 8, "two datasets may number their videos alike"
 
 
+def test_frames_are_in_the_order_of_coco_vids_frame_id_too(dicts):
+    for image in dicts:
+        if "frame_index" in image:
+            image["frame_id"] = image.pop("frame_index")
+    frames = ClipDataset(dicts, 4)[0]["frames"]
+    assert [frame["frame_id"] for frame in frames] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("numbers", [{"num_frames": 0}, {"num_frames": 2, "stride": 0}])
+def test_clips_of_nothing_are_refused(dicts, numbers):
+    with pytest.raises(ValueError, match="NUM_FRAMES and STRIDE of 1 or more"):
+        build_clip_train_loader(dicts, mapper=mapper(), total_batch_size=2, **numbers)
+
+
 def mapper(probability=0.5):
     augmentations = [
         T.RandomFlip(probability),

@@ -15,6 +15,7 @@ from coco_examples import check_main
 from PIL import Image
 
 from mrcnn_ext.data.convert import convert_dataset
+from mrcnn_ext.data.convert.coco_writer import write_json
 from mrcnn_ext.data.report import FINE
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_dataset.py"
@@ -485,3 +486,11 @@ def test_masks_that_are_wrong_are_named(tmp_path):
         convert_dataset("masks", str(root), str(tmp_path / "out.json"))
     with pytest.raises(ValueError, match="format 'csv' is unknown; known are yolo, voc, labelme, cvat, city"):
         convert_dataset("csv", str(root), str(tmp_path / "out.json"))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json({"images": [b"rle"]}, str(path))
+    with pytest.raises(AttributeError):
+        write_json({"images": [object()]}, str(path))
+    assert json.loads(path.read_text()) == {"images": ["rle"]} and list(tmp_path.iterdir()) == [path]

@@ -9,7 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
+from mrcnn_ext.config_files import get_config_file
 from mrcnn_ext.data import CropToBox, PersonCropMapper, build_test_loader, build_train_loader, person_crops
+from mrcnn_ext.engine import load_config
+from mrcnn_ext.engine.epochs import apply_epochs
 from mrcnn_ext.engine.trainer import build_validation_loader
 
 pytestmark = pytest.mark.detectron2
@@ -108,3 +111,10 @@ def test_loaders(tiny_cfg, dicts):
     cfg.INPUT.PERSON_CROPS.SIZE = [0, 24]
     with pytest.raises(ValueError, match=r"SIZE must be \(height, width\) in pixels, got \[0, 24\]"):
         build_test_loader(cfg, NAME)
+
+
+def test_an_epoch_is_a_pass_over_the_people(dicts):
+    opts = ["DATASETS.TRAIN", (NAME,), "SOLVER.IMS_PER_BATCH", 1, "MODEL.TIMM.PRETRAINED", False]
+    cfg = load_config(get_config_file("UniPose/unipose_timm_resnet50.yaml"), opts)
+    apply_epochs(cfg, 3)
+    assert cfg.SOLVER.MAX_ITER == 6

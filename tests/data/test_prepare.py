@@ -261,10 +261,23 @@ class _Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _BrokenChunk(_Server):
+    """Sends half a chunk of no known length in all."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"1000\r\n" + bytes(0x800))
+        self.close_connection = True
+
+
 @contextlib.contextmanager
-def serving(content):
+def serving(content, handler=_Server):
     _Server.content, _Server.asked = content, []
-    with http.server.HTTPServer(("127.0.0.1", 0), _Server) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -287,6 +300,12 @@ def test_a_download_goes_on_where_it_was_cut_off(coco, tmp_path):
         assert download_archive(archive, tmp_path, progress=False).read_bytes() == content
         assert asked == [None, "bytes=1000-"]
     assert [p.name for p in tmp_path.iterdir()] == ["val2017.zip"]
+
+
+def test_an_answer_that_breaks_off_within_a_chunk_is_told(tmp_path):
+    with serving(b"", _BrokenChunk) as (url, _):
+        with pytest.raises(OSError, match="What has come is kept: the same command goes on"):
+            download_archive(Archive("val2017.zip", url), tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

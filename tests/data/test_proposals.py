@@ -99,6 +99,8 @@ class Runs:
         ),
         ({"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": 4}, "bbox_mode must be 0 .*, got 4"),
         (None, "no file of proposals, or damaged"),
+        ({"ids": 3, "boxes": 4, "objectness_logits": 5}, "no file of proposals, or damaged"),
+        ({"ids": [1], "boxes": ["a"], "objectness_logits": [[1]]}, "no file of proposals, or damaged"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message, capsys):
@@ -107,6 +109,20 @@ def test_other_files_are_refused(tmp_path, content, message, capsys):
     with pytest.raises(ValueError, match=message):
         read_proposals(path)
     assert "ran" not in capsys.readouterr().out
+
+
+def test_damage_of_any_kind_is_told(file):
+    content = open(file, "rb").read()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        damaged[rng.integers(len(content), size=2)] = rng.integers(256, size=2)
+        with open(file, "wb") as target:
+            target.write(damaged.tobytes())
+        try:
+            read_proposals(file)  # values may be others, too
+        except ValueError as error:
+            assert file in str(error)
 
 
 def test_missing_ones_are_named(dicts, file, tmp_path):

@@ -1,6 +1,7 @@
 """Video datasets in their publishers' layouts, made here: read, registered, checked and evaluated."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -237,6 +238,19 @@ def test_posetrack18(posetrack):
     # All splits at once: ids of train and val must not be the same.
     every = read_posetrack18(posetrack)
     assert len({i["id"] for i in every["images"]}) == len(every["images"]) == 6
+
+
+@pytest.mark.parametrize(
+    "part, key", [("annotations", "track_id"), ("annotations", "keypoints"), ("images", "id")]
+)
+def test_posetrack18_without_a_key(posetrack, tmp_path, part, key):
+    shutil.copytree(posetrack, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "train" / "00000.json"
+    content = json.loads(path.read_text())
+    del content[part][0][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"00000.json cannot be read as a sequence.*KeyError: '{key}'"):
+        read_posetrack18(tmp_path / "data", "train")
 
 
 @pytest.mark.parametrize("kind", ["penn", "bbc", "jhmdb", "posetrack"])

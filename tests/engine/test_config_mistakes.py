@@ -38,6 +38,8 @@ MISTAKES = [
     (("SOLVER.PATIENCE", "2"), "SOLVER.PATIENCE needs a metric, CHECKPOINT.BEST"),
     (("CHECKPOINT.KEEP", "-2"), "CHECKPOINT.KEEP must be at least 0, got -2"),
     (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS must be at least 0"),
+    (("INPUT.CLIP.NUM_FRAMES", "0"), "INPUT.CLIP.NUM_FRAMES must be at least 1, got 0"),
+    (("INPUT.CLIP.STRIDE", "0"), "INPUT.CLIP.STRIDE must be at least 1, got 0"),
     (("MODEL.DEVICE", "quantum"), "MODEL.DEVICE must be a device of PyTorch's.*'quantum'"),
 ]
 

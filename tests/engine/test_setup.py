@@ -18,6 +18,8 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from omegaconf import OmegaConf
 from PIL import Image
 
+from mrcnn_ext.data import load_dataset
+from mrcnn_ext.data.loading import not_on_disk
 from mrcnn_ext.engine import (
     Trainer,
     UserError,
@@ -32,6 +34,7 @@ from mrcnn_ext.engine.launch import run_tool
 from mrcnn_ext.engine.lazy import load_lazy_config
 from mrcnn_ext.engine.trainer import build_validation_loader
 from mrcnn_ext.evaluation import COCOEvaluator
+from mrcnn_ext.inference.sources import open_source
 
 pytestmark = pytest.mark.detectron2
 
@@ -342,6 +345,25 @@ def test_missing_dataset(dataset, tmp_path):
     assert f"dataset '{name}' is not on disk: {tmp_path}/annotations.json is missing" in message(
         check_config, config(name)
     )
+
+
+@pytest.mark.parametrize(
+    "name, prepared",
+    [
+        ("coco_2017_val", "coco"),
+        ("keypoints_coco_2014_train", "coco"),
+        ("cityscapes_fine_instance_seg_val", "cityscapes"),
+    ],
+)
+def test_a_published_dataset_that_is_not_there(tmp_path, monkeypatch, name, prepared):
+    monkeypatch.chdir(tmp_path)
+    wanted = rf"'{name}' is not on disk: .* is missing. `mrcnn-ext datasets prepare {prepared}` gets it ready"
+    for use in (load_dataset, open_source):
+        with pytest.raises((FileNotFoundError, UserError), match=wanted):
+            use(name)
+    assert "`mrcnn-ext datasets prepare lvis`" in str(
+        not_on_disk("lvis_v1_val", "a file")
+    )  # read by a package
 
 
 def test_unregistered_dataset():

@@ -144,3 +144,13 @@ def test_pose_metrics_of_a_video():
     # A frame that lies between ends a run: there are no three in a row.
     gap = truth_of(people, (0, 1, 3, 4))
     assert np.isnan(pose_metrics(gap, records)["jitter"])
+
+
+def test_data_without_people():
+    nobody = TruthCOCO(
+        {"images": [{"id": 1}], "categories": [{"id": 1, "name": "person"}], "annotations": []}
+    )
+    found = {"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [0, 0, 5, 5], "keypoints": [1, 1, 1] * 3}
+    metrics = pose_metrics(nobody, [found], (0.2,), NAMES)
+    assert metrics.keys() == {"PCK@0.2", "PCK@0.2-seen", "PCK@0.2-occluded", "found"}
+    assert np.isnan(list(metrics.values())).all()

@@ -39,6 +39,11 @@ def test_coco_table_and_classes():
     assert "| box | 40.2 |" in table.markdown() and "| --- | ---: |" in table.markdown()
 
 
+def test_bars_in_names_do_not_break_the_markdown():
+    (table,) = result_tables({"bbox": {"AP-a|b": 1.0}})[1:]
+    assert r"| a\|b | 1.0 |" in table.markdown()
+
+
 def test_cityscapes_under_the_published_rows():
     table, coco = result_tables(CITYSCAPES, "val")
     assert table.head[2:] == (

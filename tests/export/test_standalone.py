@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -294,6 +295,18 @@ def test_openvino_files_run_as_models(openvino_file, model):
     torch.testing.assert_close(
         found["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor, rtol=0, atol=0.02
     )
+
+
+def test_openvino_serves_several_at_once(openvino_file):
+    """Each thread gets what it asked for."""
+    exported = ExportedModel(openvino_file, threads=2, streams=2)
+    images = [torch.as_tensor(picture(size).transpose(2, 0, 1).copy()) for size in ((96, 128), (128, 96))]
+    expected = [exported.detect(image) for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda number: exported.detect(images[number % 2]), range(12)))
+    for number, result in enumerate(found):
+        for name, value in expected[number % 2].items():
+            torch.testing.assert_close(result[name], value, rtol=1e-3, atol=1e-3)
 
 
 def test_precisions_that_cannot_be(model, tmp_path):

@@ -51,6 +51,25 @@ def weights(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def s3():
+    """A client of a local S3 server, which the environment's credentials and address lead to."""
+    server_module = pytest.importorskip(
+        "moto.server", reason="needs 'moto[s3]' and flask-cors", exc_type=ImportError
+    )
+    boto3 = pytest.importorskip("boto3")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield boto3.client("s3")
+    server.stop()
+
+
 @pytest.fixture
 def make_cfg(scenes, weights):
     def make(*opts):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 pytest.importorskip("detectron2")
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from mrcnn_ext.cli import predict as cli
 from mrcnn_ext.data.convert.labelme import read_labelme
@@ -134,6 +134,33 @@ def test_cutouts_masks_and_labelme(predictor, pictures, tmp_path, scenes):
         path.unlink()
     (image,) = list(read_mask_folder(str(tmp_path / "converted")).images)
     assert len(image.objects) == sum(bool(mask.any()) for mask in whole)
+
+
+def detected(category, score):
+    rle = mask_util.encode(np.asfortranarray(np.eye(20, dtype=np.uint8)))
+    return {"category_id": category, "bbox": [0, 0, 20, 20], "score": score, "segmentation": rle}
+
+
+@pytest.mark.parametrize("names", [{}, {3: "a car", 7: "bus"}])
+def test_files_of_another_score_go_and_those_of_other_images_stay(tmp_path, names):
+    def write(min_score):
+        options = outputs.OutputOptions(
+            cutouts=str(tmp_path / "c"), masks=str(tmp_path / "m"), min_score=min_score
+        )
+        made = outputs.ImageOutputs(options, names, Metadata(), SimpleNamespace(root=None))
+        for image in ("a", "a_001"):
+            about = {"file_name": f"{image}.png", "id": 1}
+            made.write(np.zeros((20, 20, 3), np.uint8), about, "", [detected(3, 0.9), detected(7, 0.4)])
+        return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+
+    car, bus = ("a_car", "bus") if names else ("3", "7")
+    likely = {f"c/{image}_001_{car}.png" for image in ("a", "a_001")}
+    likely |= {f"m/{car}/{image}_001.png" for image in ("a", "a_001")}
+    every = likely | {f"c/{image}_002_{bus}.png" for image in ("a", "a_001")}
+    every |= {f"m/{bus}/{image}_002.png" for image in ("a", "a_001")}
+    assert write(0.0) == every
+    assert write(0.5) == likely
+    assert write(0.0) == every
 
 
 def test_labelme_polygons_are_the_mask(tmp_path):

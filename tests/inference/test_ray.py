@@ -167,6 +167,27 @@ def test_errors_and_parquet_on_ray(make_cfg, folder, tmp_path):
         ray.shutdown()
 
 
+@needs_ray
+@pytest.mark.slow
+def test_a_bucket_on_ray(s3, folder, config, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    s3.create_bucket(Bucket="for-ray")
+    for file in sorted(folder.iterdir())[:12]:
+        (few / file.name).write_bytes(file.read_bytes())
+        s3.upload_file(str(file), "for-ray", f"photos/{file.name}")
+    expected, output = tmp_path / "expected.json", tmp_path / "found.json"
+    wait(start(few, config, expected), expected)
+    wait(
+        start("s3://for-ray/photos", config, output, "--ray", "--actors", "2", "--cpus-per-actor", "1"),
+        output,
+    )
+    found = json.loads(output.read_text())
+    assert found == json.loads(expected.read_text()) and len({record["image_id"] for record in found}) == 12
+    images = json.loads((tmp_path / "found.images.json").read_text())["images"]
+    assert images[0]["file_name"].startswith("s3://for-ray/photos/") or images[0]["file_name"] == "00.png"
+
+
 def test_without_ray(monkeypatch, make_cfg, folder, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is needed \(pip install 'ray\[data\]'\)"):

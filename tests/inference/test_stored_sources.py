@@ -57,6 +57,12 @@ def test_a_folder_of_object_storage(files):
     assert [name for _, name in alone.short_names] == ["a b%20.png"]
     several = open_source([(root / "more").as_uri(), str(files[0])])
     assert [next(several.readers("BGR", {0, 1, 2}))[2]().shape] == [read_image(files[0]).shape]
+    (files[0].parent / "more" / ".hidden.png").write_bytes(b"")
+    assert len(open_source([(root / "more").as_uri()])) == 3, "hidden files are images of nobody"
+    (root / "texts").mkdir()
+    (root / "texts" / "a.txt").write_text("no picture")
+    with pytest.raises(UserError, match="texts: no images there; looked for .bmp"):
+        open_source([(root / "texts").as_uri(), str(files[0])])
     with pytest.raises(UserError, match="file:///nowhere/at/all: there is nothing at this address"):
         open_source("file:///nowhere/at/all")
     empty = root / "empty"
@@ -64,6 +70,28 @@ def test_a_folder_of_object_storage(files):
     (empty / "x.txt").write_text("x")
     with pytest.raises(UserError, match="file://.*empty: no images there; looked for .bmp"):
         open_source(empty.as_uri())
+
+
+def test_a_bucket(s3, files):
+    root = files[0].parent
+    s3.create_bucket(Bucket="pictures")
+    for file in files:
+        s3.upload_file(str(file), "pictures", f"some/{file.relative_to(root)}")
+    s3.put_object(Bucket="pictures", Key="some/notes.txt", Body=b"no picture")
+    table = io.BytesIO()
+    pq.write_table(table_of(files, "image"), table)
+    s3.put_object(Bucket="pictures", Key="table.parquet", Body=table.getvalue())
+
+    source = open_source("s3://pictures/some")
+    assert_reads(source, files, ["0.png", "a b%20.png", "more/2.png", "more/3.png", "more/4.png"])
+    assert source.stamp(1) == files[1].stat().st_size
+    assert [name for _, name in open_source("s3://pictures/some/more/3.png").short_names] == ["3.png"]
+    (_, _, image), *_ = open_source("s3://pictures/table.parquet").readers("BGR", set())
+    np.testing.assert_array_equal(image(), read_image(files[0], "BGR"))
+    with pytest.raises(UserError, match="s3://pictures/other: there is nothing at this address"):
+        open_source("s3://pictures/other")
+    with pytest.raises(UserError, match="s3://nobodys/photos: there is nothing at this address"):
+        open_source("s3://nobodys/photos")
 
 
 def table_of(files, column):
@@ -92,6 +120,10 @@ def test_rows_of_parquet(files, column, stored):
     if column == "bytes":
         assert [id for id, _ in source.short_names] == [7, 5, 3, 1, 0]
     assert_reads(source, files, names)
+    if column != "file_name":
+        assert source.stamp(1) == file.stat().st_size, "the images are in it"
+    elif not stored:
+        assert source.stamp(1) == files[1].stat().st_size, "that of the image itself tells of its change"
 
 
 def test_parquet_without_images_is_refused(files):

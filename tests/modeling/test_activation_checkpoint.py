@@ -21,6 +21,11 @@ BACKBONES = {
     "ResNet with batch norm": (),
     "frozen stages": ("MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.RESNETS.NORM", "FrozenBN"),
     "ConvNeXt": (*TIMM, "MODEL.TIMM.NAME", "test_convnext"),
+    "ViT": (
+        *("MODEL.BACKBONE.NAME", "build_timm_simple_pyramid_backbone", "MODEL.TIMM.NAME", "test_vit"),
+        *("MODEL.TIMM.ARGS", {}, "MODEL.TIMM.OUT_FEATURES", ["res4"]),
+        *("MODEL.FPN.IN_FEATURES", ["res4"], "MODEL.FPN.NORM", "LN"),
+    ),
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from mrcnn_ext.ops import _extension, box_matching
 from mrcnn_ext.ops.box_matching import match_boxes
 
 
@@ -47,3 +48,27 @@ def test_errors_name_the_argument():
         match_boxes(torch.zeros(3, 4), torch.zeros(0, 4))
     with pytest.raises(TypeError, match="of one floating dtype, got torch.int64 and torch.float32"):
         match_boxes(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(1, 4))
+
+
+@pytest.mark.skipif(not _extension.is_available(), reason="the compiled operators are not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_compiled_bit_for_bit(dtype, thread_counts, monkeypatch):
+    boxes, targets = random_boxes(4000, 2).to(dtype), random_boxes(60, 3).to(dtype)
+    boxes[::9], boxes[5] = targets[torch.arange(len(boxes[::9])) % 60], boxes[5, [2, 3, 0, 1]]
+    targets[7] = torch.tensor([900.0, 900.0, 950.0, 950.0])
+    compiled = [match_boxes(boxes, targets) for _ in thread_counts]
+    torch.library.opcheck(torch.ops.mrcnn_ext.match_boxes, (boxes[:9], targets[:3]))
+    monkeypatch.setattr(box_matching, "_is_compiled_for", lambda *args: False)
+    expected = match_boxes(boxes, targets)
+    for matches in compiled:
+        assert all(map(torch.equal, matches, expected))
+
+
+def test_boxes_that_are_not_finite_are_matched_without_the_compiled_operator():
+    boxes, targets = random_boxes(20, 2), random_boxes(3, 3)
+    boxes[4, 1], boxes[5, 2] = float("nan"), float("inf")
+    assert not box_matching._is_compiled_for(boxes, targets)
+    matches = match_boxes(boxes, targets)
+    fine = torch.ones(20, dtype=torch.bool)
+    fine[4:6] = False
+    assert torch.equal(matches.overlaps[fine], match_boxes(boxes[fine], targets).overlaps)

@@ -156,16 +156,17 @@ def test_agrees_with_the_cpu_operator(emulated, mode):
 @pytest.mark.skipif(not _extension.is_available(), reason="the compiled operators are not built")
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_more_rois_than_a_block_has_threads(emulated, mode, memory_format):
+def test_more_rois_than_a_tile_looks_at_together(emulated, mode, memory_format):
     forward, backward = operators(emulated)
     r = Random(0)
     features = [
         r.normal(2, 3, size, size).float().contiguous(memory_format=memory_format) for size in (24, 12)
     ]
-    rois = torch.tensor([[r.integer(0, 1), *r.box(24)] for _ in range(700)])
+    count = 1300  # most of them of the first image; 4 of each of 128 threads are looked at together
+    rois = torch.tensor([[r.integer(0, 4) // 4, *r.box(24)] for _ in range(count)])
     arguments = (features, rois, [1.0, 0.5], 3, 2, 0, True, mode, 12.0, 1)
     assert_near(forward(*arguments), torch.ops.mrcnn_ext.roi_align(*arguments))
-    grad = r.normal(700, 3, 3, 2).float()
+    grad = r.normal(count, 3, 3, 2).float()
     found, _ = backward(grad, *arguments, False)
     wanted, _ = torch.ops.mrcnn_ext.roi_align_backward(grad, *arguments, False)
     for ours, theirs in zip(found, wanted, strict=True):

@@ -15,7 +15,14 @@ from mrcnn_ext.accel.cpu_features import (
     float32_kernels_are_available,
 )
 from mrcnn_ext.ops import _extension
-from mrcnn_ext.ops.pointwise import PointwiseWeight, add_pointwise_conv_, pointwise_conv, pointwise_weight
+from mrcnn_ext.ops.pointwise import (
+    PointwiseWeight,
+    PreparedPointwise,
+    add_pointwise_conv_,
+    conv1x1,
+    pointwise_conv,
+    pointwise_weight,
+)
 
 needs_float32 = pytest.mark.skipif(
     not float32_kernels_are_available(), reason="the compiled operators are not built, or there is no AVX2"
@@ -240,3 +247,41 @@ def test_without_the_compiled_operators_it_says_so(monkeypatch):
     x, weight, _ = random_case(torch.bfloat16, 1, 32, 16, 6, 6)
     with pytest.raises(NotImplementedError, match="pointwise_conv has no slower path, .* `pip install"):
         pointwise_conv(x, pointwise_weight(weight))
+
+
+@BOTH
+@pytest.mark.parametrize("stride, relu", [(1, True), (1, False), (2, True)])
+def test_gradients(dtype, stride, relu):
+    x, weight, bias = random_case(dtype, 2, 33 if dtype == torch.float32 else 32, 48, 8, 11)
+    add = torch.randn(2, 48, -(-8 // stride), -(-11 // stride)).to(dtype)
+    weight = weight.to(dtype).float()[:, :, None, None]
+    values = [x, weight, bias, add]
+    ours = [value.clone().requires_grad_() for value in values]
+    doubles = [value.double().requires_grad_() for value in values]
+    result = conv1x1(*ours, stride=stride, relu=relu)
+    expected = F.conv2d(*doubles[:3], stride=stride) + doubles[3]
+    expected = expected.relu() if relu else expected
+    torch.testing.assert_close(result, expected.to(dtype), **ROUNDED[dtype])
+    # Not where rounding decides whether the ReLU lets the gradient through.
+    grad = (torch.randn(expected.shape) * ((expected == 0) | (expected.abs() > 0.1))).to(dtype)
+    result.backward(grad)
+    expected.backward(grad.double())
+    largest = 1e-4 if dtype == torch.float32 else 2e-2
+    for value, of in zip(ours, doubles, strict=True):
+        assert value.grad.dtype == value.dtype
+        assert (value.grad.double() - of.grad).abs().max() < largest * of.grad.abs().max()
+
+
+@needs_float32
+def test_gradients_of_some_and_of_weights_made_before():
+    x, weight, _ = random_case(torch.float32, 1, 17, 32, 5, 6)
+    weight = weight[:, :, None, None].requires_grad_()
+    prepared = PreparedPointwise(weight, torch.float32)
+    conv1x1(x, weight, prepared=prepared).sum().backward()
+    expected = weight.detach().double().requires_grad_()
+    F.conv2d(x.double(), expected).sum().backward()
+    torch.testing.assert_close(weight.grad, expected.grad.float())
+    x.requires_grad_()
+    (of_x,) = torch.autograd.grad(conv1x1(x, weight.detach(), prepared=prepared).sum(), x)
+    torch.testing.assert_close(of_x, weight.detach().sum((0, 2, 3)).view(1, -1, 1, 1).expand(x.shape))
+    assert prepared.get(transposed=True) is prepared.get(transposed=True)

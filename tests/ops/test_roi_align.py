@@ -149,7 +149,11 @@ def test_avg_is_torchvisions_roi_align(any_backend, device, layout, aligned, sam
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     options = ((7, 5), 0.25, sampling_ratio, aligned)
     actual, expected = roi_align(ours, boxes, *options), torchvision.ops.roi_align(theirs, boxes, *options)
-    assert_near(actual.detach(), expected.detach().cpu(), torch.float32)
+    # nvcc fuses torchvision's products into its sums: from 256 cells on, where a unit in the last place is 2^-15,
+    # its samples and ours may lie that far apart (both up to 2.6e-5 from the exact place), which moves a mean of values
+    # that differ by several units from cell to cell by as much.
+    scale = 5 if device.type == "cuda" else 1
+    assert_near(actual.detach(), expected.detach().cpu(), torch.float32, scale)
     grad = torch.rand_like(expected)
     actual.backward(grad)
     expected.backward(grad)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mrcnn_ext
 from mrcnn_ext.layers import roi_align_pyramid
@@ -56,6 +57,36 @@ OPERATORS = {
     "compiled": "roi_align",
     **{name: f"roi_align_{name}" for name in ("torchvision", "eager", "emulated", "emulated_fused")},
 }
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators called within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pooled_outside", [False, True])
+def test_dispatch_modes_see_the_operator_and_its_backward(backend, device, pooled_outside):
+    """What counts, traces or replaces operators does so by dispatch modes; ordinary calls take a shorter way."""
+    *features, boxes = inputs(device=device, requires_grad=True)
+    expected = Pyramid()(*features, boxes)
+    with Operators() as forward:
+        out = Pyramid()(*features, boxes)
+    assert f"mrcnn_ext::{OPERATORS[backend]}" in forward.names
+    with Operators() as backward:
+        grads = torch.autograd.grad((expected if pooled_outside else out).sum(), features)
+    assert f"mrcnn_ext::{OPERATORS[backend]}_backward" in backward.names
+    assert torch.equal(out, expected)
+    for grad, other in zip(
+        grads, torch.autograd.grad(Pyramid()(*features, boxes).sum(), features), strict=True
+    ):
+        torch.testing.assert_close(grad, other)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,6 +15,7 @@ from mrcnn_ext.ops.winograd import (
     winograd_conv3x3,
     winograd_is_available,
     winograd_weight,
+    winograd_weight_gradient,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -168,6 +169,11 @@ def test_every_instruction_set(capability):
         "    for int16 in (False, True):\n"
         "        result = winograd_conv3x3(x, winograd_weight(weight, int16), bias)\n"
         "        assert error(result, exact(x, weight, bias))[0] < LARGEST_ERROR[int16], (size, int16)\n"
+        "for size in SIZES[2:5]:\n"
+        "    x, grad, expected, _ = gradient_case(*size)\n"
+        "    for int16 in (False, True):\n"
+        "        result, _ = winograd_weight_gradient(grad, x, int16)\n"
+        "        assert error(result, expected)[0] < LARGEST_ERROR[int16], (size, int16)\n"
         "print('done')"
     )
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
@@ -179,6 +185,90 @@ def test_every_instruction_set(capability):
         text=True,
     )
     assert run.stdout.strip() == ("none" if capability == "default" else "done"), run.stderr
+
+
+def gradient_case(n, channels, outputs, height, width):
+    """Inputs, gradients, most of them small, and what float64 makes of the weight and the bias."""
+    x, _, _ = random_case(n, channels, outputs, height, width)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(n, outputs, height, width, generator=generator)
+    grad = grad * torch.rand(grad.shape, generator=generator) ** 4
+    weight = torch.zeros(outputs, channels, 3, 3, dtype=torch.float64, requires_grad=True)
+    exact(x, weight).backward(grad.double())
+    return x, grad.contiguous(memory_format=torch.channels_last), weight.grad, grad.double().sum((0, 2, 3))
+
+
+@pytest.mark.parametrize("int16", [False, True], ids=["float32", "int16"])
+@pytest.mark.parametrize("size", [*SIZES, (2, 96, 48, 61, 47), (1, 16, 32, 190, 177)], ids=str)
+def test_gradient_of_the_weight(size, int16):
+    x, grad, expected, of_bias = gradient_case(*size)
+    result, bias = winograd_weight_gradient(grad, x, int16, bias=True)
+    assert result.dtype == torch.float32 and result.is_contiguous(memory_format=torch.channels_last)
+    assert error(result, expected)[0] < LARGEST_ERROR[int16]
+    torch.testing.assert_close(bias.double(), of_bias, rtol=1e-5, atol=1e-5 * grad.abs().sum().item() ** 0.5)
+    again, nothing = winograd_weight_gradient(grad, x, int16)
+    assert torch.equal(again, result) and nothing is None
+
+
+def test_gradient_of_the_weight_is_closer_than_one_in_bf16():
+    x, grad, _, _ = gradient_case(3, 64, 64, 40, 44)
+    x, grad = x.bfloat16(), grad.bfloat16()
+    weight = torch.zeros(64, 64, 3, 3, dtype=torch.float64, requires_grad=True)
+    exact(x, weight).backward(grad.double())
+    bf16 = torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    F.conv2d(x, bf16, padding=1).backward(grad)
+    result, _ = winograd_weight_gradient(grad, x, int16=True)
+    assert 2 * error(result, weight.grad)[1] < error(bf16.grad, weight.grad)[1]
+
+
+@pytest.mark.parametrize("int16", [False, True], ids=["float32", "int16"])
+def test_gradient_of_the_weight_depends_on_neither_layout_nor_threads(int16, thread_counts):
+    x, grad, _, _ = gradient_case(3, 32, 80, 41, 38)
+    expected = winograd_weight_gradient(grad, x, int16, bias=True)
+    given = winograd_weight_gradient(grad.contiguous(), x.contiguous(), int16, bias=True)
+    assert all(map(torch.equal, given, expected))
+    for _ in thread_counts:
+        assert all(map(torch.equal, winograd_weight_gradient(grad, x, int16, bias=True), expected))
+
+
+@pytest.mark.parametrize("int16", [False, True], ids=["float32", "int16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradient_of_the_weight_keeps_what_is_not_finite(int16, value):
+    x, grad, _, _ = gradient_case(1, 32, 16, 12, 12)
+    expected, _ = winograd_weight_gradient(grad, x, int16)
+    x[0, 5, 4, 4] = value
+    result, _ = winograd_weight_gradient(grad, x, int16)
+    assert not result[:, 5].isfinite().any()
+    others = [channel for channel in range(32) if channel != 5]
+    assert torch.equal(result[:, others], expected[:, others])
+
+
+def test_gradient_of_the_weight_of_nothing_and_of_zeros():
+    for size in ((0, 5, 5), (2, 0, 5)):
+        of_weight, of_bias = winograd_weight_gradient(
+            torch.zeros(size[0], 16, *size[1:]), torch.zeros(size[0], 32, *size[1:]), True, bias=True
+        )
+        assert of_weight.shape == (16, 32, 3, 3) and not of_weight.any() and not of_bias.any()
+    x, grad, expected, _ = gradient_case(1, 32, 16, 9, 9)
+    assert not winograd_weight_gradient(torch.zeros_like(grad), x, True)[0].any()
+    scaled, _ = winograd_weight_gradient(grad * 1e-9, x * 1e9, True)
+    assert error(scaled, expected)[0] < LARGEST_ERROR[True]
+
+
+@pytest.mark.parametrize("int16", [False, True], ids=["float32", "int16"])
+def test_addition_and_relu_have_gradients(int16):
+    x, weight, bias = random_case(2, 32, 48, 9, 7)
+    values = [x, weight, bias, torch.randn(2, 48, 9, 7)]
+    ours = [value.clone().requires_grad_() for value in values]
+    doubles = [value.double().requires_grad_() for value in values]
+    result = conv3x3(*ours[:3], int16=int16, add=ours[3], relu=True)
+    expected = (exact(*doubles[:3]) + doubles[3]).relu()
+    assert error(result, expected)[0] < LARGEST_ERROR[int16]
+    grad = torch.randn(expected.shape) * ((expected > 0.1) | (expected == 0))  # not where rounding decides
+    result.backward(grad)
+    expected.backward(grad.double())
+    for value, of in zip(ours, doubles, strict=True):
+        assert error(value.grad, of.grad)[0] < 2 * LARGEST_ERROR[int16]
 
 
 @pytest.mark.parametrize("int16", [False, True], ids=["float32", "int16"])
@@ -216,6 +306,9 @@ def test_opcheck_and_compile(int16):
     x, weight, bias = random_case(1, 16, 32, 5, 6)
     values, scale = winograd_weight(weight, int16)
     torch.library.opcheck(torch.ops.mrcnn_ext.winograd_conv3x3, (x, values, scale, bias, None, True))
+    gradients = (torch.randn(1, 32, 5, 6), x, int16)
+    for bias_too in (False, True):
+        torch.library.opcheck(torch.ops.mrcnn_ext.winograd_weight_gradient, (*gradients, bias_too))
     for transposed in (False, True):
         torch.library.opcheck(torch.ops.mrcnn_ext.winograd_weight, (weight, int16, transposed))
 
@@ -247,7 +340,7 @@ def test_errors_name_the_argument():
         winograd_conv3x3(x[:, :24], good)
     with pytest.raises(ValueError, match="what winograd_weight makes for 16 input channels"):
         winograd_conv3x3(x[:, :16], good)
-    with pytest.raises(TypeError, match="weight must be int16 or float32, got Double"):
+    with pytest.raises(TypeError, match="weight must be int8, int16 or float32, got Double"):
         winograd_conv3x3(x, WinogradWeight(good.values.double(), good.scale))
     with pytest.raises(ValueError, match=r"scale must be \(36, 16\) float32"):
         winograd_conv3x3(x, WinogradWeight(winograd_weight(weight, int16=True).values, good.scale))
@@ -257,6 +350,14 @@ def test_errors_name_the_argument():
         ValueError, match=r"add must have the output's shape \[1, 16, 5, 5\] .*, got \[1, 32, 5, 5\]"
     ):
         winograd_conv3x3(x, good, bias, x)
+    with pytest.raises(
+        ValueError, match=r"grad must be \(N, O, H, W\) with input's N, H and W, got \[1, 32, 5, 4"
+    ):
+        winograd_weight_gradient(x[..., :4], x)
+    with pytest.raises(TypeError, match="grad must be Float as input is, got BFloat16"):
+        winograd_weight_gradient(x.bfloat16(), x)
+    with pytest.raises(ValueError, match="channels must be multiples of 16, got 24 and 32"):
+        winograd_weight_gradient(x, x[:, :24])
 
 
 def test_without_the_compiled_operators_it_says_so(monkeypatch):

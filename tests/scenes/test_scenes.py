@@ -221,6 +221,10 @@ def test_rle_is_json_ready():
         (lambda: get_preset("easy", actors=(5, 2)), "actors must be"),
         (lambda: get_preset("easy", weights={"tram": 1.0}), r"unknown actors \['tram'\]"),
         (lambda: get_preset("easy", size=(400, 0.5)), "size must be"),
+        (lambda: get_preset("easy", weights={"person": 0.0}), "weights must be frequencies"),
+        (lambda: get_preset("easy", weights={"person": 2.0, "car": -1.0}), "weights must be frequencies"),
+        (lambda: get_preset("easy", min_area=0), "min_area must be at least 1 pixel, got 0"),
+        (lambda: get_preset("easy", night=0.7, dusk=0.6), "night and dusk are fractions"),
     ],
 )
 def test_bad_presets(call, match):

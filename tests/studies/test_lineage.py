@@ -12,6 +12,7 @@ from mrcnn_ext.data import selective_search
 from mrcnn_ext.data.proposals import write_proposals
 from mrcnn_ext.engine.setup import load_config
 from mrcnn_ext.studies.lineage import training
+from mrcnn_ext.studies.lineage.cli import main
 from mrcnn_ext.studies.lineage.report import averages, checks, lineage_figure, lineage_table, step_sheet
 from mrcnn_ext.studies.lineage.steps import Lineage, load_lineage
 from mrcnn_ext.studies.lineage.training import SCENES, prepare, train_step
@@ -103,3 +104,21 @@ def test_what_each_step_buys():
     times, points = lineage_figure(study, rows).axes
     assert times.get_xscale() == "log" and len(times.containers) == 3 == len(points.containers)
     assert [bar.get_width() for bar in times.containers[1]] == pytest.approx([1000, 10, 10, 10, 10, 10])
+
+
+def test_one_process_prepares_at_a_time(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    held = []
+
+    def prepare(lineage, output, *args):
+        with open(output / "prepare.lock", "w") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+
+    monkeypatch.setattr(training, "prepare", prepare)
+    monkeypatch.setattr(training, "train_step", lambda step, *args: {"metrics": {}})
+    with pytest.raises(SystemExit):  # there are no results to report
+        main(["--output", str(tmp_path), "--steps", "faster_rcnn_R_50"])
+    assert held == [True], "two processes would write the same files"

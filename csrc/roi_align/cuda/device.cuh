@@ -58,6 +58,12 @@ struct Geometry {
   int64_t images;
 };
 
+// The blocks that scatter_average has for the tiles of each level.
+struct TileBlocks {
+  int64_t first[kMostLevels + 1];  // those of level l are [first[l], first[l + 1])
+  int32_t shares[kMostLevels];     // warps that share out the RoIs of a tile
+};
+
 struct Parameters {
   RoIMode mode;
   int32_t pooled_height;

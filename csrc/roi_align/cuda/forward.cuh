@@ -73,12 +73,21 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
       const acc row_weight = bands.row_weights[row_tap.offset + i];
       const T* cell = image + (row_tap.first + i) * map.row_stride + column_tap.first * map.column_stride;
       acc row_sums[kCount] = {};
-      for (int32_t j = 0; j < column_tap.count; ++j, cell += map.column_stride) {
-        const acc weight = bands.column_weights[column_tap.offset + j];
-        const Elements<T, kCount> values = read_global(reinterpret_cast<const Elements<T, kCount>*>(cell));
+      for (int32_t j = 0; j < column_tap.count; j += kCellsAtOnce) {
+        Elements<T, kCount> cells[kCellsAtOnce];
 #pragma unroll
-        for (int32_t k = 0; k < kCount; ++k) row_sums[k] += weight * acc(values.values[k]);
-        MRCNN_EXT_COUNT(multiply_adds, kCount);
+        for (int32_t n = 0; n < kCellsAtOnce; ++n, cell += map.column_stride) {
+          if (j + n >= column_tap.count) continue;
+          cells[n] = read_global(reinterpret_cast<const Elements<T, kCount>*>(cell));
+        }
+#pragma unroll
+        for (int32_t n = 0; n < kCellsAtOnce; ++n) {
+          if (j + n >= column_tap.count) continue;
+          const acc weight = bands.column_weights[column_tap.offset + j + n];
+#pragma unroll
+          for (int32_t k = 0; k < kCount; ++k) row_sums[k] += weight * acc(cells[n].values[k]);
+          MRCNN_EXT_COUNT(multiply_adds, kCount);
+        }
       }
 #pragma unroll
       for (int32_t k = 0; k < kCount; ++k) sums[k] += row_weight * row_sums[k];
@@ -91,22 +100,45 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
   }
 }
 
-// NCHW. A warp pools one channel at a time, some rows of bins together: rows of cells are first weighted into
-// shared memory, one per row of bins, with the lanes along the cells; then each lane sums up one bin.
+// NCHW. A warp pools a few channels at a time, some rows of bins together: rows of cells are first weighted
+// into shared memory, one per row of bins, with the lanes along the cells; then each lane sums up one bin.
 template <typename acc>
 struct PlaneMemory {  // shared
   BandMemory<acc> bands;
-  acc buffers[kPoolWarps][kBufferedCells];
+  Elements<acc, kPlanesAtOnce<acc>> buffers[kPoolWarps][kBufferedCells];
 };
 
+// Adds `count` cells of each plane, `stride` elements apart from `offset` on, times their weights.
+template <typename T, int32_t kPlanes>
+__device__ void weight_rows(const T* const (&planes)[kPlanes], int64_t offset, int64_t stride, int32_t count,
+                            const acc_t<T>* weights, Elements<acc_t<T>, kPlanes>& weighted) {
+  for (int32_t i = 0; i < count; i += kRowsAtOnce) {
+    T cells[kRowsAtOnce][kPlanes];
+#pragma unroll
+    for (int32_t n = 0; n < kRowsAtOnce; ++n, offset += stride) {
+      if (i + n >= count) continue;
+#pragma unroll
+      for (int32_t k = 0; k < kPlanes; ++k) cells[n][k] = read_global(planes[k] + offset);
+    }
+#pragma unroll
+    for (int32_t n = 0; n < kRowsAtOnce; ++n) {
+      if (i + n >= count) continue;
+#pragma unroll
+      for (int32_t k = 0; k < kPlanes; ++k) weighted.values[k] += weights[i + n] * acc_t<T>(cells[n][k]);
+      MRCNN_EXT_COUNT(multiply_adds, kPlanes);
+    }
+  }
+}
+
 template <typename T>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
+__global__ void __launch_bounds__(kPoolThreads, kPlaneBlocks<acc_t<T>>)
     pool_average_nchw(Pyramid<const T> pyramid, Plan<acc_t<T>> plan, Map<T> output) {
   using acc = acc_t<T>;
+  constexpr int32_t kPlanes = kPlanesAtOnce<acc>;
   const int64_t roi = blockIdx.x;
   const int32_t lane = lane_of_thread();
   PlaneMemory<acc>& memory = *shared_memory<PlaneMemory<acc>>();
-  acc* const buffer = memory.buffers[warp_of_thread()];
+  Elements<acc, kPlanes>* const buffer = memory.buffers[warp_of_thread()];
   const Bands<acc> bands = stage_bands(plan, roi, memory.bands);
   const Map<const T> map = pyramid.levels[plan.rois[roi].level];
   const int64_t image = plan.rois[roi].image;
@@ -129,10 +161,17 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
     for (int32_t ph = 0; ph < plan.row_bins; ph += down) {
       const bool has_bin =
           lane_row < down && ph + lane_row < plan.row_bins && pw + lane_column < plan.column_bins;
-      for (int32_t c = warp_of_thread(); c < kPlaneChannels; c += kPoolWarps) {
+      for (int32_t c = kPlanes * warp_of_thread(); c < kPlaneChannels; c += kPlanes * kPoolWarps) {
         const int64_t channel = first_channel + c;
         if (channel >= pyramid.channels) break;
-        acc sum = 0;
+        // Behind the last channel it is read again, and not written.
+        const int32_t last =
+            int32_t(pyramid.channels - channel < kPlanes ? pyramid.channels - channel : kPlanes) - 1;
+        const T* planes[kPlanes];
+#pragma unroll
+        for (int32_t k = 0; k < kPlanes; ++k)
+          planes[k] = map.at(image, channel + (k < last ? k : last), 0, 0);
+        acc sums[kPlanes] = {};
         for (int32_t x = left; x < right; x += cells_at_once) {
           const int32_t cells = right - x < cells_at_once ? right - x : cells_at_once;
           // Element `lane`, lane + 32, ... of (down, cells), without a division for each.
@@ -141,14 +180,12 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
           int32_t row = lane / cells;
           int32_t cell = lane % cells;
           while (row < down) {
-            acc weighted = 0;
+            Elements<acc, kPlanes> weighted{};
             if (ph + row < plan.row_bins) {
               const Tap row_tap = bands.row_taps[ph + row];
-              const T* from = map.at(image, channel, row_tap.first, x + cell);
-              for (int32_t i = 0; i < row_tap.count; ++i, from += map.row_stride) {
-                weighted += bands.row_weights[row_tap.offset + i] * acc(read_global(from));
-                MRCNN_EXT_COUNT(multiply_adds, 1);
-              }
+              const int64_t offset = row_tap.first * map.row_stride + (x + cell) * map.column_stride;
+              weight_rows(planes, offset, map.row_stride, row_tap.count, bands.row_weights + row_tap.offset,
+                          weighted);
             }
             buffer[row * cells_at_once + cell] = weighted;
             row += rows_a_step;
@@ -164,14 +201,20 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<acc_t<T>>)
             const int32_t tap_end = column_tap.first + column_tap.count;
             const int32_t end = tap_end < x + cells ? tap_end : x + cells;
             for (int32_t i = first; i < end; ++i) {
-              sum += bands.column_weights[column_tap.offset + i - column_tap.first] *
-                     buffer[lane_row * cells_at_once + i - x];
-              MRCNN_EXT_COUNT(multiply_adds, 1);
+              const acc weight = bands.column_weights[column_tap.offset + i - column_tap.first];
+              const Elements<acc, kPlanes> weighted = buffer[lane_row * cells_at_once + i - x];
+#pragma unroll
+              for (int32_t k = 0; k < kPlanes; ++k) sums[k] += weight * weighted.values[k];
+              MRCNN_EXT_COUNT(multiply_adds, kPlanes);
             }
           }
           __syncwarp();  // the buffer is read no longer
         }
-        if (has_bin) write_global(output.at(roi, channel, ph + lane_row, pw + lane_column), sum);
+        if (!has_bin) continue;
+#pragma unroll
+        for (int32_t k = 0; k < kPlanes; ++k) {
+          if (k <= last) write_global(output.at(roi, channel + k, ph + lane_row, pw + lane_column), sums[k]);
+        }
       }
     }
   }

@@ -20,10 +20,25 @@ constexpr int32_t kPoolWarps = 4;
 constexpr int32_t kPoolThreads = kPoolWarps * kWarp;
 constexpr int32_t kPlaneChannels = 64;  // NCHW; in NHWC a group is what one warp reads at once
 constexpr int32_t kBufferedCells = 256;
+// NCHW: channels that a warp pools together; NHWC: cells that it reads before it uses the first.
+template <typename acc>
+constexpr int32_t kPlanesAtOnce = 16 / sizeof(acc);
+constexpr int32_t kRowsAtOnce = 2;
+constexpr int32_t kCellsAtOnce = 6;
 constexpr int32_t kBandTaps = 64;  // of a RoI, kept in shared memory
 constexpr int32_t kBandWeights = 512;
-// Backward: a block per tile of kTile x kTile cells and group of channels, of which each thread has one.
+// Backward: a block per tile of kTile x kTile cells and group of channels: kWarp of them in the average
+// modes, one of each thread in the max modes.
 constexpr int32_t kTile = 8;
+// Of a level: as many as keep a large GPU busy. Where one warp for 32 channels of a tile makes fewer, several
+// do.
+constexpr int64_t kEnoughBlocks = 512;
+constexpr int32_t kWindowsAtOnce = 4;  // of RoIs that may touch the tile, by a thread
+constexpr int32_t kBinsAtOnce = 4;     // NHWC: of a row of bins, read before the first is used
+constexpr int32_t kWinnersAtOnce = 4;
+constexpr int32_t kChannelsAtOnce = 8;  // NCHW: of a bin, by a lane
+// A row of the sums of a tile's channels; so that lanes that write 8 columns of 4 channels meet in no bank.
+constexpr int32_t kSumStride = kWarp + 4;
 // Half as many where numbers are twice as wide, which keeps shared memory under the 48 KB of every GPU.
 template <typename acc>
 constexpr int32_t kAverageThreads = sizeof(acc) > 4 ? 64 : 128;
@@ -33,12 +48,16 @@ constexpr int32_t kStagedStride = kStagedBins + 1;  // odd, so that lanes meet i
 // Gradients of boxes: a block per RoI.
 constexpr int32_t kBoxThreads = 256;
 
-// Blocks that a multiprocessor is to hold: few enough that no kernel has to spill registers.
-constexpr int32_t kAverageBlocks = 3;
+// Blocks that a multiprocessor is to hold: few enough that no kernel has to spill registers, but for
+// scatter_average: in NHWC on an H200 4 blocks that spill some are faster, by a fifth, than 3 that spill
+// none.
+constexpr int32_t kAverageBlocks = 4;
 constexpr int32_t kMaximumBlocks = 8;
 constexpr int32_t kPlanBlocks = 8;
 template <typename acc>
-constexpr int32_t kPoolBlocks = sizeof(acc) > 4 ? 5 : 7;
+constexpr int32_t kPoolBlocks = 5;
+template <typename acc>
+constexpr int32_t kPlaneBlocks = sizeof(acc) > 4 ? 4 : 8;
 template <typename acc>
 constexpr int32_t kPoolMaximumBlocks = sizeof(acc) > 4 ? 5 : 6;
 

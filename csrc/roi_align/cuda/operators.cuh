@@ -60,6 +60,19 @@ inline Geometry geometry_of(at::TensorList levels, const PoolingOptions& options
   return geometry;
 }
 
+inline TileBlocks blocks_of_tiles(const Geometry& geometry, int64_t channels, int32_t warps) {
+  TileBlocks blocks{};
+  for (int32_t level = 0; level < geometry.level_count; ++level) {
+    const int64_t tiles = geometry.first_tile[level + 1] - geometry.first_tile[level];
+    const auto count = [&](int32_t shares) { return tiles * divide_up(channels, warps / shares * kWarp); };
+    int32_t shares = 1;
+    while (shares < warps && count(shares) < kEnoughBlocks) shares *= 2;
+    blocks.shares[level] = shares;
+    blocks.first[level + 1] = blocks.first[level] + count(shares);
+  }
+  return blocks;
+}
+
 inline Parameters parameters_of(const PoolingOptions& options) {
   return {options.mode,
           int32_t(options.pooled_height),
@@ -232,9 +245,9 @@ void scatter(const at::Tensor& grad, at::TensorList features, const OwnedPlan<ac
   const auto incoming = bin_values(grad.const_data_ptr<T>());
   if (!is_max_mode(options.mode)) {
     constexpr int32_t kThreads = kAverageThreads<acc>;
-    launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>, tiles,
-                                            divide_up(pyramid.channels, kThreads), kThreads, geometry,
-                                            pyramid, incoming, owned.plan);
+    const TileBlocks blocks = blocks_of_tiles(geometry, pyramid.channels, kThreads / kWarp);
+    launch<sizeof(AverageMemory<T, kNhwc>)>(scatter_average<T, kNhwc>, blocks.first[geometry.level_count], 1,
+                                            kThreads, geometry, blocks, pyramid, incoming, owned.plan);
     return;
   }
   const bool cells = options.mode == RoIMode::kPool;

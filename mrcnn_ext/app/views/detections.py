@@ -34,9 +34,7 @@ def show_picture(
     with st.spinner("predicting ..."):
         prediction = predict(model, picture)
     instances = settings.wanted(prediction, model.classes)
-    drawn = shapes(
-        *(pixels_of(picture), instances, model.classes, model.skeleton, model.keypoint_names, settings.shown)
-    )
+    drawn = shapes(pixels_of(picture), instances, model.names, settings.shown)
     title = f"{picture.title}: {len(instances)} objects"
     clicked = show_overlay(drawn, title, chosen_object(model, picture), f"overlay-{key}")
     if clicked is not None and clicked != chosen_object(model, picture):
@@ -101,15 +99,13 @@ def _downloads(model, picture, instances, settings):
 
 
 def _drawn(model, picture, instances, settings):
-    return annotated(
-        *(picture.read(), instances, model.classes, model.skeleton, model.keypoint_names, settings.shown)
-    )
+    return annotated(picture.read(), instances, model.names, settings.shown)
 
 
 def _coco(model, found) -> str:
-    names = {"keypoints": model.keypoint_names} if model.has_keypoints and model.keypoint_names else {}
-    if names and model.skeleton:
-        names["skeleton"] = [[a + 1, b + 1] for a, b in model.skeleton]
+    names = {"keypoints": model.names.keypoints} if model.has_keypoints and model.names.keypoints else {}
+    if names and model.names.lines:
+        names["skeleton"] = [[a + 1, b + 1] for a, b in model.names.lines]
     return coco_file(found, model.kinds, names)
 
 

@@ -42,7 +42,7 @@ def show_heads(model: ShownModel, picture: Picture, settings: Settings) -> None:
     keypoint = None
     if instances.has("pred_keypoint_heatmaps"):
         count = instances.pred_keypoint_heatmaps.shape[1]
-        names = [*model.keypoint_names, *(f"keypoint {k}" for k in range(count))][:count]
+        names = [*model.names.keypoints, *(f"keypoint {k}" for k in range(count))][:count]
         name = controls[1].selectbox("Heatmap of", [_ALL, *names], format_func=lambda n: n.replace("_", " "))
         keypoint = None if name == _ALL else names.index(name)
     pixels = pixels_of(picture)
@@ -57,7 +57,7 @@ def _whole(model, picture, pixels, instances, keypoint):
     with columns[0]:
         st.markdown("**Box head**: classes, scores, boxes")
         shown = Shown(masks=False, keypoints=False)
-        drawn = shapes(pixels, instances, model.classes, shown=shown)
+        drawn = shapes(pixels, instances, model.names, shown)
         clicked = show_overlay(drawn, "boxes", chosen_object(model, picture), "overlay-heads")
         if clicked is not None and clicked != chosen_object(model, picture):
             choose(model, picture, clicked)
@@ -82,7 +82,7 @@ def _one(model, pixels, instance, keypoint):
     with columns[0]:
         x0, y0, x1, y1 = _around(instance.pred_boxes.tensor[0].tolist(), pixels.shape)
         shown = replace(Shown(), labels=False)
-        drawn = annotated(pixels, instance, model.classes, model.skeleton, model.keypoint_names, shown)
+        drawn = annotated(pixels, instance, model.names, shown)
         scale = drawn.shape[0] // pixels.shape[0]
         show_image(drawn[y0 * scale : y1 * scale, x0 * scale : x1 * scale])
         st.caption("As it is drawn")

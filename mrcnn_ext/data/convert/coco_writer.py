@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ...files import replacing
 from ..annotations import box_of_segmentation, clean_annotation
 from ..images import image_size
 from ..problems import Unusable
@@ -107,10 +108,8 @@ def write_coco(found: Found, output: str, image_root: str) -> dict:
 def write_json(content: dict, output: str) -> None:
     """Writes the content of an annotation file, which is there when it is whole."""
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    temporary = f"{output}.{os.getpid()}.tmp"  # several processes may convert at once
-    with open(temporary, "w") as file:
+    with replacing(output, "w", by_several=True) as file:  # those of a training convert at once
         json.dump(content, file, default=lambda value: value.decode("ascii"))
-    os.replace(temporary, output)
 
 
 def _annotation(one: FoundObject, image: FoundImage, found: Found) -> dict:

@@ -6,6 +6,8 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -19,10 +21,14 @@ _TIMEOUT = 60.0  # seconds without an answer
 
 
 def download_archive(archive: Archive, folder: Path, progress: bool = True) -> Path:
-    """Downloads an archive, or what is missing of it: ``<name>.part`` is what has come so far.
+    """Downloads an archive, or what is missing of it: ``<name>.part`` is what has come so far. Whether it is the
+    published one `check_archive` tells.
+
+    Returns:
+        Path: of the archive in ``folder``.
 
     Raises:
-        OSError: the server does not answer, or has another file than the published one.
+        OSError: the server does not answer, or stops before the end; what has come is kept.
     """
     path, part = folder / archive.name, folder / f"{archive.name}.part"
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +59,8 @@ def download_archive(archive: Archive, folder: Path, progress: bool = True) -> P
         if error.code != 416:  # the part is all there is
             raise OSError(f"{archive.url}: the server answers {error.code} {error.reason}") from error
         total = None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise OSError(f"{archive.url}: {reason}. What has come is kept: the same command goes on") from error
     size = part.stat().st_size
     if total is not None and size != total:
@@ -111,17 +117,10 @@ def _write(file: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, path: P
             while chunk := source.read(_CHUNK):
                 out.write(chunk)
         os.replace(temporary, target)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(
             f"{path}: {member.filename} in it is damaged ({error}): get the archive again"
         ) from error
-    except Exception as error:
-        # zlib's errors have no common class with zipfile's.
-        if type(error).__module__ == "zlib":
-            raise ValueError(
-                f"{path}: {member.filename} in it is damaged ({error}): get the archive again"
-            ) from error
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 

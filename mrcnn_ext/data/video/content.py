@@ -45,7 +45,7 @@ class VideoContent:
         video["length"] += 1
         self.images.append(
             {
-                "id": number or len(self.images) + 1,
+                "id": len(self.images) + 1 if number is None else number,
                 "file_name": file_name,
                 "height": video["height"],
                 "width": video["width"],
@@ -55,7 +55,7 @@ class VideoContent:
         )
 
     def person(self, track, bbox: Sequence[float] | None, keypoints, **other) -> None:
-        """Adds a person.
+        """Adds a person, unless nothing of its box is in the image.
 
         Args:
             track: who it is within the video.

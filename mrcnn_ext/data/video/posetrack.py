@@ -56,16 +56,19 @@ def _has_sequences(base: Path) -> bool:
 
 def _add(content: VideoContent, folder: Path, path: Path, keep_ids: bool) -> None:
     try:
-        sequence = json.loads(path.read_text())
-        images, annotations = sequence["images"], sequence.get("annotations", [])
-        names = next(c["keypoints"] for c in sequence["categories"] if c.get("keypoints"))
+        _add_sequence(content, folder, path, json.loads(path.read_text()), keep_ids)
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise ValueError(
-            f"{path} is not a sequence of PoseTrack18: it needs images, annotations and categories with keypoints "
-            f"({type(error).__name__}: {error})"
+            f"{path} cannot be read as a sequence of PoseTrack18, which has images, annotations and categories with "
+            f"keypoints ({type(error).__name__}: {error})"
         ) from error
+
+
+def _add_sequence(content: VideoContent, folder: Path, path: Path, sequence: dict, keep_ids: bool) -> None:
+    images, annotations = sequence["images"], sequence.get("annotations", [])
+    names = next(c["keypoints"] for c in sequence["categories"] if c.get("keypoints"))
     if tuple(names) != POSETRACK_KEYPOINTS:
-        raise ValueError(f"{path}: its keypoints are {', '.join(names[:4])}, ..., not PoseTrack18's 17")
+        raise ValueError(f"its keypoints are {', '.join(names[:4])}, ..., not PoseTrack18's 17")
     labelled = [image for image in images if image.get("is_labeled", True)]
     if not labelled:
         return

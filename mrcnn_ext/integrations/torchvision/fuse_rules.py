@@ -25,7 +25,7 @@ from ...accel.conv_classes import activation_after, is_known_conv, is_relu
 
 __all__ = ["FusedFeaturePyramid", "FusedRPNHead"]
 
-register_norm("torchvision.ops.misc.FrozenBatchNorm2d")
+register_norm("torchvision.ops.misc.FrozenBatchNorm2d", frozen=True)
 
 
 def _is_plain_conv(layer):

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from ...files import replacing
+
 __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
@@ -100,7 +102,8 @@ def train(
                     "iteration %d/%d  %.0f s left  %s  lr %.4f", iteration, iterations, left, shown, lr
                 )
     seconds = time.perf_counter() - start
-    torch.save(model.state_dict(), os.path.join(output_dir, "model_final.pth"))
+    with replacing(os.path.join(output_dir, "model_final.pth")) as file:
+        torch.save(model.state_dict(), file)
     return seconds
 
 

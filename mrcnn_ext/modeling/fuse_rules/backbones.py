@@ -1,5 +1,7 @@
 """Fuse rules for detectron2's convolutions, normalisations, ResNets and feature pyramids."""
 
+from collections.abc import Iterator
+
 from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
 from detectron2.modeling import SimpleFeaturePyramid as StockSimpleFeaturePyramid
 from detectron2.modeling.backbone.fpn import FPN
@@ -22,13 +24,14 @@ from ...accel import (
     rule_for,
 )
 from ...accel.conv_classes import activation_after, is_known_conv, is_relu
+from ...accel.fused_module import defines
 from ...accel.mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from ..backbone import PAFPN
 
-__all__ = ["FusedFPN", "FusedPAFPN"]
+__all__ = ["FusedFPN", "FusedPAFPN", "residual_blocks", "stems"]
 
 register_conv(Conv2d, lambda conv: conv.activation)
-register_norm("detectron2.layers.batch_norm.FrozenBatchNorm2d")
+register_norm("detectron2.layers.batch_norm.FrozenBatchNorm2d", frozen=True)
 register_norm("detectron2.layers.batch_norm.NaiveSyncBatchNorm")
 register_float32_only(DeformConv, ModulatedDeformConv, DeformConv2d)
 
@@ -47,6 +50,22 @@ def _convs(block):
     if not all(_is_fusable(block._modules[name]) for name in names_of_all):
         return None
     return [ConvNorm(name) for name in names], shortcut
+
+
+def residual_blocks(model: nn.Module) -> Iterator[tuple[str, list[ConvNorm], ConvNorm | None]]:
+    """Name, convolutions and projection of each of detectron2's residual blocks whose forward is its own."""
+    for name, block in model.named_modules():
+        known = any(defines(block, cls, "forward") for cls in (BottleneckBlock, BasicBlock))
+        convs = _convs(block) if known and "forward" not in vars(block) else None
+        if convs is not None:
+            yield name, *convs
+
+
+def stems(model: nn.Module) -> Iterator[tuple[str, ConvNorm]]:
+    """Name and convolution of each of detectron2's stems."""
+    for name, stem in model.named_modules():
+        if defines(stem, BasicStem, "forward") and "forward" not in vars(stem) and _is_fusable(stem.conv1):
+            yield name, ConvNorm("conv1")
 
 
 @rule_for(BottleneckBlock)

@@ -17,13 +17,15 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import nn
 from torchvision.ops import RoIPool
 
-from ...accel import Framework, register_framework, replace_method
+from ...accel import ConvNorm, Framework, register_framework, replace_child, replace_method
 from ...accel.cuda_graphs import GraphedCalls
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inputs
 from ..keypoint_head import KeypointHead, TemporalKeypointHead
 from ..poolers import FusedROIPooler
+from .backbones import residual_blocks, stems
 from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
+from .heads import TrainedClassMasks, trained_rpn_head
 from .outputs import FastKeypoints, FastOutputs
 from .training_targets import make_targets_fast
 
@@ -146,6 +148,24 @@ class Detectron2(Framework):
             yield "proposal_generator.rpn_head", model.proposal_generator.rpn_head
         if padded:
             yield "roi_heads.box_head", model.roi_heads.box_head
+
+    def residual_blocks(self, model: nn.Module) -> Iterator[tuple[str, list[ConvNorm], ConvNorm | None]]:
+        return residual_blocks(model)
+
+    def stems(self, model: nn.Module) -> Iterator[tuple[str, ConvNorm]]:
+        return stems(model)
+
+    def train_heads(self, model: GeneralizedRCNN) -> str:
+        done = []
+        trained = trained_rpn_head(getattr(model.proposal_generator, "rpn_head", None))
+        if trained is not None:
+            replace_child(model.proposal_generator, "rpn_head", trained)
+            done.append("the RPN head backward at sampled anchors")
+        mask_head = getattr(model.roi_heads, "mask_head", None)
+        if TrainedClassMasks.serves(mask_head):
+            replace_method(TrainedClassMasks(mask_head))
+            done.append("masks of one class each")
+        return ", ".join(done)
 
     def targets(self, model: GeneralizedRCNN) -> str:
         return ", ".join(make_targets_fast(model)) or "nothing known here"

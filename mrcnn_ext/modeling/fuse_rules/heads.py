@@ -8,6 +8,7 @@ from detectron2.modeling.roi_heads.mask_head import (
     BaseMaskRCNNHead,
     MaskRCNNConvUpsampleHead,
     mask_rcnn_inference,
+    mask_rcnn_loss,
 )
 from detectron2.structures import Instances
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from ...accel import (
     KernelPolicy,
     MethodStep,
     PredictedClassMasks,
+    TrainedClassMaps,
+    TrainedPredictions,
     fuse,
     fuse_traced,
     replace_child,
@@ -27,10 +30,18 @@ from ...accel import (
     rule_for,
 )
 from ...accel.conv_classes import activation_after, is_known_conv
-from ...accel.fused_module import defines
+from ...accel.fused_module import defines, original_of
 from ...accel.kernel_support import is_doubling
 
-__all__ = ["FusedRPNHead", "PredictedClassMethod", "fuse_layers", "predicted_class_tail"]
+__all__ = [
+    "FusedRPNHead",
+    "TrainedClassMasks",
+    "PredictedClassMethod",
+    "TrainedRPNHead",
+    "fuse_layers",
+    "predicted_class_tail",
+    "trained_rpn_head",
+]
 
 
 class FusedRPNHead(FusedModule, StandardRPNHead):
@@ -60,6 +71,35 @@ class FusedRPNHead(FusedModule, StandardRPNHead):
 def _fuse_rpn_head(head, policy):
     serves = JointConvs.serves((head.objectness_logits, head.anchor_deltas))
     return FusedRPNHead.from_module(head, policy) if serves else None
+
+
+class TrainedRPNHead(FusedModule, StandardRPNHead):
+    """detectron2's head of the region proposal network in training: its gradients are computed where there are any.
+
+    Args:
+        original: the head, whose layers `TrainedPredictions` takes.
+    """
+
+    def __init__(self, original: StandardRPNHead):
+        super().__init__(original)
+        self.predictions = TrainedPredictions(
+            original.conv, (original.objectness_logits, original.anchor_deltas)
+        )
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = zip(*map(self.predictions, features), strict=True)
+        return list(logits), list(deltas)
+
+    def extra_repr(self) -> str:
+        return "objectness_logits and anchor_deltas as one"
+
+
+def trained_rpn_head(head: nn.Module | None) -> TrainedRPNHead | None:
+    """Of a head whose layers were prepared for training; None if it is another's or has other layers."""
+    if not defines(head, StandardRPNHead, "forward"):
+        return None
+    fits = TrainedPredictions.serves(head.conv, (head.objectness_logits, head.anchor_deltas))
+    return TrainedRPNHead.from_module(head) if fits else None
 
 
 def fuse_layers(head: nn.Module, policy: KernelPolicy) -> nn.Module | None:
@@ -93,11 +133,18 @@ def _fuse_upsample_head(head, policy):
 def predicted_class_tail(layers: list[nn.Module], policy: KernelPolicy) -> PredictedClassMasks | None:
     """The last three layers of a mask head for the predicted class alone; None if they are not a transposed convolution
     that doubles the map, a ReLU and a 1x1 convolution."""
-    if len(layers) < 3:
+    if not _ends_with_class_masks(layers):
         return None
+    deconv, _, predictor = layers[-3:]
+    return PredictedClassMasks(deconv, predictor, policy)
+
+
+def _ends_with_class_masks(layers):
+    if len(layers) < 3:
+        return False
     deconv, relu, predictor = layers[-3:]
-    conv = predictor.original if isinstance(predictor, FusedModule) else predictor
-    fits = (
+    conv = original_of(predictor)
+    return (
         is_doubling(deconv)
         and type(relu) is nn.ReLU
         and is_known_conv(conv)
@@ -106,7 +153,33 @@ def predicted_class_tail(layers: list[nn.Module], policy: KernelPolicy) -> Predi
         and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
         and conv.padding in ((0, 0), "valid")
     )
-    return PredictedClassMasks(deconv, predictor, policy) if fits else None
+
+
+class TrainedClassMasks(MethodStep):
+    """The forward of detectron2's `MaskRCNNConvUpsampleHead`, of which training computes the mask of the ground truth's
+    class of each RoI alone: the others take no part in the loss (Mask R-CNN, section 3)."""
+
+    def __init__(self, head: MaskRCNNConvUpsampleHead):
+        super().__init__(head, "forward")
+        *self.trunk, deconv, _, predictor = head
+        self.maps = TrainedClassMaps(deconv, predictor)
+
+    @staticmethod
+    def serves(head: nn.Module | None) -> bool:
+        """Whether a head is such a one, of layers that `TrainedClassMaps` takes and a mask for each class."""
+        known = defines(head, MaskRCNNConvUpsampleHead, "forward", "layers") and "layers" not in vars(head)
+        return known and _ends_with_class_masks(list(head)) and original_of(list(head)[-1]).out_channels > 1
+
+    def __call__(self, x: Tensor, instances: list[Instances]):
+        head = self.module
+        images = [image for image in instances if len(image)]
+        if not (head.training and images):
+            return self.stock(x, instances)
+        for layer in self.trunk:
+            x = layer(x)
+        # A single map, which detectron2 takes for class-agnostic.
+        maps = self.maps(x, cat([image.gt_classes for image in images]).long())
+        return {"loss_mask": mask_rcnn_loss(maps, instances, head.vis_period) * head.loss_weight}
 
 
 class PredictedClassMethod(MethodStep):

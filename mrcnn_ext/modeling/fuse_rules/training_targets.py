@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 from ...accel import MethodStep, replace_method
 from ...accel.fused_module import defines
 from ...ops.box_matching import match_boxes
+from ...ops.mask_cropping import can_crop_masks, crop_masks
 from .detections import FastProposals
 
 __all__ = ["IndexedBitMasks", "make_targets_fast"]
@@ -122,6 +123,8 @@ class IndexedBitMasks(BitMasks):
             raise ValueError(f"there must be a box for each of {len(self)} masks, got {len(boxes)}")
         height, width = self.image_size
         boxes = boxes.detach().to(self.device, torch.float32)
+        if can_crop_masks(self._masks, boxes):
+            return crop_masks(self._masks, self._index, boxes, mask_size)
         # The pixels that may be read, and one more on each side.
         limit = boxes.new_tensor([width, height])
         low = (torch.minimum(boxes[:, :2], boxes[:, 2:]).floor() - 2).clamp(min=0).minimum(limit)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ...files import replacing
 from .steps import load_lineage
 
 __all__ = ["main"]
@@ -49,16 +50,19 @@ def _train(lineage, args):
 
     steps = [lineage.steps[name] for name in args.steps]
     external = any(step.external for step in steps)
-    prepare(
-        lineage,
-        args.output,
-        args.workers,
-        lambda items, total, name: tqdm(items, desc=name, total=total, unit="image"),
-        external,
-    )
-    search = args.output / "search.json"
-    if external and not search.is_file():
-        search.write_text(json.dumps(search_seconds(lineage, args.output)))
+    with _alone(args.output / "prepare.lock", wait=True):
+        prepare(
+            lineage,
+            args.output,
+            args.workers,
+            lambda items, total, name: tqdm(items, desc=name, total=total, unit="image"),
+            external,
+        )
+        search = args.output / "search.json"
+        if external and not search.is_file():
+            seconds = search_seconds(lineage, args.output)
+            with replacing(search, "w") as file:
+                json.dump(seconds, file)
     for seed in args.seeds:
         for step in steps:
             with _alone(args.output / f"{step.name}-{seed}.lock") as is_alone:
@@ -70,13 +74,13 @@ def _train(lineage, args):
 
 
 @contextlib.contextmanager
-def _alone(file):
-    """Whether no other process holds the file; until then none gets it."""
+def _alone(file, wait=False):
+    """Whether no other process holds the file, for which it may wait; until the context ends none gets it."""
     import fcntl
 
     with open(file, "w") as held:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

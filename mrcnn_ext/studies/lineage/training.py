@@ -164,7 +164,8 @@ class _StepTimer(HookBase):
         self.total += time.process_time() - self._start
         self.count += 1
         if self.count % 20 == 0 or self.trainer.iter + 1 >= self.trainer.max_iter:
-            self.file.write_text(json.dumps(self.total / self.count))
+            with replacing(self.file, "w") as file:
+                json.dump(self.total / self.count, file)
 
     @property
     def mean(self) -> float:

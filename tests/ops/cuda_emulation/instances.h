@@ -10,9 +10,10 @@
   INSTANCE void scatter_maximum<T, nhwc, cells>(Geometry, Pyramid<T>, BinValues<T, nhwc>,              \
                                                 BinValues<int32_t, nhwc>, Plan<acc_t<T>>);
 
-#define INSTANCES_OF_LAYOUT(T, nhwc)                                                                \
-  INSTANCE void scatter_average<T, nhwc>(Geometry, Pyramid<T>, BinValues<T, nhwc>, Plan<acc_t<T>>); \
-  INSTANCES_OF_MAXIMUM(T, nhwc, true)                                                               \
+#define INSTANCES_OF_LAYOUT(T, nhwc)                                                           \
+  INSTANCE void scatter_average<T, nhwc>(Geometry, TileBlocks, Pyramid<T>, BinValues<T, nhwc>, \
+                                         Plan<acc_t<T>>);                                      \
+  INSTANCES_OF_MAXIMUM(T, nhwc, true)                                                          \
   INSTANCES_OF_MAXIMUM(T, nhwc, false)
 
 #define INSTANCES_OF_TYPE(T, vector)                                                              \
