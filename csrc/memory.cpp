@@ -14,6 +14,14 @@
 #include <list>
 #include <mutex>
 
+#if defined(__SANITIZE_ADDRESS__)  // GCC's
+#define MRCNN_EXT_ADDRESS_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MRCNN_EXT_ADDRESS_SANITIZER
+#endif
+#endif
+
 namespace mrcnn_ext {
 namespace {
 
@@ -43,7 +51,7 @@ class Pool : public c10::Allocator {
 
   static bool serves([[maybe_unused]] size_t bytes) {
     // AddressSanitizer would not see what is read beyond the end of a block, or after it was given back.
-#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__linux__) && !defined(MRCNN_EXT_ADDRESS_SANITIZER)
     return bytes >= kHugePage;
 #else
     return false;
@@ -70,7 +78,12 @@ class Pool : public c10::Allocator {
   Pool() {
     const char* megabytes = std::getenv("MRCNN_EXT_KEEP_MB");
     if (megabytes != nullptr) {
-      most_ = size_t(std::strtoull(megabytes, nullptr, 10)) << 20;
+      char* end = nullptr;
+      const auto number = std::strtoull(megabytes, &end, 10);
+      const bool is_number = *megabytes >= '0' && *megabytes <= '9' && *end == '\0' && number < (1ull << 40);
+      TORCH_CHECK_VALUE(is_number, "the environment variable MRCNN_EXT_KEEP_MB must be a whole number of ",
+                        "megabytes, got '", megabytes, "'");
+      most_ = size_t(number) << 20;
       grows_ = false;
     }
   }
