@@ -85,5 +85,7 @@ def test_nothing_is_kept_if_so_asked():
 def test_what_is_no_number_is_refused(value):
     environment = {**os.environ, "MRCNN_EXT_KEEP_MB": value}
     ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, env=environment)
-    expected = f"the environment variable MRCNN_EXT_KEEP_MB must be a whole number of megabytes, got '{value}'"
+    expected = (
+        f"the environment variable MRCNN_EXT_KEEP_MB must be a whole number of megabytes, got '{value}'"
+    )
     assert ran.returncode != 0 and expected in ran.stderr
