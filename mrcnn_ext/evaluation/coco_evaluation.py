@@ -54,7 +54,8 @@ class COCOEvaluator(_COCOEvaluator):
 
     Args:
         dataset_name: a registered dataset.
-        tasks: any of "bbox", "segm", "keypoints", "boundary". Default: what the first predictions have.
+        tasks: any of "bbox", "segm", "keypoints", "boundary". Default: what the first predictions have, or, where
+            nothing was predicted, what the instances have fields for.
         distributed: collect the predictions of all processes.
         output_dir: where predictions are written; None for nowhere.
         max_dets_per_image: how many boxes and masks of an image count; None as above.
@@ -122,6 +123,7 @@ class COCOEvaluator(_COCOEvaluator):
     def reset(self):
         super().reset()
         self._started = time.perf_counter()
+        self._fields: set[str] = set()  # of instances, of which there may be none
 
     def _leave_out_boundary(self, dataset_name: str):
         """Without masks in the data there is no boundary AP."""
@@ -140,6 +142,7 @@ class COCOEvaluator(_COCOEvaluator):
             image_id = image_id.item() if isinstance(image_id, np.generic) else image_id
             prediction = {"image_id": image_id}
             if "instances" in output:
+                self._fields.update(output["instances"].get_fields())
                 prediction["instances"] = instances_to_coco_json(output["instances"], image_id)
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
@@ -150,6 +153,9 @@ class COCOEvaluator(_COCOEvaluator):
     def _eval_predictions(self, predictions, img_ids=None):
         records = [record for prediction in predictions for record in prediction["instances"]]
         tasks = self._tasks or self._tasks_from_predictions(records)
+        if not (self._tasks or records):
+            kinds = {"bbox": "pred_boxes", "segm": "pred_masks", "keypoints": "pred_keypoints"}
+            tasks = [task for task, field in kinds.items() if task == "bbox" or field in self._fields]
         self._to_dataset_ids(records)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")

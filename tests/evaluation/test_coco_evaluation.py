@@ -251,6 +251,11 @@ def test_every_task_is_there_when_nothing_is_predicted(make_dataset):
     results = evaluate(COCOEvaluator(make_dataset(), ALL_TASKS), predict(num=0))
     assert {task: results[task]["AP"] for task in ALL_TASKS} == {task: 0.0 for task in ALL_TASKS}
     assert results["bbox"]["AP-person"] == 0.0
+    # Without tasks they are those of the fields that instances have.
+    results = evaluate(COCOEvaluator(make_dataset()), predict(num=0))
+    assert {task: results[task]["AP"] for task in ("bbox", "segm", "keypoints")} == dict.fromkeys(
+        ("bbox", "segm", "keypoints"), 0.0
+    )
 
 
 def test_sigmas_from_argument_or_metadata_serve_any_number_of_keypoints(make_dataset):
