@@ -319,11 +319,11 @@ def _launch_as_graphs(framework, model, padded) -> str:
     done = []
     if padded:
         framework.launch_at_once(model)
-        done.append("the detector as a whole, else")
     for name, network in framework.networks_of_fixed_shapes(model, padded):
         replace_method(GraphedMethod(network, "infer" if isinstance(network, FusedModule) else "forward"))
         done.append(name)
-    return ", ".join(done).replace("else,", "else") or "nothing known here"
+    networks = ", ".join(done) or "nothing known here"
+    return f"the detector as a whole, else {networks}" if padded else networks
 
 
 def _device_and_dtype(model):

@@ -194,9 +194,8 @@ class FusedConv2d(_FusedLayer, nn.Conv2d):
                 return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
             add = add.contiguous(memory_format=torch.channels_last)
             return torch.cudnn_convolution_add_relu(x, weight, add, 1.0, bias, *geometry)
-        if kernel is ConvKernel.CUDNN:  # it has none without a ReLU
-            kernel = ConvKernel.ATEN
-        if kernel is ConvKernel.ATEN or x.numel() == 0:  # oneDNN's fused convolutions take no empty batch
+        # cuDNN fuses none without a ReLU, oneDNN none of an empty batch.
+        if kernel in (ConvKernel.ATEN, ConvKernel.CUDNN) or x.numel() == 0:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             return _finish(x, relu, add)
         x = x.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """Inference whose results have places for more than is found, so that the host asks the device once, in the end."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..layers.padded_detections import is_padding
+from .cuda_graphs import GraphedCalls
 
-__all__ = ["PaddedResults", "padded_results", "run_padded", "run_part"]
+__all__ = ["PaddedResults", "padded_results", "run_padded", "run_part_as_graph"]
 
 _CURRENT: ContextVar["PaddedResults | None"] = ContextVar("mrcnn_ext_padded_results", default=None)
 _Result = TypeVar("_Result")
@@ -79,16 +80,21 @@ def run_padded(run: Callable[[], _Result]) -> _Result:
         return run()
 
 
-def run_part(run: Callable[[], _Result]) -> tuple[_Result, list[Tensor]]:
-    """Calls ``run``, a part of a padded run, with `padded_results` of its own.
+def run_part_as_graph(graphs: GraphedCalls, run: Callable, tensors, constants: Hashable):
+    """``run(tensors)``, a part of a padded run, as a CUDA graph where it can be; arguments as of `GraphedCalls`."""
 
-    Returns:
-        Its result, and what has to be true of it: the caller hands that on to `PaddedResults.expect`, also where the
-        result is that of a CUDA graph, whose replay calls nothing.
-    """
-    results = PaddedResults()
-    with _padding(results):
-        return run(), list(results._exact)
+    def with_conditions(tensors):
+        # Of its own: a replay calls nothing, so what has to be true is a result too.
+        results = PaddedResults()
+        with _padding(results):
+            return run(tensors), list(results._exact)
+
+    whole = padded_results()
+    assert whole is not None
+    result, exact = graphs(with_conditions, tensors, constants)
+    for condition in exact:
+        whole.expect(condition)
+    return result
 
 
 @contextlib.contextmanager

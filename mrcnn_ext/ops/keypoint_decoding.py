@@ -79,6 +79,12 @@ def heatmaps_to_keypoints(
     return torch.stack([x, y, logit, score], dim=2)
 
 
+def without_logits(keypoints: Tensor) -> Tensor:
+    """Of results (..., 4) of `heatmaps_to_keypoints` detectron2's x, y and score, (..., 3). A list of indices would be
+    copied from the host, for which CUDA waits."""
+    return torch.cat([keypoints[..., :2], keypoints[..., 3:]], -1)
+
+
 def _vector(numbers, like: Tensor) -> Tensor:
     """Numbers in the dtype and on the device of a tensor. ``torch.tensor`` would copy them from the host, for which
     CUDA waits."""

@@ -32,7 +32,7 @@ from ...accel import (
 from ...accel.cuda_graphs import GraphedCalls
 from ...accel.fused_module import defines, original_of
 from ...accel.mixed_precision import Float32Inputs
-from ...accel.padding import padded_results, run_padded, run_part
+from ...accel.padding import padded_results, run_padded, run_part_as_graph
 from ...layers.detections import select_detections
 from ...layers.padded_detections import is_padding, pad_detections, pad_proposals
 from ...ops.box_matching import match_boxes
@@ -320,11 +320,7 @@ class _PaddedForward(MethodStep):
             proposals, _ = model.rpn(ImageList(tensors, sizes), features, None)
             return model.roi_heads(features, proposals, sizes, None)[0]
 
-        results, exact = self.graphs(
-            lambda tensors: run_part(lambda: detect(tensors)), batch.tensors, constants=tuple(sizes)
-        )
-        for condition in exact:
-            padded_results().expect(condition)
+        results = run_part_as_graph(self.graphs, detect, batch.tensors, tuple(sizes))
         return model.transform.postprocess(results, sizes, original_sizes)
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ...accel import MethodStep
 from ...accel.cuda_graphs import GraphedCalls
-from ...accel.padding import padded_results, run_padded, run_part
+from ...accel.padding import padded_results, run_padded, run_part_as_graph
 from ...layers import heatmaps_to_keypoints, paste_masks
 from ...layers.lazy_masks import LazyMasks
 from ...layers.padded_detections import is_padding
+from ...ops.keypoint_decoding import without_logits
 
 __all__ = ["FastKeypoints", "FastOutputs"]
 
@@ -25,10 +26,7 @@ class FastKeypoints(MethodStep):
             return self.stock(x, instances)
         heatmaps = self.module.layers(x).detach()
         boxes = cat([image.pred_boxes.tensor for image in instances])
-        keypoints = heatmaps_to_keypoints(heatmaps, boxes)
-        keypoints = torch.cat(
-            [keypoints[..., :2], keypoints[..., 3:]], -1
-        )  # a list of indices would be copied
+        keypoints = without_logits(heatmaps_to_keypoints(heatmaps, boxes))
         counts = [len(image) for image in instances]
         for image, points, maps in zip(
             instances, keypoints.split(counts), heatmaps.split(counts), strict=True
@@ -88,15 +86,10 @@ class FastOutputs(MethodStep):
             images = ImageList(batch, sizes)
             features = model.backbone(batch)
             proposals, _ = model.proposal_generator(images, features, None)
-            return model.roi_heads(images, features, proposals, None)[0]
+            results, _ = model.roi_heads(images, features, proposals, None)
+            return [_tensors_of(instances) for instances in results]
 
-        def as_tensors(batch):
-            results, exact = run_part(lambda: detect(batch))
-            return [_tensors_of(instances) for instances in results], exact
-
-        results, exact = self.graphs(as_tensors, images.tensor, constants=tuple(sizes))
-        for condition in exact:
-            padded_results().expect(condition)
+        results = run_part_as_graph(self.graphs, detect, images.tensor, tuple(sizes))
         return [
             Instances(size, **{name: Boxes(boxes) for name, boxes in of["boxes"].items()}, **of["others"])
             for size, of in zip(sizes, results, strict=True)

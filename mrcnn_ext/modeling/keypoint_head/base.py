@@ -17,6 +17,7 @@ from ...config import with_defaults
 from ...layers import heatmaps_to_keypoints
 from ...layers.keypoint_targets import heatmap_loss, keypoints_to_cells
 from ...layers.loss_normalizers import total_count
+from ...ops.keypoint_decoding import without_logits
 
 __all__ = ["KeypointHead"]
 
@@ -173,9 +174,7 @@ class KeypointHead(BaseKeypointRCNNHead):
         keypoints = heatmaps_to_keypoints(
             heatmaps, boxes, self.decoding, self.oks_sigmas, self.covered(roi_scale)
         )
-        keypoints = torch.cat(
-            [keypoints[..., :2], keypoints[..., 3:]], -1
-        )  # a list of indices would be copied
+        keypoints = without_logits(keypoints)
         counts = [
             image.pred_boxes.tensor.shape[0] for image in instances
         ]  # tracing follows a shape, not a len
