@@ -179,7 +179,9 @@ def narrow_stages(depth, **options):
 
 
 def check(name, folder):
-    seed_all_rng(1)  # whether two steps from random weights find anything is a matter of luck
+    seed_all_rng(
+        3
+    )  # with some seeds a model finds nothing after two steps, or boxes whose scores are all but tied
     model, results, images = (from_yaml if name.endswith(".yaml") else lazily)(name, folder)
     tasks = {"coco_bbox", "coco_segm"} if name.startswith("Cityscapes") else {"bbox"}
     tasks |= {"segm"} if model.roi_heads.mask_on else set()
@@ -192,8 +194,7 @@ def check(name, folder):
     stock, fast = (m(images)[0]["instances"] for m in (model, accelerate(model, bf16=False)))
     assert len(stock) > 3 and fast.get_fields().keys() == stock.get_fields().keys()
     distance = torch.cdist(stock.pred_boxes.tensor, fast.pred_boxes.tensor, p=torch.inf)
-    # Scores after two steps are all but tied: of two boxes the other one may be kept, or be the last of the 20.
-    assert (distance.amin(dim=1) < 0.05).float().mean() > 0.7
+    assert (distance.amin(dim=1) < 0.05).float().mean() > 0.9
     in_bf16 = accelerate(model, bf16=True)
     assert len(in_bf16(images)[0]["instances"]) > 3
     assert "pooler" in in_bf16.acceleration.steps
