@@ -142,7 +142,7 @@ for _name in ("roi_align", *(f"roi_align_{backend}" for backend in _PYTHON_KERNE
 
 def _fake_max(features: list[Tensor], rois: Tensor, *options) -> tuple[Tensor, Tensor]:
     pooled = _fake(features, rois, *options)
-    return pooled, torch.empty_like(pooled, dtype=torch.int16)
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
 
 
 def _fake_max_backward(

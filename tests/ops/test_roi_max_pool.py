@@ -1,8 +1,13 @@
 """The max modes of RoI pooling with the places of the maxima kept for the backward pass."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+import torchvision
 from roi_align_reference import roi_align_reference
 
 from mrcnn_ext.layers import roi_align_pyramid
@@ -36,11 +41,11 @@ def pyramid(channels, dtype, memory_format, requires_grad=False):
 def test_is_roi_align_and_its_backward_to_the_bit(mode, memory_format, dtype):
     """roi_align looks for the maxima again; channels for whole registers, for single ones and for a part of one."""
     boxes = random_boxes(40, 224, 160)
-    for channels in (70, 3):
+    for channels in (70, 3, 130):
         features = pyramid(channels, dtype, memory_format)
         options = ([0.25, 0.125], 5, 4, 0, True, mode, 56.0, 4)
         pooled, codes = OP.roi_max_pool(features, boxes, *options)
-        assert codes.dtype == torch.int16 and codes.shape == pooled.shape
+        assert codes.dtype == torch.uint8 and codes.shape == pooled.shape
         assert codes.is_contiguous(memory_format=memory_format)
         assert torch.equal(pooled, OP.roi_align(features, boxes, *options))
         grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
@@ -52,14 +57,12 @@ def test_is_roi_align_and_its_backward_to_the_bit(mode, memory_format, dtype):
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("mode", MAX_MODES)
-def test_a_bin_too_large_for_its_code_is_found_again(mode, memory_format):
-    """A bin of pool is wider than 2^15 cells apart, of the others it has more than 2^15 samples."""
+def test_winners_of_bins_with_more_samples_than_a_byte_can_number(mode, memory_format):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 5, 260, 300, generator=generator).contiguous(memory_format=memory_format)
-    boxes = torch.tensor([[0, 1.0, 2, 290, 255], [0, 5, 5, 40, 20]])
+    boxes = torch.tensor([[0, 1.0, 2, 290, 255], [0, 5, 5, 40, 20], [0, 8, 3, 23, 19]])
     options = ([1.0], 1, 1, 0, False, mode, 224.0, 4)
     pooled, codes = OP.roi_max_pool([x], boxes, *options)
-    assert (codes[0] == -1).all() and (codes[1] >= 0).all()
     grad = torch.randn(pooled.shape, generator=generator)
     (found,) = OP.roi_max_pool_backward(grad, codes, [x], boxes, *options)
     expected, (expected_grad,) = roi_align_reference(
@@ -67,6 +70,84 @@ def test_a_bin_too_large_for_its_code_is_found_again(mode, memory_format):
     )
     np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(found.numpy(), expected_grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("bins", [(1, 1), (2, 3), (7, 7), (17, 14)])
+def test_pool_has_torchvisions_gradient_to_the_bit(memory_format, bins):
+    """With ties, cells that are not finite, boxes across the border and bins of no cell, one, few and many. Gradients
+    are whole numbers, whose sums do not depend on the order."""
+    generator = torch.Generator().manual_seed(3)
+    boxes = random_boxes(60, 224, 160, seed=1)
+    boxes[0, 1:] = torch.tensor([10.0, 10, -40, -50])
+    boxes[1, 1:] = torch.tensor([-80.0, -90, -60, -70])
+    for channels in (3, 70, 144):
+        x = torch.randint(-3, 4, (2, channels, 41, 57), generator=generator).float()
+        x[torch.rand(x.shape, generator=generator) < 0.05] = torch.nan
+        x[:, :, :5, :6] = -torch.inf
+        ours, theirs = (
+            x.clone().contiguous(memory_format=layout).requires_grad_()
+            for layout in (memory_format, FORMATS[0])
+        )
+        pooled = roi_align(ours, boxes, bins, 0.25, mode="pool")
+        expected = torchvision.ops.roi_pool(theirs, boxes, bins, 0.25)
+        assert torch.equal(pooled, expected)
+        grad = torch.randint(-8, 9, pooled.shape, generator=generator).float()
+        (found,) = torch.autograd.grad(pooled, ours, grad)
+        (wanted,) = torch.autograd.grad(expected, theirs, grad)
+        assert torch.equal(found, wanted) and found.any()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(memory_format):
+    features = pyramid(130, torch.float32, memory_format)
+    options = ([0.25, 0.125], 5, 4, 0, True, "pool", 56.0, 4)
+    boxes = random_boxes(40, 224, 160)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            pooled, codes = OP.roi_max_pool(features, boxes, *options)
+            results.append(
+                [pooled, codes, *OP.roi_max_pool_backward(pooled, codes, features, boxes, *options)]
+            )
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+DIGEST = """
+import hashlib, itertools, sys, torch
+from mrcnn_ext.ops import roi_align
+generator = torch.Generator().manual_seed(0)
+boxes = torch.cat([torch.zeros(30, 1), torch.rand(30, 2, generator=generator) * 60 - 5], dim=1)
+boxes = torch.cat([boxes, boxes[:, 1:] + torch.rand(30, 2, generator=generator) * 60], dim=1)
+digest = hashlib.sha256()
+formats, dtypes = (torch.contiguous_format, torch.channels_last), (torch.float32, torch.float64, torch.bfloat16)
+for mode, layout, dtype in itertools.product(("max", "pool"), formats, dtypes):
+    x = torch.randint(-9, 10, (1, 75, 40, 50), generator=generator).to(dtype).contiguous(memory_format=layout)
+    pooled = roi_align(x.requires_grad_(), boxes, (3, 5), 1.0, 2, mode=mode)
+    (grad,) = torch.autograd.grad(pooled, x, torch.ones_like(pooled))
+    for result in (pooled, grad):
+        digest.update(result.detach().float().contiguous().numpy().tobytes())
+print(digest.hexdigest(), torch.backends.cpu.get_cpu_capability())
+"""
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    found = {}
+    for capability in ("default", "avx2", "avx512"):
+        run = subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        digest, used = run.stdout.split()[:2]
+        found[used] = digest
+    assert len(set(found.values())) == 1, found
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -144,7 +225,7 @@ def test_errors_name_the_argument():
         (
             lambda: OP.roi_max_pool_backward(pooled, pooled, features, boxes, *options, "pool", 56.0, 4),
             TypeError,
-            "codes must be int16, got Float",
+            "codes must be uint8, got Float",
         ),
     ):
         with pytest.raises(error, match=message):

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace mrcnn_ext {
@@ -97,10 +98,8 @@ struct SamplePoint {
 struct SampleBin {
   int32_t offset;
   int32_t count;
-  bool outside;  // there are others, of value 0
-  // Of the column axis: sample (row, column) of the bin is written as the code row * step + column. For
-  // "pool" the step is the width of the map, so that codes are distances between cells; else a power of two.
-  int64_t step;
+  bool outside;        // there are others, of value 0
+  int32_t reciprocal;  // n * reciprocal >> 16 is n / count for n and count below 256
 };
 
 // What the max modes know of one axis of a RoI.
@@ -115,15 +114,26 @@ struct SampleAxis {
   int32_t first;  // the cell at which the image begins that the kernel reads
 };
 
-// The code of the winning sample of every bin goes to `codes`, -1 where no sample has a gradient.
-template <typename T, typename Code>
+// A byte says which sample of a bin won: this one that none has a gradient, the others the number of the
+// sample, row by row, divided by samples_of_code. Where that leaves several the backward pass looks again.
+constexpr uint8_t kNoWinner = 255;
+inline int64_t samples_of_code(int64_t samples) { return (samples + kNoWinner - 1) / kNoWinner; }
+
+// Where features are planes, codes are kept in blocks of so many channels: as pixels where gradients are
+// summed in pixels, else as planes.
+constexpr int64_t kPlaneBlock = 64;
+
+template <typename T>
 using PoolMaxFunction = void (*)(const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
                                  const SampleAxis<acc_t<T>>& columns, const Image<T>& output,
-                                 const Image<Code>& codes);
-template <typename T, typename Code>
-using ScatterMaxFunction = void (*)(const Image<const T>& grad, const Image<const Code>& codes,
-                                    const SampleAxis<acc_t<T>>& rows, const SampleAxis<acc_t<T>>& columns,
-                                    const Image<acc_t<T>>& grad_feature, int64_t ahead);
+                                 const Image<uint8_t>& codes);
+// Codes and sums are pixels in either layout, and of NCHW at most kPlaneBlock channels. ahead: in NCHW, how
+// far behind the gradients and codes of this RoI those of the next one lie; 0 for none.
+template <typename T>
+using ScatterMaxFunction = void (*)(const Image<const T>& grad, const Image<const uint8_t>& codes,
+                                    const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
+                                    const SampleAxis<acc_t<T>>& columns, const Image<acc_t<T>>& sums,
+                                    int64_t ahead);
 
 // The kernels of one dtype in one memory layout. nhwc wants a channel stride of 1, nchw a column stride of 1,
 // on both sides. pool: output = rows * feature * columns^T. scatter: grad_feature += rows * grad * columns^T,
@@ -132,8 +142,7 @@ template <typename T>
 struct Kernels {
   PoolFunction<T> pool;
   ScatterFunction<T> scatter;
-  ScatterMaxFunction<T, int16_t> scatter_max;
-  ScatterMaxFunction<T, int32_t> scatter_max_wide;
+  ScatterMaxFunction<T> scatter_max;
   void (*round)(const acc_t<T>* sums, int64_t length, T* rounded);
 };
 
@@ -141,10 +150,14 @@ template <typename T>
 struct LayoutKernels {
   Kernels<T> nhwc;
   Kernels<T> nchw;
-  // Of NHWC alone. Without codes, with codes of 16 bits where they fit, and of 32.
-  PoolMaxFunction<T, void> pool_max;
-  PoolMaxFunction<T, int16_t> pool_max_coded;
-  PoolMaxFunction<T, int32_t> pool_max_coded_wide;
+  // Of NHWC alone.
+  PoolMaxFunction<T> pool_max;
+  PoolMaxFunction<T> pool_max_coded;
+  // All in planes, for maps of fewer than 2^31 cells.
+  ScatterMaxFunction<T> scatter_max_planes;
+  // planes[c * stride + i] = pixels[i * channels + c], rounded.
+  void (*round_into_planes)(const acc_t<T>* pixels, int64_t cells, int64_t channels, T* planes,
+                            int64_t stride);
 };
 
 struct KernelSet {

@@ -11,14 +11,19 @@ void round_sums(const acc_t<T>* sums, int64_t length, T* rounded) {
 }
 
 template <typename T>
+void round_into_planes(const acc_t<T>* pixels, int64_t cells, int64_t channels, T* planes, int64_t stride) {
+  transpose_all(pixels, channels, cells, channels, planes, stride);
+}
+
+template <typename T>
 LayoutKernels<T> kernels_of() {
-  return {{banded_product_nhwc<false, T, T>, banded_product_nhwc<true, T, acc_t<T>>,
-           scatter_max<true, T, int16_t>, scatter_max<true, T, int32_t>, round_sums<T>},
-          {pool_nchw<T>, scatter_nchw<T>, scatter_max<false, T, int16_t>, scatter_max<false, T, int32_t>,
+  return {{banded_product_nhwc<false, T, T>, banded_product_nhwc<true, T, acc_t<T>>, scatter_max<true, T>,
            round_sums<T>},
-          pool_max<T, void>,
-          pool_max<T, int16_t>,
-          pool_max<T, int32_t>};
+          {pool_nchw<T>, scatter_nchw<T>, scatter_max<false, T>, round_sums<T>},
+          pool_max<false, T>,
+          pool_max<true, T>,
+          scatter_max_planes<T>,
+          round_into_planes<T>};
 }
 
 inline KernelSet all_kernels() {

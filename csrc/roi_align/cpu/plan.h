@@ -183,10 +183,8 @@ class OwnedSamples {
       const int32_t offset = int32_t(points_.size());
       const bool outside = cells_ ? add_cells(axis, bin) : add_samples(axis, bin);
       const int32_t count = int32_t(points_.size()) - offset;
-      const int64_t step = cells_ ? axis.size : power_of_two(count);
-      bins_.push_back(SampleBin{offset, count, outside, step});
+      bins_.push_back(SampleBin{offset, count, outside, count > 0 ? (65535 + count) / count : 0});
       most_ = std::max(most_, count);
-      largest_step_ = std::max(largest_step_, step);
     }
     if (points_.empty()) return;
     begin_ = std::numeric_limits<int32_t>::max();
@@ -196,20 +194,12 @@ class OwnedSamples {
     }
   }
 
-  // No code of a RoI with these rows and columns is larger.
-  static int64_t largest_code(const OwnedSamples& rows, const OwnedSamples& columns) {
-    return std::max<int64_t>(rows.most_ - 1, 0) * columns.largest_step_ +
-           std::max<int64_t>(columns.most_ - 1, 0);
+  // No bin of a RoI with these rows and columns has more.
+  static int64_t most_samples(const OwnedSamples& rows, const OwnedSamples& columns) {
+    return int64_t(rows.most_) * columns.most_;
   }
 
  private:
-  // The smallest that is no less.
-  static int64_t power_of_two(int64_t count) {
-    int64_t power = 1;
-    while (power < count) power *= 2;
-    return power;
-  }
-
   bool add_cells(const Axis<acc>& axis, int64_t bin) {
     const Support support = pool_support(axis, bin);
     for (int64_t i = support.first; i < support.first + support.count; ++i) {
@@ -232,7 +222,6 @@ class OwnedSamples {
   int32_t begin_ = 0;
   int32_t end_ = 0;
   int32_t most_ = 0;  // samples of a bin
-  int64_t largest_step_ = 1;
   bool cells_ = false;
 };
 

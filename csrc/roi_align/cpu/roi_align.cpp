@@ -109,7 +109,7 @@ void scatter_average(const at::Tensor& grad, const at::Tensor& rois, const Pooli
   });
   const T* grad_data = grad.const_data_ptr<T>();
   for_each_gradient<T>(
-      plan, grad_features, nhwc, nhwc ? 64 : 16,
+      plan, grad_features, nhwc, [&](int64_t) { return nhwc; }, nhwc ? 64 : 16,
       [&](const auto& planned, int64_t, int64_t channel, int64_t channels, const Image<acc>& sums) {
         const Band<acc> rows = planned.rows.view();
         const Band<acc> columns = planned.columns.view();
@@ -261,7 +261,7 @@ std::tuple<at::Tensor, at::Tensor> roi_max_pool(at::TensorList features, const a
   const std::vector<int64_t> size{rois.size(0), features[0].size(1), pooled_height, pooled_width};
   const auto like = features[0].options().memory_format(format);
   const at::Tensor output = empty_result(size, like);
-  const at::Tensor codes = empty_result(size, like.dtype(at::kShort));
+  const at::Tensor codes = empty_result(size, like.dtype(at::kByte));
   const at::Tensor coordinates = coordinates_of(rois, features[0]);
   const std::vector<at::Tensor> levels = readable(features, format);
   MRCNN_DISPATCH_FLOATING(features[0].scalar_type(), [&] {
@@ -285,7 +285,7 @@ std::vector<at::Tensor> roi_max_pool_backward(const at::Tensor& grad, const at::
   TORCH_CHECK_VALUE(codes.sizes() == grad.sizes() && codes.device() == grad.device(),
                     "codes must have the shape and the device of grad, ", grad.sizes(), ", got ",
                     codes.sizes());
-  TORCH_CHECK_TYPE(codes.scalar_type() == at::kShort, "codes must be int16, got ", codes.scalar_type());
+  TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, "codes must be uint8, got ", codes.scalar_type());
   const at::MemoryFormat format = common_format(features);
   const std::vector<at::Tensor> grad_features = empty_like_all(features, format);
   const at::Tensor coordinates = coordinates_of(rois, features[0]);

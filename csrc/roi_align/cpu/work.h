@@ -9,6 +9,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -186,42 +187,69 @@ class RowZeroer {
   int64_t done_ = 0;
 };
 
-// Gradients of half types are summed in an fp32 copy of the block of channels at hand, then rounded once.
+// Where the gradients of a block of channels are summed, and how they get from there to their target: in the
+// target itself, unless it is of a half type or has another layout.
 template <typename T>
-Image<acc_t<T>> summation_image(const Image<T>& target, int64_t height, int64_t width, bool nhwc,
-                                std::vector<acc_t<T>>& memory) {
-  if constexpr (std::is_same_v<T, acc_t<T>>) {
-    return target;
-  } else {
-    memory.resize(std::max<size_t>(memory.size(), height * width * target.channels));
-    if (nhwc) return {memory.data(), width * target.channels, target.channels, 1, target.channels};
-    return {memory.data(), width, 1, height * width, target.channels};
-  }
-}
+class Sums {
+ public:
+  using acc = acc_t<T>;
 
-template <typename T>
-void round_into(const Image<acc_t<T>>& sums, const Image<T>& target, int64_t height, int64_t width,
-                bool nhwc) {
-  if constexpr (!std::is_same_v<T, acc_t<T>>) {
-    const Kernels<T>& kernels = select_kernels<T>(nhwc);
-    const int64_t outer = nhwc ? width : target.channels;
-    const int64_t inner = nhwc ? target.channels : width;
-    for (int64_t y = 0; y < height; ++y) {
+  Sums(const Image<T>& target, int64_t height, int64_t width, bool nhwc, bool as_pixels,
+       std::vector<acc>& memory)
+      : target_(target), width_(width), nhwc_(nhwc), as_pixels_(as_pixels) {
+    if constexpr (std::is_same_v<T, acc>) {
+      if (nhwc == as_pixels) {
+        in_target_ = true;
+        image_ = target;
+        return;
+      }
+    }
+    const int64_t channels = target.channels;
+    memory.resize(std::max<size_t>(memory.size(), height * width * channels));
+    image_ = as_pixels ? Image<acc>{memory.data(), width * channels, channels, 1, channels}
+                       : Image<acc>{memory.data(), width, 1, height * width, channels};
+  }
+
+  const Image<acc>& image() const { return image_; }
+
+  // Nothing is added to the rows before `end` any more: they are brought to the target, rounded once.
+  void finish(int64_t end) {
+    if (in_target_ || end <= done_) return;
+    const int64_t begin = std::exchange(done_, end);
+    if (as_pixels_ && !nhwc_) {
+      select_layouts<T>().round_into_planes(image_.data + begin * image_.row_stride, (end - begin) * width_,
+                                            target_.channels, target_.data + begin * target_.row_stride,
+                                            target_.channel_stride);
+      return;
+    }
+    const int64_t outer = nhwc_ ? width_ : target_.channels, inner = nhwc_ ? target_.channels : width_;
+    for (int64_t y = begin; y < end; ++y) {
       for (int64_t i = 0; i < outer; ++i) {
-        kernels.round(
-            sums.data + y * sums.row_stride + i * (nhwc ? sums.column_stride : sums.channel_stride), inner,
-            target.data + y * target.row_stride + i * (nhwc ? target.column_stride : target.channel_stride));
+        const int64_t from = nhwc_ ? image_.column_stride : image_.channel_stride;
+        const int64_t to = nhwc_ ? target_.column_stride : target_.channel_stride;
+        select_kernels<T>(nhwc_).round(image_.data + y * image_.row_stride + i * from, inner,
+                                       target_.data + y * target_.row_stride + i * to);
       }
     }
   }
-}
+
+ private:
+  Image<T> target_;
+  Image<acc> image_;
+  int64_t width_;
+  bool nhwc_;
+  bool as_pixels_;
+  bool in_target_ = false;
+  int64_t done_ = 0;
+};
 
 // Calls scatter(planned, the next RoI's place in the output or -1, channel, channels, sums) for the RoIs of
-// every image and block of channels, in order.
-template <typename T, typename Table, typename Scatter>
+// every image and block of channels, in order. as_pixels(level): the layout of sums, whatever that of the
+// gradients.
+template <typename T, typename Table, typename AsPixels, typename Scatter>
 void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
-                       const std::vector<at::Tensor>& grad_features, bool nhwc, int64_t block,
-                       const Scatter& scatter) {
+                       const std::vector<at::Tensor>& grad_features, bool nhwc, const AsPixels& as_pixels,
+                       int64_t block, const Scatter& scatter) {
   const int64_t channels = grad_features[0].size(1);
   const int64_t levels = grad_features.size();
   const int64_t images = grad_features[0].size(0);
@@ -237,20 +265,22 @@ void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
     const int64_t columns = grad_feature.size(3);
     const auto target =
         image_of(grad_feature.mutable_data_ptr<T>(), grad_feature, place.second, channel, width);
-    const Image<acc_t<T>> sums = summation_image(target, rows, columns, nhwc, memory);
-    RowZeroer<acc_t<T>> zeroer(sums, columns, nhwc);
+    const bool pixels = as_pixels(place.first);
+    Sums<T> sums(target, rows, columns, nhwc, pixels, memory);
+    RowZeroer<acc_t<T>> zeroer(sums.image(), columns, pixels);
     const auto place_of = [](const RoI& roi) { return std::make_pair(roi.level, roi.image); };
     auto planned = std::partition_point(plan.begin(), plan.end(),
                                         [&](const auto& other) { return place_of(other.roi) < place; });
     for (; planned != plan.end() && place_of(planned->roi) == place; ++planned) {
+      sums.finish(planned->top);  // RoIs come by their first row
       zeroer.reach(planned->bottom);
       const auto next = planned + 1;
       const int64_t next_index =
           next != plan.end() && place_of(next->roi) == place ? next->roi.index : int64_t(-1);
-      scatter(*planned, next_index, channel, width, sums);
+      scatter(*planned, next_index, channel, width, sums.image());
     }
     zeroer.reach(rows);
-    round_into<T>(sums, target, rows, columns, nhwc);
+    sums.finish(rows);
   });
 }
 
