@@ -4,6 +4,16 @@
 #if defined(__x86_64__)
 #include "simd/avx2_begin.h"
 
+// Bytes as integers of the width of a register's lanes.
+inline __m256i widen_bytes(F32, const uint8_t* from) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+inline __m256i widen_bytes(F64, const uint8_t* from) {
+  int32_t bytes;
+  std::memcpy(&bytes, from, sizeof(bytes));
+  return _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
+}
+
 #include "kernels_impl.h"
 
 #include "simd/avx2_end.h"

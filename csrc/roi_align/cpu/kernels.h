@@ -153,7 +153,7 @@ struct LayoutKernels {
   // Of NHWC alone.
   PoolMaxFunction<T> pool_max;
   PoolMaxFunction<T> pool_max_coded;
-  // All in planes, for maps of fewer than 2^31 cells.
+  // All in planes, for few bins.
   ScatterMaxFunction<T> scatter_max_planes;
   // planes[c * stride + i] = pixels[i * channels + c], rounded.
   void (*round_into_planes)(const acc_t<T>* pixels, int64_t cells, int64_t channels, T* planes,

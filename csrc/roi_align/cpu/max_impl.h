@@ -171,15 +171,6 @@ void pool_max(const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
   }
 }
 
-// The integers of the lanes of a register, from bytes.
-template <typename Codes, int kLanes>
-inline Codes load_codes(const uint8_t* from) {
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof(bytes));
-  return __builtin_convertvector(bytes, Codes);
-}
-
 // One bin in the backward pass: its samples, and `sums`, the cells that its gradients are added to, as
 // pixels.
 template <typename T>
@@ -225,7 +216,7 @@ inline void add_by_samples(const G* grad, const uint8_t* codes, const MaxBin<T>&
   Codes winners[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     values[v] = V::load(grad + v * V::kLanes);
-    winners[v] = load_codes<Codes, V::kLanes>(codes + v * V::kLanes);
+    winners[v] = Codes(widen_bytes(V(), codes + v * V::kLanes));
   }
   Codes code{};
   const auto won = [&](int v) { return winners[v] == code ? values[v] : V::zero(); };
@@ -395,25 +386,34 @@ inline void interleave(typename V::Register a, typename V::Register b, typename 
 #endif
 }
 
-// Row i becomes column i.
-template <typename V>
-inline void transpose(typename V::Register (&rows)[V::kLanes]) {
+// Row i becomes column i. Each of kRounds steps, as many as halve the lanes to one, interleaves rows that are
+// half of them apart. Recursive, because only then all compilers keep the rows in registers.
+template <typename V, int kRounds>
+inline void transpose(const typename V::Register (&rows)[V::kLanes],
+                      typename V::Register (&columns)[V::kLanes]) {
   constexpr int kHalf = V::kLanes / 2;
-  for (int done = 1; done < V::kLanes; done *= 2) {
-    typename V::Register turned[V::kLanes];
-    for (int i = 0; i < kHalf; ++i) {
-      interleave<V>(rows[i], rows[i + kHalf], turned[2 * i], turned[2 * i + 1],
-                    std::make_integer_sequence<int, V::kLanes>());
-    }
-    for (int i = 0; i < V::kLanes; ++i) rows[i] = turned[i];
+  typename V::Register turned[V::kLanes];
+#pragma GCC unroll 8
+  for (int i = 0; i < kHalf; ++i) {
+    interleave<V>(rows[i], rows[i + kHalf], turned[2 * i], turned[2 * i + 1],
+                  std::make_integer_sequence<int, V::kLanes>());
+  }
+  if constexpr (kRounds > 1) {
+    transpose<V, kRounds - 1>(turned, columns);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) columns[i] = turned[i];
   }
 }
+
+constexpr int log2_of(int number) { return number == 1 ? 0 : 1 + log2_of(number / 2); }
 
 // to[j * pitch + i] = from[i * stride + j] for i < rows and j < columns, both at most the lanes of a
 // register.
 template <typename V, bool kWhole, typename T, typename Out>
 inline void transpose_block(const T* from, int64_t stride, int rows, int columns, Out* to, int64_t pitch) {
-  typename V::Register block[V::kLanes];
+  typename V::Register block[V::kLanes], turned[V::kLanes];
+#pragma GCC unroll 16
   for (int i = 0; i < V::kLanes; ++i) {
     if constexpr (kWhole) {
       block[i] = V::load(from + i * stride);
@@ -421,12 +421,13 @@ inline void transpose_block(const T* from, int64_t stride, int rows, int columns
       block[i] = i < rows ? V::load_partial(from + i * stride, columns) : V::zero();
     }
   }
-  transpose<V>(block);
+  transpose<V, log2_of(V::kLanes)>(block, turned);
+#pragma GCC unroll 16
   for (int j = 0; j < V::kLanes; ++j) {
     if constexpr (kWhole) {
-      V::store(to + j * pitch, block[j]);
+      V::store(to + j * pitch, turned[j]);
     } else if (j < columns) {
-      V::store_partial(to + j * pitch, block[j], rows);
+      V::store_partial(to + j * pitch, turned[j], rows);
     }
   }
 }
@@ -436,8 +437,8 @@ template <typename T, typename Out>
 void transpose_all(const T* from, int64_t stride, int64_t rows, int64_t columns, Out* to, int64_t pitch) {
   using V = typename VectorOf<acc_t<T>>::type;
   constexpr int64_t kLanes = V::kLanes;
-  for (int64_t i = 0; i < rows; i += kLanes) {
-    for (int64_t j = 0; j < columns; j += kLanes) {
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    for (int64_t i = 0; i < rows; i += kLanes) {
       const int height = int(std::min(kLanes, rows - i)), width = int(std::min(kLanes, columns - j));
       const T* block = from + i * stride + j;
       Out* target = to + j * pitch + i;
@@ -489,55 +490,11 @@ void scatter_max_turned(const Image<const T>& grad, const Image<const uint8_t>& 
   }
 }
 
-// Bins of whole cells, of which none has a code for several, from planes to planes.
-template <typename T>
-void scatter_cells_in_planes(const Image<const T>& grad, const Image<const uint8_t>& codes,
-                             const SampleAxis<acc_t<T>>& rows, const SampleAxis<acc_t<T>>& columns,
-                             const Image<acc_t<T>>& sums, int64_t ahead) {
-  using acc = acc_t<T>;
-  constexpr int64_t kCacheLine = 64;
-  thread_local std::vector<int32_t> numbers;
-  const int64_t length = int64_t(rows.outputs) * columns.outputs;
-  numbers.resize(std::max<size_t>(numbers.size(), 4 * length));
-  int32_t* const first = numbers.data();  // the first cell of each bin
-  int32_t* const reciprocal = first + length;
-  int32_t* const beyond = reciprocal + length;  // cells from the end of a row of the bin to the next
-  int32_t* const cells = beyond + length;
-  for (int64_t i = 0, y = 0; y < rows.outputs; ++y) {
-    for (int64_t x = 0; x < columns.outputs; ++x, ++i) {
-      const SampleBin &row_bin = rows.bins[y], &column_bin = columns.bins[x];
-      const bool empty = row_bin.count == 0 || column_bin.count == 0;
-      first[i] = empty ? 0
-                       : int32_t(rows.points[row_bin.offset].low * sums.row_stride +
-                                 columns.points[column_bin.offset].low);
-      reciprocal[i] = column_bin.reciprocal;
-      beyond[i] = int32_t(sums.row_stride) - column_bin.count;
-    }
-  }
-  for (int64_t c = 0; c < grad.channels; ++c) {
-    const T* values = grad.data + c * grad.channel_stride;
-    const uint8_t* winners = codes.data + c * codes.channel_stride;
-    // The next RoI begins somewhere else, where the processor does not expect it.
-    for (int64_t i = 0; ahead != 0 && i < length; i += kCacheLine / int64_t(sizeof(T))) {
-      __builtin_prefetch(values + ahead + i);
-    }
-    for (int64_t i = 0; ahead != 0 && i < length; i += kCacheLine) __builtin_prefetch(winners + ahead + i);
-    for (int64_t i = 0; i < length; ++i) {
-      const int32_t code = winners[i];
-      const int32_t cell = first[i] + code + (code * reciprocal[i] >> 16) * beyond[i];
-      cells[i] = code == kNoWinner ? -1 : cell;
-    }
-    acc* const plane = sums.data + c * sums.channel_stride;
-    for (int64_t i = 0; i < length; ++i) {
-      if (cells[i] >= 0) plane[cells[i]] += acc(values[i]);
-    }
-  }
-}
-
+// From planes to planes, one value after the other.
 template <bool kCells, typename T>
-void scatter_samples_in_planes(const Image<const T>& grad, const Image<const uint8_t>& codes,
-                               const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
-                               const SampleAxis<acc_t<T>>& columns, const Image<acc_t<T>>& sums) {
+void scatter_planes(const Image<const T>& grad, const Image<const uint8_t>& codes,
+                    const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
+                    const SampleAxis<acc_t<T>>& columns, const Image<acc_t<T>>& sums) {
   CellOffsets offsets;
   for (int64_t c = 0; c < grad.channels; ++c) {
     const T* values = grad.data + c * grad.channel_stride;
@@ -558,18 +515,9 @@ void scatter_samples_in_planes(const Image<const T>& grad, const Image<const uin
 template <typename T>
 void scatter_max_planes(const Image<const T>& grad, const Image<const uint8_t>& codes,
                         const Image<const T>& feature, const SampleAxis<acc_t<T>>& rows,
-                        const SampleAxis<acc_t<T>>& columns, const Image<acc_t<T>>& sums, int64_t ahead) {
-  if (!rows.cells) return scatter_samples_in_planes<false>(grad, codes, feature, rows, columns, sums);
-  int64_t most = 0;
-  for (int32_t y = 0; y < rows.outputs; ++y) {
-    for (int32_t x = 0; x < columns.outputs; ++x) {
-      most = std::max(most, int64_t(rows.bins[y].count) * columns.bins[x].count);
-    }
-  }
-  if (samples_of_code(most) > 1) {
-    return scatter_samples_in_planes<true>(grad, codes, feature, rows, columns, sums);
-  }
-  scatter_cells_in_planes(grad, codes, rows, columns, sums, ahead);
+                        const SampleAxis<acc_t<T>>& columns, const Image<acc_t<T>>& sums, int64_t) {
+  const auto scatter = rows.cells ? scatter_planes<true, T> : scatter_planes<false, T>;
+  scatter(grad, codes, feature, rows, columns, sums);
 }
 
 template <bool kNhwc, typename T>

@@ -35,12 +35,11 @@ MaximaImages<T> maxima_as_pixels(const PoolingOptions& options, int64_t channels
   return {{values.data(), row, channels, 1, channels}, {codes.data(), row, channels, 1, channels}};
 }
 
-// Whether the gradients of an NCHW level are summed as pixels: where its bins are many times its cells,
-// turning what is added and the sums takes less time than it saves.
+// Whether the gradients of an NCHW level are summed as pixels: turning the map takes time, which few bins do
+// not win back.
 inline bool has_many_bins(const at::Tensor& feature, int64_t rois, const PoolingOptions& options) {
-  const int64_t plane = feature.size(2) * feature.size(3);
-  const int64_t bins = rois * options.pooled_height * options.pooled_width;
-  return bins >= 8 * feature.size(0) * plane || plane > std::numeric_limits<int32_t>::max();
+  const int64_t cells = feature.size(0) * feature.size(2) * feature.size(3);
+  return 8 * rois * options.pooled_height * options.pooled_width >= cells;
 }
 
 // The codes of some channels of a RoI, which are in one block: of all channels in NHWC, else of kPlaneBlock.

@@ -76,6 +76,15 @@ struct PlainVector {
 using F32 = PlainVector<float, 4>;
 using F64 = PlainVector<double, 2>;
 
+// Bytes as integers of the width of a register's lanes.
+template <typename acc, int kCount>
+inline auto widen_bytes(PlainVector<acc, kCount>, const uint8_t* from) {
+  using Register = typename PlainVector<acc, kCount>::Register;
+  decltype(Register{} > Register{}) wide{};
+  for (int i = 0; i < kCount; ++i) wide[i] = from[i];
+  return wide;
+}
+
 #include "kernels_impl.h"
 
 }  // namespace plain

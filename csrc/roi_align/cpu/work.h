@@ -196,7 +196,7 @@ class Sums {
 
   Sums(const Image<T>& target, int64_t height, int64_t width, bool nhwc, bool as_pixels,
        std::vector<acc>& memory)
-      : target_(target), width_(width), nhwc_(nhwc), as_pixels_(as_pixels) {
+      : target_(target), height_(height), width_(width), nhwc_(nhwc), as_pixels_(as_pixels) {
     if constexpr (std::is_same_v<T, acc>) {
       if (nhwc == as_pixels) {
         in_target_ = true;
@@ -214,7 +214,8 @@ class Sums {
 
   // Nothing is added to the rows before `end` any more: they are brought to the target, rounded once.
   void finish(int64_t end) {
-    if (in_target_ || end <= done_) return;
+    constexpr int64_t kRows = 4;  // at least so many at a time
+    if (in_target_ || (end < height_ && end < done_ + kRows)) return;
     const int64_t begin = std::exchange(done_, end);
     if (as_pixels_ && !nhwc_) {
       select_layouts<T>().round_into_planes(image_.data + begin * image_.row_stride, (end - begin) * width_,
@@ -236,6 +237,7 @@ class Sums {
  private:
   Image<T> target_;
   Image<acc> image_;
+  int64_t height_;
   int64_t width_;
   bool nhwc_;
   bool as_pixels_;
