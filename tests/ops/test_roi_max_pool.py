@@ -98,6 +98,20 @@ def test_pool_has_torchvisions_gradient_to_the_bit(memory_format, bins):
         assert torch.equal(found, wanted) and found.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", ["avg", "pool"])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_cells_beside_the_boxes_have_no_gradient(memory_format, mode, dtype):
+    """Not what the memory of sums held before, either."""
+    x = torch.ones(1, 70, 40, 30, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+    everywhere, below = torch.tensor([[0, 0.0, 0, 29, 39]]), torch.tensor([[0, 5.0, 20, 25, 30]])
+    for boxes in (everywhere, below):
+        pooled = roi_align(x, boxes, 20, 1.0, mode=mode)
+        (grad,) = torch.autograd.grad(pooled.sum(), x)
+    assert grad[:, :, 20:30, 5:25].any()
+    assert not grad[:, :, :19].any() and not grad[:, :, 33:].any()
+
+
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_any_number_of_threads_gives_the_same_bits(memory_format):
     features = pyramid(130, torch.float32, memory_format)

@@ -274,8 +274,8 @@ void for_each_gradient(const std::vector<PlannedRoI<Table>>& plan,
     auto planned = std::partition_point(plan.begin(), plan.end(),
                                         [&](const auto& other) { return place_of(other.roi) < place; });
     for (; planned != plan.end() && place_of(planned->roi) == place; ++planned) {
-      sums.finish(planned->top);  // RoIs come by their first row
       zeroer.reach(planned->bottom);
+      sums.finish(planned->top);  // RoIs come by their first row
       const auto next = planned + 1;
       const int64_t next_index =
           next != plan.end() && place_of(next->roi) == place ? next->roi.index : int64_t(-1);
