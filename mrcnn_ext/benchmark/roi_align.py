@@ -1,9 +1,10 @@
 """RoI pooling beside torchvision, detectron2's ROIPooler and the memory floor.
 
 The scene is the box pooler's of Mask R-CNN with FPN: P2 to P5 of 800 x 1216 pixels with 256 channels,
-aligned, 7 x 7 bins. torchvision pools level by level boxes that were assigned to levels beforehand, and its
-results are not gathered into one tensor; ours and detectron2's ROIPooler do all that within their time. The
-memory floor is a copy that moves as many bytes as reading the features and writing the output once.
+aligned, 7 x 7 bins; RoIPool also in that of a model on C4, one map of stride 16 and 14 x 14 bins. torchvision
+pools level by level boxes that were assigned to levels beforehand, and its results are not gathered into one
+tensor; ours and detectron2's ROIPooler do all that within their time. The memory floor is a copy that moves as
+many bytes as reading the features and writing the output once.
 """
 
 from collections.abc import Callable
@@ -45,13 +46,22 @@ class Case:
     device: str = "cpu"
     channels: int = 256
     images: int = 1  # each with so many RoIs
+    bins: int = BINS
+    c4: bool = False  # one map of stride 16 instead of P2 to P5
+
+    @property
+    def scales(self) -> list[float]:
+        return [1 / 16] if self.c4 else SCALES
 
     def __str__(self) -> str:
         ratio = self.sampling_ratio or "adaptive"
         images = f"{self.images} images x " if self.images > 1 else ""
         return (
             f"{self.direction} {self.layout} {self.dtype} {self.mode}, {images}{self.rois} RoIs, samples {ratio}, "
-            f"{self.device}" + (f" {self.threads} thread(s)" if self.device == "cpu" else "")
+            f"{self.device}"
+            + (f" {self.threads} thread(s)" if self.device == "cpu" else "")
+            + (", C4" if self.c4 else "")
+            + (f", {self.bins} x {self.bins}" if self.bins != BINS else "")
         )
 
 
@@ -65,7 +75,7 @@ class Contest:
         generator = torch.Generator().manual_seed(0)
         memory_format = torch.channels_last if case.layout == "NHWC" else torch.contiguous_format
         self.features = []
-        for scale in SCALES:
+        for scale in case.scales:
             size = [-(-int(side * scale * 32) // 32) for side in image]
             x = torch.randn(case.images, case.channels, *size, generator=generator)
             x = x.to(self.device, dtype).contiguous(memory_format=memory_format)
@@ -74,7 +84,7 @@ class Contest:
         for i, of_image in enumerate(boxes):
             of_image[:, 0] = i
         self.boxes = torch.cat(boxes).to(self.device)
-        shape = (len(self.boxes), case.channels, BINS, BINS)
+        shape = (len(self.boxes), case.channels, case.bins, case.bins)
         grad = torch.randn(shape, generator=generator).to(self.device, dtype)
         self.grad = grad.contiguous(memory_format=memory_format)
 
@@ -89,8 +99,8 @@ class Contest:
         case = self.case
 
         def pool():
-            options = (SCALES, case.sampling_ratio, True, case.mode, *CANONICAL)
-            return roi_align_pyramid(self.features, self.boxes, BINS, *options)
+            options = (case.scales, case.sampling_ratio, True, case.mode, *CANONICAL)
+            return roi_align_pyramid(self.features, self.boxes, case.bins, *options)
 
         return self._timed(pool, self.features, self.grad)
 
@@ -102,17 +112,18 @@ class Contest:
         narrow = self.device.type == "cuda" and case.dtype == "float16"
         dtype = self.features[0].dtype if narrow else torch.float32
         features = [f.detach().to(dtype).requires_grad_(f.requires_grad) for f in self.features]
-        levels = assign_levels(self.boxes, SCALES, *CANONICAL)
-        index = [torch.nonzero(levels == i).flatten() for i in range(len(SCALES))]
+        scales, bins = case.scales, case.bins
+        levels = assign_levels(self.boxes, scales, *CANONICAL)
+        index = [torch.nonzero(levels == i).flatten() for i in range(len(scales))]
         boxes = [self.boxes[i].to(dtype) for i in index]
 
         def pool():
             if case.mode == "pool":
                 one = torchvision.ops.roi_pool
-                return [one(f, b, BINS, s) for f, b, s in zip(features, boxes, SCALES, strict=True)]
+                return [one(f, b, bins, s) for f, b, s in zip(features, boxes, scales, strict=True)]
             one = torchvision.ops.roi_align
             options = (case.sampling_ratio, True)
-            return [one(f, b, BINS, s, *options) for f, b, s in zip(features, boxes, SCALES, strict=True)]
+            return [one(f, b, bins, s, *options) for f, b, s in zip(features, boxes, scales, strict=True)]
 
         self.index = index
         return self._timed(pool, features, [self.grad[i].to(dtype) for i in index])
@@ -127,7 +138,7 @@ class Contest:
         from detectron2.modeling.poolers import ROIPooler
         from detectron2.structures import Boxes
 
-        pooler = ROIPooler(BINS, SCALES, case.sampling_ratio, types[case.mode], *CANONICAL)
+        pooler = ROIPooler(case.bins, case.scales, case.sampling_ratio, types[case.mode], *CANONICAL)
         boxes = [Boxes(self.boxes[self.boxes[:, 0] == i, 1:]) for i in range(case.images)]
         return self._timed(lambda: pooler(self.features, boxes), self.features, self.grad)
 
@@ -197,6 +208,7 @@ def sweep(device: str, quick: bool, threads: int) -> list[Case]:
             if quick:
                 continue
             cases += [replace(base, mode=mode) for mode in MODES if mode != "avg"]
+            cases.append(replace(base, mode="pool", c4=True, bins=14))
             cases += [replace(base, dtype=dtype) for dtype in DTYPES if dtype != "float32"]
             cases += [replace(base, rois=rois) for rois in (10, 100, 10_000)]
             cases += [replace(base, sampling_ratio=ratio) for ratio in (1, 2, 4, 8, 16)]
@@ -240,6 +252,10 @@ def targets(device: str, budget: float) -> list[Target]:
         rows.append(Target(name, "torchvision, per level", row["torchvision_ratio"], ratio))
         if (direction, layout) == ("forward", "NHWC"):
             rows.append(Target(f"{name}: time", "copy of the same bytes", 1 / row["floor_ratio"], 2, False))
+    for layout in ("NHWC", "NCHW"):
+        row = measure(Case("backward", layout, mode="pool", c4=True, bins=14), budget)
+        name = f"RoIPool backward, C4, CPU, 1 thread, {layout}"
+        rows.append(Target(name, "torchvision", row["torchvision_ratio"], 4))
     for direction, layout in wanted:
         case = Case(direction, layout)
         seconds = _ours_between({"one": case, "two": replace(case, threads=2)}, budget)

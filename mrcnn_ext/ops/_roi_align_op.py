@@ -155,11 +155,15 @@ def _save_max(ctx, inputs, output) -> None:
     features, rois, *options = inputs
     codes = output[1]
     ctx.mark_non_differentiable(codes)
+    # No zeros for the codes, which are as many as there are gradients.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(rois, codes, *features)
     ctx.options = RoIOptions(*options)
 
 
 def _backward_of_max(ctx, grad, _):
+    if grad is None:
+        return None, None, *[None] * len(ctx.options)
     rois, codes, *features = ctx.saved_tensors
     grads = torch.ops.mrcnn_ext.roi_max_pool_backward(grad, codes, features, rois, *ctx.options)
     return grads, None, *[None] * len(ctx.options)

@@ -40,6 +40,20 @@ def test_half_types_are_laid_beside_torchvisions_float32(dtype):
     assert row["torchvision_ms"] > 0 and 0 < row["difference"] <= benchmark.SAME[dtype]
 
 
+def test_a_model_on_c4_has_one_map_and_its_own_bins():
+    case = small(direction="backward", mode="pool", c4=True, bins=14)
+    contest = benchmark.Contest(case, IMAGE)
+    assert [tuple(x.shape) for x in contest.features] == [(1, 4, 6, 8)] and contest.grad.shape == (
+        8,
+        4,
+        14,
+        14,
+    )
+    row = benchmark.measure(case, 0.0, IMAGE)
+    assert row["torchvision_ms"] > 0 and benchmark.line(row).startswith(str(case))
+    assert str(case).endswith("C4, 14 x 14")
+
+
 def test_unequal_results_are_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark.Contest, "difference", lambda self: float("nan"))
     with pytest.raises(AssertionError, match="results differ by nan"):
