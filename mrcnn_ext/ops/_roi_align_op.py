@@ -162,9 +162,9 @@ def _save_max(ctx, inputs, output) -> None:
 
 
 def _backward_of_max(ctx, grad, _):
-    if grad is None:
-        return None, None, *[None] * len(ctx.options)
     rois, codes, *features = ctx.saved_tensors
+    if grad is None:
+        return [None] * len(features), None, *[None] * len(ctx.options)
     grads = torch.ops.mrcnn_ext.roi_max_pool_backward(grad, codes, features, rois, *ctx.options)
     return grads, None, *[None] * len(ctx.options)
 

@@ -187,6 +187,22 @@ def test_gradients_take_the_operator_that_keeps_places(mode, monkeypatch):
         )
 
 
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_a_gradient_that_is_not_there_is_passed_on():
+    x = torch.randn(1, 3, 9, 9, requires_grad=True)
+    pooled = roi_align(x, torch.tensor([[0, 0.0, 0, 5, 5]]), 2, 1.0, mode="pool")
+    assert torch.autograd.grad(_NoGradient.apply(pooled).sum(), x, allow_unused=True) == (None,)
+
+
 @pytest.mark.parametrize("mode", MAX_MODES)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_opcheck(mode, memory_format):

@@ -144,15 +144,23 @@ void pool_maximum(const std::vector<at::Tensor>& features, const at::Tensor& roi
 }
 
 // Channels that one thread takes at a time in the backward pass. In NHWC the gradients and codes of a RoI are
-// read fastest in long runs: all channels where one thread does the work. Half types, whose sums lie in
-// memory of their own, take fewer. In NCHW the sums of a block should stay in the cache.
+// read much faster as one run than as parts of each pixel: two or three threads are no faster than one unless
+// their parts are long. The sums of half types lie in memory of their own, which should stay moderate, and
+// those of NCHW in the cache.
 template <typename T>
-int64_t channel_block(int64_t channels, bool nhwc) {
-  const int64_t share = (channels + at::get_num_threads() - 1) / at::get_num_threads();
-  if (!nhwc)
+int64_t channel_block(const std::vector<at::Tensor>& features, bool nhwc) {
+  constexpr int64_t kLongRun = 2048 / sizeof(T), kMostSums = (int64_t(64) << 20) / sizeof(acc_t<T>);
+  const int64_t channels = features[0].size(1), threads = at::get_num_threads();
+  const int64_t share = (channels + threads - 1) / threads;
+  if (!nhwc) {
     return share >= kPlaneBlock ? kPlaneBlock : share > kPlaneBlock / 4 ? kPlaneBlock / 2 : kPlaneBlock / 4;
-  if (!std::is_same_v<T, acc_t<T>>) return 64;
-  return std::max<int64_t>(64, (share + 15) / 16 * 16);
+  }
+  int64_t block = std::max<int64_t>(64, (share + 15) / 16 * 16);
+  if (threads <= 3 && share < kLongRun) block = std::max(block, channels);
+  if (std::is_same_v<T, acc_t<T>>) return block;
+  int64_t cells = 0;
+  for (const at::Tensor& feature : features) cells = std::max(cells, feature.size(2) * feature.size(3));
+  return cells * block <= kMostSums ? block : 64;
 }
 
 // codes: as pool_maximum wrote them, or undefined: then they are found again from the features.
@@ -172,7 +180,7 @@ void scatter_maximum(const std::vector<at::Tensor>& features, const at::Tensor& 
   };
   const int64_t bins = options.pooled_height * options.pooled_width;
   for_each_gradient<T>(
-      plan, grad_features, nhwc, as_pixels, channel_block<T>(grad.size(1), nhwc),
+      plan, grad_features, nhwc, as_pixels, channel_block<T>(features, nhwc),
       [&](const auto& planned, int64_t next, int64_t channel, int64_t channels, const Image<acc>& sums) {
         const auto rows = planned.rows.view();
         const auto columns = planned.columns.view();

@@ -179,6 +179,8 @@ class OwnedSamples {
 
   void set_bins(RoIMode mode, const Axis<acc>& axis, int64_t bins) {
     cells_ = mode == RoIMode::kPool;
+    bins_.reserve(bins);
+    points_.reserve(2 * bins);
     for (int64_t bin = 0; bin < bins; ++bin) {
       const int32_t offset = int32_t(points_.size());
       const bool outside = cells_ ? add_cells(axis, bin) : add_samples(axis, bin);
