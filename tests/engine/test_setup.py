@@ -1,9 +1,11 @@
 """What a wrong config, command line or dataset is answered with: one line that names it."""
 
+import errno
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +13,11 @@ pytest.importorskip("detectron2")
 
 import numpy as np
 import torch
-from detectron2.config import LazyCall
+from detectron2.config import LazyCall, LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -32,8 +35,10 @@ from mrcnn_ext.engine import (
 from mrcnn_ext.engine.checks import names_for_losses
 from mrcnn_ext.engine.launch import run_tool
 from mrcnn_ext.engine.lazy import load_lazy_config
+from mrcnn_ext.engine.setup import save_config
 from mrcnn_ext.engine.trainer import build_validation_loader
 from mrcnn_ext.evaluation import COCOEvaluator
+from mrcnn_ext.files import DiskFullError
 from mrcnn_ext.inference.sources import open_source
 
 pytestmark = pytest.mark.detectron2
@@ -134,6 +139,36 @@ def test_unknown_registry_name(key, registry):
 
 
 # --- LazyConfig
+
+
+@pytest.fixture
+def saved_lazy_config(tmp_path):
+    """The path of a saved LazyConfig, which `LazyConfig.load` reads."""
+    save_config(OmegaConf.create({"train": {"seed": 1}}), str(tmp_path))
+    path = tmp_path / "config.yaml"
+    assert LazyConfig.load(str(path)).train.seed == 1
+    return path
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")], ids=repr)
+def test_a_saved_lazy_config_is_whole_or_as_it_was(saved_lazy_config, monkeypatch, error):
+    def interrupted(name, mode):
+        Path(name).write_text("train: {se")
+        raise error
+
+    before = saved_lazy_config.read_text()
+    monkeypatch.setattr(PathManager, "open", interrupted)
+    with pytest.raises(DiskFullError if isinstance(error, OSError) else KeyboardInterrupt):
+        save_config(OmegaConf.create({"train": {"seed": 2}}), str(saved_lazy_config.parent))
+    assert saved_lazy_config.read_text() == before
+    assert os.listdir(saved_lazy_config.parent) == ["config.yaml"]
+
+
+def test_a_lazy_config_that_yaml_does_not_take_is_pickled_beside_it(saved_lazy_config, caplog):
+    cfg = OmegaConf.create({"train": {"rate": lambda: 1}}, flags={"allow_objects": True})
+    save_config(cfg, str(saved_lazy_config.parent))
+    assert sorted(os.listdir(saved_lazy_config.parent)) == ["config.yaml", "config.yaml.pkl"]
+    assert f"saved using cloudpickle at {saved_lazy_config}.pkl" in caplog.text
 
 
 @pytest.fixture
