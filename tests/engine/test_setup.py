@@ -333,6 +333,30 @@ def test_good_dataset_passes(dataset):
     check_config(config(name, [name]))
 
 
+def test_int8_of_a_training_is_calibrated_with_a_dataset(dataset, tmp_path):
+    """Not only at its first evaluation, which may be hours later."""
+    name, file = dataset(**KEYPOINTS), tmp_path / "int8.json"
+    file.write_text("{}")
+    cfg, lazy = config(name, [name]), lazy_config(name)
+    lazy.dataloader.evaluator = LazyCall(COCOEvaluator)(dataset_name=name)
+    cfg.MODEL.ACCELERATE = lazy.train.accelerate = True
+    for value, told in (
+        (name, None),
+        (str(file), "int8.json is for the weights that it was made with, and a training makes others"),
+        ("nothing", "'nothing' is neither the file of a calibration nor a registered dataset"),
+    ):
+        cfg.MODEL.ACCELERATE_INT8 = lazy.train.accelerate_int8 = value
+        for check, given in ((check_config, cfg), (check_lazy_config, lazy)):
+            if told is None:
+                check(given)
+            else:
+                assert told in message(check, given)
+    cfg.MODEL.ACCELERATE_INT8 = str(file)
+    check_config(cfg, eval_only=True)
+    cfg.MODEL.ACCELERATE = False
+    check_config(cfg)
+
+
 def change(**values):
     return lambda content: content["annotations"][0].update(values)
 
