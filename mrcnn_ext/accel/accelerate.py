@@ -1,6 +1,7 @@
 """One line that makes a detector faster. Which detectors there are, and what in them, frameworks register."""
 
 import copy as copy_module
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from torch import nn
 from .cuda_graphs import GraphedMethod, choose_cuda_graphs
 from .fused_blocks import ConvNorm
 from .fused_module import FusedModule, replace_child, replace_method, restore
-from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8
+from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8, leave_int8, state_digest
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from .policy import KernelPolicy, choose_half, choose_winograd
 from .rules import fuse, fuse_children
@@ -226,7 +227,8 @@ def accelerate(
             with, each of which the model is called with, a few images as the model will see; or the name of a dataset
             registered with detectron2, of which 16 images are taken, their shorter side 800 pixels; or an earlier
             calibration, ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very
-            weights that they were made with. A NaN does not outlast a 1x1 or linear layer in int8.
+            weights that they were made with: when the model loads others, it warns and goes on without int8. A NaN does
+            not outlast a 1x1 or linear layer in int8.
         int8_bound: of a calibration with inputs, how wrong the results of each network may be, as a part of their
             standard deviation. Its most sensitive layers stay out of int8 until they are not.
 
@@ -268,6 +270,7 @@ def accelerate(
         raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
     padding = (False, "") if training else _choose_padding(framework, model, padded, detections, device)
     graphs = (False, "") if training else choose_cuda_graphs(cuda_graphs, device)
+    was_training = model.training
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
     model.train(training)
@@ -290,10 +293,9 @@ def accelerate(
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
         steps["int8"] = "off"
         if calibration is not None:
-            if not isinstance(calibration, Int8Calibration):
-                calibration = calibrate_int8(model, networks, calibration, int8_bound)
-            report.int8 = calibration
-            steps["int8"] = apply_int8(model, calibration)
+            report.int8, steps["int8"] = _put_in_int8(model, networks, calibration, int8_bound, was_training)
+            if _heed_loaded_weights not in model._load_state_dict_post_hooks.values():
+                model.register_load_state_dict_post_hook(_heed_loaded_weights)
         steps["padded"] = padding[1]
         if padding[0]:
             framework.pad(model)
@@ -311,6 +313,33 @@ def fuse_poolers(model: nn.Module) -> str:
         TypeError: ``model`` is no GeneralizedRCNN.
     """
     return framework_of(model).fuse_poolers(model)
+
+
+def _put_in_int8(model, networks, calibration, bound, was_training) -> tuple[Int8Calibration, str]:
+    """The calibration, made of inputs if these are given, and what was done; a model that does not take them is as
+    before it was accelerated."""
+    try:
+        if not isinstance(calibration, Int8Calibration):
+            calibration = calibrate_int8(model, networks, calibration, bound)
+        return calibration, apply_int8(model, calibration)
+    except BaseException:
+        restore(model).train(was_training)
+        model.__dict__.pop("acceleration", None)
+        raise
+
+
+def _heed_loaded_weights(model, _):
+    """Takes a model out of int8 when it has other weights than it was calibrated with: the ranges of its layers would
+    be wrong by any amount."""
+    report = getattr(model, "acceleration", None)
+    if report is None or report.int8 is None or report.int8.digest == state_digest(model):
+        return
+    leave_int8(model)
+    report.int8, report.steps["int8"] = None, "off: weights were loaded that it was not calibrated with"
+    logging.getLogger(__name__).warning(
+        "int8: weights were loaded that the model was not calibrated with, so that it is not in int8 any more: "
+        "accelerate it again, with inputs"
+    )
 
 
 def _choose_padding(framework, model, padded, detections, device) -> tuple[bool, str]:

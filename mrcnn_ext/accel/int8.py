@@ -20,7 +20,15 @@ from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
 from .fused_module import PreparedWeights
 from .int8_ranges import Int8Range, Observer, WinogradObserver
 
-__all__ = ["Int8Calibration", "Int8Layer", "apply_int8", "calibrate_int8", "check_int8", "state_digest"]
+__all__ = [
+    "Int8Calibration",
+    "Int8Layer",
+    "apply_int8",
+    "calibrate_int8",
+    "check_int8",
+    "leave_int8",
+    "state_digest",
+]
 
 _FORMAT, _VERSION = "mrcnn_ext int8 calibration", 1
 _LAYERS = (FusedConv2d, FusedConvTranspose2d, FusedLinear)
@@ -164,7 +172,7 @@ def check_int8(
         return None
     why_not = None
     if training:
-        why_not = "it is for inference"
+        why_not = "it is for inference (model.eval() before, or training=False)"
     elif not convolutions:
         why_not = "convolutions is False"
     elif device.type != "cpu":
@@ -214,6 +222,12 @@ def apply_int8(model: nn.Module, calibration: Int8Calibration) -> str:
         left += f"; {len(calibration.winograd)} of 3x3 not without AVX512-VNNI"
         return f"{len(calibration.layers)} layers{left}"
     return f"{len(calibration.errors)} layers{left}"
+
+
+def leave_int8(model: nn.Module) -> None:
+    """Lets all layers of a fused model compute as without int8."""
+    for name, layer in _candidates(model):
+        _set(name, layer, None)
 
 
 def calibrate_int8(
@@ -309,7 +323,7 @@ def _warn(calibration, observers, networks):
 def _call(model, value, number):
     try:
         model(value)
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
+    except (AssertionError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise ValueError(
             f"int8: the model cannot be called with input {number} (from 0), a {type(value).__name__} ({error}). int8 "
             'is a list of what the model is called with, [[{"image": ...}], ...] of one of detectron2 say'

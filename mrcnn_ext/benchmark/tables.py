@@ -1,8 +1,11 @@
 """What the benchmarks write: rows as CSV, and rows of the project's table of targets."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..files import replacing
 
 __all__ = ["Target", "write_csv"]
 
@@ -34,7 +37,9 @@ class Target:
 def write_csv(rows: list[dict], path: Path) -> None:
     """Rows may have different columns; a cell that a row lacks is empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

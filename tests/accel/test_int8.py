@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -198,11 +199,46 @@ def test_what_cannot_be_had_is_said(model, inputs, monkeypatch):
         accelerate(model, int8=3)
     with pytest.raises(ValueError, match=r"cannot be called with input 0 .* a dict .*\[\[{\"image\""):
         accelerate(model, int8=list(inputs[0]))
+    with pytest.raises(ValueError, match="cannot be called with input 1 .*, a list"):
+        accelerate(model, int8=[inputs[0], []])
     broken = [[{**inputs[0][0], "image": inputs[0][0]["image"].float().fill_(float("nan"))}]]
     with pytest.raises(ValueError, match="not finite: is there one in the inputs"):
         accelerate(model, int8=broken)
     with pytest.raises(ValueError, match="no inputs to calibrate with"):
         accelerate(model, int8=[])
+
+
+@needs_it
+@pytest.mark.parametrize("given", ["inputs", "calibration"])
+def test_a_model_that_does_not_take_it_is_as_it_was(model, fast, inputs, given):
+    mine, expected = copy.deepcopy(model), features(model, inputs)
+    calibration = copy.deepcopy(fast.acceleration.int8)
+    calibration.layers["backbone.nowhere"] = next(iter(calibration.layers.values()))
+    with pytest.raises(ValueError, match="int8: the (model cannot be called|calibration has)"):
+        accelerate(mine, copy=False, bf16=False, int8={"inputs": [3], "calibration": calibration}[given])
+    assert str(mine) == str(model) and not hasattr(mine, "acceleration")
+    torch.testing.assert_close(features(mine, inputs), expected, rtol=1e-4, atol=1e-4)  # channels-last now
+
+
+@needs_it
+def test_other_weights_end_it(model, fast, inputs, caplog):
+    copied = pickle.loads(pickle.dumps(fast))
+    copied.load_state_dict(model.state_dict())
+    assert copied.acceleration.int8 is not None and not caplog.text
+    torch.testing.assert_close(features(copied, inputs), features(fast, inputs), rtol=0, atol=0)
+    other = copy.deepcopy(model)
+    with torch.no_grad():  # three times the range everywhere
+        for value in (
+            other.backbone.bottom_up.stem.conv1.norm.weight,
+            other.backbone.bottom_up.stem.conv1.norm.bias,
+        ):
+            value.mul_(3)
+    again = accelerate(copied, copy=False, bf16=False, int8=fast.acceleration.int8)
+    again.load_state_dict(other.state_dict())
+    assert caplog.text.count("not calibrated with, so that it is not in int8 any more") == 1
+    assert again.acceleration.int8 is None and again.acceleration.steps["int8"].startswith("off: weights")
+    expected = features(accelerate(other, bf16=False), inputs)
+    torch.testing.assert_close(features(again, inputs), expected, rtol=0, atol=0)
 
 
 @needs_it
