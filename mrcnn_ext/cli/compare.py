@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ..files import replacing
 from .run_folders import dataset_of, results_of
 
 
@@ -152,8 +153,8 @@ def _write(rows, path):
         "difference low",
         "difference high",
     )
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+    with replacing(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(names)
         for row in rows:
             cells = [row["task"], row["run"], row["metric"]]

@@ -163,6 +163,26 @@ def test_a_run_that_found_nothing_scores_zero(truth, tmp_path):
     assert "is one of the runs" in str(done.exception)
 
 
+def test_a_table_that_cannot_be_written_leaves_the_one_before(truth, tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps(results(truth, 0)))
+    table = tmp_path / "out.csv"
+    table.write_text("before")
+
+    class Full:
+        def __init__(self, file, **options):
+            self.file = file
+
+        def writerow(self, row):
+            self.file.write("task")
+            raise OSError("no more")
+
+    monkeypatch.setattr(csv, "writer", Full)
+    arguments = [str(tmp_path / "a.json"), "--truth", str(truth), "--samples", "5", "--csv", str(table)]
+    done = CliRunner().invoke(compare_command, arguments)
+    assert isinstance(done.exception, OSError) and table.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "out.csv", "val.json"]
+
+
 def test_no_truth(truth, tmp_path):
     pytest.importorskip("detectron2")
     (tmp_path / "a.json").write_text(json.dumps(results(truth, 0)))
