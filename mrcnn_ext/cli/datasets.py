@@ -247,6 +247,8 @@ def prepare_command(dataset, root, archives, download, minival, coarse, quiet):
             fine = prepare_cityscapes(root, coarse=coarse, **options)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+    if dataset == "lvis":  # beside COCO's images
+        root = os.path.normpath(os.path.join(root, "..", "lvis"))
     click.echo(f"\n{root}: {'ready' if fine else 'not as it should be, see above'}")
     if not fine:
         sys.exit(1)

@@ -1,6 +1,7 @@
 """``mrcnn-ext zoo cost``."""
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import click
@@ -143,7 +144,9 @@ def _print_costs(file, size, options):
     )
     subject = Subject(file, opts=["MODEL.TIMM.PRETRAINED", False], calibrated=False)
     case = Case("training", *size, batch=1, instances=10)
-    profile = profile_step(subject.stock, subject.training_inputs(case), compute=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # detectron2's use of torch; nothing of the costs
+        profile = profile_step(subject.stock, subject.training_inputs(case), compute=False)
     solver = subject.cfg.SOLVER
     total = solver.MAX_ITER * solver.IMS_PER_BATCH
     click.echo(
