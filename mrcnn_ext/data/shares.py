@@ -26,8 +26,8 @@ class Shares:
     """
 
     def __init__(self, sharded: bool):
-        together = sharded and comm.get_world_size() > 1
-        self._rank, self._number = (comm.get_rank(), comm.get_world_size()) if together else (0, 1)
+        self._number: int = comm.get_world_size() if sharded else 1
+        self._rank: int = comm.get_rank() if sharded else 0
 
     def read(self, read: Callable[[], Sequence[dict]], problems: Problems) -> Sequence[dict]:
         """What ``read`` returns. All processes read, as a training needs all of a dataset in each of them.
