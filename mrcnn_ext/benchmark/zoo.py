@@ -127,7 +127,7 @@ def measure_zoo(
                 row |= {key: measured[key] for key in _MEASURED} | here
         rows[name] = row
         write_csv(list(rows.values()), file)  # now: a later one may fail
-        say(f"{name}: {float(row['parameters']):.1f} M, {float(row['gmacs']):.0f} GFLOPs{_in_words(row)}")
+        say(f"{name}: {float(row['parameters']):.1f} M, {float(row['gmacs']):.0f} GMACs{_in_words(row)}")
         gc.collect()
     return [rows[name] for name in sorted(rows)], left
 
@@ -158,8 +158,8 @@ def markdown(rows: list[dict], command: str) -> str:
         "into `*_torchvision`. The schedules are for 8 GPUs; on N of them `SOLVER.REFERENCE_WORLD_SIZE 8` (LazyConfig:",
         "`train.reference_world_size=8`) scales batch, learning rate and iterations, and says so.",
         "",
-        "- parameters: millions; GFLOPs: billions of multiply-adds for an image of 800x1216 pixels with "
-        f"{_DETECTIONS} detections.",
+        "- parameters: millions; GMACs: billions of multiply-adds, two FLOPs each, for an image of 800x1216 pixels "
+        f"with {_DETECTIONS} detections.",
         f"- ms an image and MB at most, as detectron2 runs it and by `mrcnn_ext.accelerate`: {_measured_how(timed)}",
         "- AP of the paper: what it reports for its own model, on COCO minival or Cityscapes val.",
         "- AP: of a model trained with this package. Nobody has trained these yet, so it is empty.",
@@ -170,7 +170,7 @@ def markdown(rows: list[dict], command: str) -> str:
     columns = [
         "config",
         "parameters",
-        "GFLOPs",
+        "GMACs",
         "ms",
         "accelerated",
         "MB",
