@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,29 +133,37 @@ def test_any_number_of_threads_gives_the_same_bits(memory_format):
 
 
 DIGEST = """
-import hashlib, itertools, sys, torch
-from mrcnn_ext.ops import roi_align
+import hashlib, itertools, torch
+from guarded_memory import guarded
+import mrcnn_ext.ops
+OP = torch.ops.mrcnn_ext
 generator = torch.Generator().manual_seed(0)
 boxes = torch.cat([torch.zeros(30, 1), torch.rand(30, 2, generator=generator) * 60 - 5], dim=1)
-boxes = torch.cat([boxes, boxes[:, 1:] + torch.rand(30, 2, generator=generator) * 60], dim=1)
+boxes = guarded(torch.cat([boxes, boxes[:, 1:] + torch.rand(30, 2, generator=generator) * 60], dim=1))
 digest = hashlib.sha256()
 formats, dtypes = (torch.contiguous_format, torch.channels_last), (torch.float32, torch.float64, torch.bfloat16)
-for mode, layout, dtype in itertools.product(("max", "pool"), formats, dtypes):
+for mode, layout, dtype, bins in itertools.product(("max", "pool"), formats, dtypes, ((3, 5), (1, 1))):
     x = torch.randint(-9, 10, (1, 75, 40, 50), generator=generator).to(dtype).contiguous(memory_format=layout)
-    pooled = roi_align(x.requires_grad_(), boxes, (3, 5), 1.0, 2, mode=mode)
-    (grad,) = torch.autograd.grad(pooled, x, torch.ones_like(pooled))
-    for result in (pooled, grad):
-        digest.update(result.detach().float().contiguous().numpy().tobytes())
+    x, options = guarded(x), ([1.0], *bins, 2, False, mode, 224.0, 4)
+    pooled, codes = OP.roi_max_pool([x], boxes, *options)
+    grad = torch.randint(-9, 10, pooled.shape, generator=generator).to(dtype).contiguous(memory_format=layout)
+    (found,) = OP.roi_max_pool_backward(guarded(grad), guarded(codes), [x], boxes, *options)
+    for result in (pooled, codes, found):
+        digest.update(result.float().contiguous().numpy().tobytes())
 print(digest.hexdigest(), torch.backends.cpu.get_cpu_capability())
 """
 
 
-def test_every_instruction_set_gives_the_same_bits():
+def test_every_instruction_set_gives_the_same_bits_and_reads_within_its_arguments():
     found = {}
     for capability in ("default", "avx2", "avx512"):
         run = subprocess.run(
             [sys.executable, "-c", DIGEST],
-            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+            env={
+                **os.environ,
+                "ATEN_CPU_CAPABILITY": capability,
+                "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[2]))),
+            },
             capture_output=True,
             text=True,
         )
