@@ -303,7 +303,7 @@ def fuse_poolers(model: nn.Module) -> str:
 
 def _put_in_int8(model, networks, calibration, was_training) -> tuple[Int8Calibration, str]:
     """The calibration, made of inputs if these are given, and what was done; a model that does not take them is as
-    before it was accelerated."""
+    before it was accelerated, but for its poolers."""
     try:
         if not isinstance(calibration, Int8Calibration):
             calibration = calibrate_int8(model, networks, calibration)
