@@ -48,6 +48,14 @@ class Framework:
         """
         return iter(())
 
+    def inputs_of_dataset(self, model: nn.Module, name: str) -> list:
+        """What to call a model with to calibrate it by a dataset.
+
+        Raises:
+            ValueError: there is no dataset of this name.
+        """
+        raise ValueError(f"int8: {name!r} is no file, and {self.name} has no registered datasets")
+
     def fuse_poolers(self, model: nn.Module) -> str:
         """Pools RoIs from all levels in one call."""
         raise NotImplementedError
@@ -169,6 +177,7 @@ def accelerate(
     cuda_graphs: bool | str = "auto",
     targets: bool = True,
     int8: Sequence | Int8Calibration | str | os.PathLike | None = None,
+    int8_bound: float = 0.1,
 ) -> nn.Module:
     """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 or torchvision faster, its results the same.
 
@@ -215,10 +224,13 @@ def accelerate(
         int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
             processors with AVX2, fastest with VNNI, and those of 3x3 that ``winograd`` takes on those with AVX512-VNNI,
             but for predictions and those found too sensitive; all others as without. A list of inputs to calibrate
-            with, each of which the model is called with, a few images as the model will see; or an earlier calibration,
-            ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very weights that they
-            were made with: when the model loads others, it warns and goes on without int8. A NaN does not outlast a 1x1
-            or linear layer in int8.
+            with, each of which the model is called with, a few images as the model will see; or the name of a dataset
+            registered with detectron2, of which 16 images are taken, their shorter side 800 pixels; or an earlier
+            calibration, ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very
+            weights that they were made with: when the model loads others, it warns and goes on without int8. A NaN does
+            not outlast a 1x1 or linear layer in int8.
+        int8_bound: of a calibration with inputs, how wrong the results of each network may be, as a part of their
+            standard deviation. Its most sensitive layers stay out of int8 until they are not.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
@@ -236,6 +248,8 @@ def accelerate(
         raise ValueError(f'winograd must be "auto", "float32", "int16" or False, got {winograd!r}')
     if masks not in (True, False, "auto", "lazy"):
         raise ValueError(f'masks must be True, False, "auto" or "lazy", got {masks!r}')
+    if not 0 < int8_bound <= 1:
+        raise ValueError(f"int8_bound must be above 0 and at most 1, got {int8_bound!r}")
     for name, value in (("padded", padded), ("cuda_graphs", cuda_graphs)):
         if value not in (True, False, "auto"):
             raise ValueError(f'{name} must be True, False or "auto", got {value!r}')
@@ -248,7 +262,7 @@ def accelerate(
     arithmetic, how = choose_winograd(
         winograd, device, torch.float16 if float16 else dtype, convolutions, in_bf16
     )
-    calibration = check_int8(int8, model, device, training, convolutions)
+    calibration = check_int8(int8, model, device, training, convolutions, framework.inputs_of_dataset)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
@@ -279,7 +293,7 @@ def accelerate(
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
         steps["int8"] = "off"
         if calibration is not None:
-            report.int8, steps["int8"] = _put_in_int8(model, networks, calibration, was_training)
+            report.int8, steps["int8"] = _put_in_int8(model, networks, calibration, int8_bound, was_training)
             if _heed_loaded_weights not in model._load_state_dict_post_hooks.values():
                 model.register_load_state_dict_post_hook(_heed_loaded_weights)
         steps["padded"] = padding[1]
@@ -301,12 +315,12 @@ def fuse_poolers(model: nn.Module) -> str:
     return framework_of(model).fuse_poolers(model)
 
 
-def _put_in_int8(model, networks, calibration, was_training) -> tuple[Int8Calibration, str]:
+def _put_in_int8(model, networks, calibration, bound, was_training) -> tuple[Int8Calibration, str]:
     """The calibration, made of inputs if these are given, and what was done; a model that does not take them is as
     before it was accelerated, but for its poolers."""
     try:
         if not isinstance(calibration, Int8Calibration):
-            calibration = calibrate_int8(model, networks, calibration)
+            calibration = calibrate_int8(model, networks, calibration, bound)
         return calibration, apply_int8(model, calibration)
     except BaseException:
         restore(model).train(was_training)

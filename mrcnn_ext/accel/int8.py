@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,20 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_int8(int8, model: nn.Module, device: torch.device, training: bool, convolutions: bool):
-    """The argument ``int8`` of `accelerate`, a file loaded, or None for no int8.
+def check_int8(
+    int8,
+    model: nn.Module,
+    device: torch.device,
+    training: bool,
+    convolutions: bool,
+    inputs_of_dataset: Callable[[nn.Module, str], list],
+):
+    """The argument ``int8`` of `accelerate`, a file or a dataset loaded, or None for no int8.
 
     Raises:
         OSError: the file cannot be read.
         TypeError: it is something else.
-        ValueError: it was made for other weights, or int8 cannot be had.
+        ValueError: it was made for other weights, there is no file or dataset of its name, or int8 cannot be had.
     """
     if int8 is None or int8 is False:
         return None
@@ -174,7 +181,11 @@ def check_int8(int8, model: nn.Module, device: torch.device, training: bool, con
         why_not = "it needs the compiled operators and a processor with AVX2"
     if why_not is not None:
         raise ValueError(f"int8 cannot be had: {why_not}")
-    calibration = Int8Calibration.load(int8) if isinstance(int8, (str, os.PathLike)) else int8
+    calibration = int8
+    if isinstance(int8, str) and not os.path.exists(int8):
+        calibration = inputs_of_dataset(model, int8)
+    elif isinstance(int8, (str, os.PathLike)):
+        calibration = Int8Calibration.load(int8)
     if isinstance(calibration, Int8Calibration):
         if calibration.digest != state_digest(model):
             what = f"the calibration {int8}" if calibration is not int8 else "the calibration"
@@ -182,7 +193,7 @@ def check_int8(int8, model: nn.Module, device: torch.device, training: bool, con
         return calibration
     if not isinstance(calibration, Sequence):
         raise TypeError(
-            "int8 must be a list of inputs, an Int8Calibration or the path of one, got "
+            "int8 must be a list of inputs, the name of a dataset, an Int8Calibration or the path of one, got "
             f"{type(calibration).__name__}"
         )
     if not calibration:

@@ -1,7 +1,6 @@
 """What the benchmarks write: rows as CSV, and rows of the project's table of targets."""
 
 import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +34,9 @@ class Target:
 
 
 def write_csv(rows: list[dict], path: Path) -> None:
-    """Rows may have different columns; a cell that a row lacks is empty."""
+    """Rows may have different columns; a cell that a row lacks is empty. The file is whole or as it was."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    with replacing(path, "w") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

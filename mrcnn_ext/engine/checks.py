@@ -152,13 +152,12 @@ def names_of(loader):
 
 
 def _check(train, test, **options):
-    """In the main process; an error is raised in all."""
+    """In all processes, which share the images; the main process's error is raised in all."""
     message = None
-    if comm.is_main_process():
-        try:
-            _check_files(train, test, **options)
-        except (ValueError, FileNotFoundError) as error:
-            message = str(error)
+    try:
+        _check_files(train, test, **options)
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
     message = comm.all_gather(message)[0]
     if message is not None:
         raise UserError(message)
@@ -177,8 +176,8 @@ def _check_files(
     max_size=1333,
     evaluate=None,
 ):
-    """Raises one error for all datasets: a line for each kind of problem."""
-    problems, trained_on = [], {}
+    """Raises one error for all datasets: a line for each kind of problem. What is not shared is the main process's."""
+    problems, trained_on, is_main = [], {}, comm.is_main_process()
     for name in dict.fromkeys((*train, *test)):
         try:
             dicts = check_dataset(
@@ -191,7 +190,11 @@ def _check_files(
                 needs_annotations=name in train,
                 mask_format=mask_format,
                 max_size=max_size,
+                quiet=not is_main,
+                sharded=True,
             )
+            if not is_main:
+                continue
             _tell_of_trained_images(name, dicts, trained_on, name in train)
             _check_metadata(
                 name, name in train or not train, name in test, num_classes, classes_key, num_keypoints
@@ -201,7 +204,7 @@ def _check_files(
                 evaluate(name)
         except (ValueError, FileNotFoundError) as error:
             problems.append(error)
-    if not problems:
+    if is_main and not problems:
         names = dict.fromkeys((*train, *test))
         metadata = {name: MetadataCatalog.get(name) for name in names}
         check_same_names("class", {name: metadata[name].get("thing_classes", ()) for name in names})

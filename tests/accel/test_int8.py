@@ -6,10 +6,13 @@ import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("detectron2")
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -26,6 +29,8 @@ from mrcnn_ext.accel import (
 from mrcnn_ext.accel.int8 import apply_int8, calibrate_int8, state_digest
 from mrcnn_ext.accel.int8_ranges import Int8Range, Observer
 from mrcnn_ext.benchmark.model import calibrate
+from mrcnn_ext.modeling.fuse_rules import calibration as calibration_images
+from mrcnn_ext.modeling.fuse_rules.calibration import images_of_dataset
 from mrcnn_ext.ops.winograd import winograd_int8_is_available
 
 needs_it = pytest.mark.skipif(
@@ -103,6 +108,39 @@ def test_layers_are_in_int8_and_close(model, fast, inputs):
     with torch.no_grad():
         result = fast(inputs[0])[0]["instances"]
     assert len(result) > 0 and result.scores.isfinite().all()
+
+
+@needs_it
+def test_a_registered_dataset_calibrates(model, tmp_path, monkeypatch):
+    name = "int8_calibration_test"
+    generator = np.random.default_rng(0)
+    for k in range(34):
+        picture = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        picture[0, 0, 0] = k
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+    records = [{"file_name": str(tmp_path / f"{k}.png"), "height": 24, "width": 32} for k in range(34)]
+    monkeypatch.setattr(calibration_images, "_SIZE", (96, 128))
+    monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
+    pictures = [batch[0]["image"] for batch in images_of_dataset(model, name)]
+    assert len(pictures) == 16 and all(picture.shape == (3, 96, 128) for picture in pictures)
+    assert [int(picture[2, 0, 0]) for picture in pictures] == [k * 34 // 16 for k in range(16)]  # BGR
+    del records[2:]
+    assert accelerate(model, int8=name).acceleration.int8.layers
+    with pytest.raises(ValueError, match="int8: 'nothing' is neither the file .* nor a registered dataset"):
+        accelerate(model, int8="nothing")
+    records.clear()
+    with pytest.raises(ValueError, match=f"dataset '{name}' has no images to calibrate with"):
+        accelerate(model, int8=name)
+
+
+@needs_it
+def test_int8_bound(model, fast, inputs):
+    bound = fast.acceleration.int8.networks["backbone"] / 2
+    bounded = accelerate(model, bf16=False, int8=inputs, int8_bound=bound).acceleration.int8
+    assert bounded.errors.keys() < fast.acceleration.int8.errors.keys()
+    for bad in (0, -1.0, 2, float("nan")):
+        with pytest.raises(ValueError, match="int8_bound must be above 0 and at most 1, got"):
+            accelerate(model, int8=inputs, int8_bound=bad)
 
 
 @needs_it

@@ -79,7 +79,7 @@ def convert_dataset(kind: str, source: str, output: str, split: str | None = Non
     description = ""
     if found.description:
         description = os.path.splitext(os.fspath(output))[0] + ".description.yaml"
-        with replacing(description, "w") as file:
+        with replacing(description, "w", by_several=True) as file:
             yaml.safe_dump(found.description, file, sort_keys=False)
     return Converted(
         os.fspath(output),
