@@ -273,6 +273,7 @@ def accelerate(
     was_training = model.training
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     model.train(training)
     networks = [(name, is_head) for name, _, is_head in framework.networks(model)]
     report = Acceleration("training" if training else "inference", bool(in_bf16))
@@ -293,7 +294,13 @@ def accelerate(
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
         steps["int8"] = "off"
         if calibration is not None:
-            report.int8, steps["int8"] = _put_in_int8(model, networks, calibration, int8_bound, was_training)
+            try:
+                if not isinstance(calibration, Int8Calibration):
+                    calibration = calibrate_int8(model, networks, calibration, int8_bound)
+                report.int8, steps["int8"] = calibration, apply_int8(model, calibration)
+            except BaseException:
+                _undo(model, modules, was_training)
+                raise
             if _heed_loaded_weights not in model._load_state_dict_post_hooks.values():
                 model.register_load_state_dict_post_hook(_heed_loaded_weights)
         steps["padded"] = padding[1]
@@ -315,17 +322,13 @@ def fuse_poolers(model: nn.Module) -> str:
     return framework_of(model).fuse_poolers(model)
 
 
-def _put_in_int8(model, networks, calibration, bound, was_training) -> tuple[Int8Calibration, str]:
-    """The calibration, made of inputs if these are given, and what was done; a model that does not take them is as
-    before it was accelerated, but for its poolers."""
-    try:
-        if not isinstance(calibration, Int8Calibration):
-            calibration = calibrate_int8(model, networks, calibration, bound)
-        return calibration, apply_int8(model, calibration)
-    except BaseException:
-        restore(model).train(was_training)
-        model.__dict__.pop("acceleration", None)
-        raise
+def _undo(model, modules, was_training):
+    """Makes a model what it was before it was accelerated, of these modules by name."""
+    restore(model).train(was_training)
+    for name, module in modules.items():
+        if model.get_submodule(name) is not module:  # poolers
+            model.set_submodule(name, module)
+    model.__dict__.pop("acceleration", None)
 
 
 def _heed_loaded_weights(model, _):
