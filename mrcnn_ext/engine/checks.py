@@ -12,6 +12,7 @@ from ..data import check_dataset
 from ..data.same_names import check_same_names
 from ..evaluation import build_evaluator
 from .errors import UserError, did_you_mean
+from .int8 import check_int8
 
 __all__ = [
     "check_config",
@@ -33,11 +34,13 @@ def check_config(cfg: CfgNode, eval_only: bool = False):
 
     Raises:
         UserError: a dataset is not registered, missing or damaged, or its classes or keypoints are not the
-            model's.
+            model's; or int8 cannot be calibrated with what is named.
     """
     train = () if eval_only else cfg.DATASETS.TRAIN
     check_dataset_names((*train, *cfg.DATASETS.TEST))
     model = cfg.MODEL
+    if model.ACCELERATE and cfg.DATASETS.TEST:
+        check_int8(model.ACCELERATE_INT8, not eval_only)
     heads = {"GeneralizedRCNN": model.ROI_HEADS, "RetinaNet": model.RETINANET}.get(model.META_ARCHITECTURE)
     if not cfg.DATASETS.CHECK:
         return
@@ -60,6 +63,8 @@ def check_lazy_config(cfg, eval_only=False):
     train = [] if eval_only else names_of(cfg.dataloader.get("train"))
     test = names_of(cfg.dataloader.get("test"))
     check_dataset_names((*train, *test))
+    if cfg.train.get("accelerate") and "evaluator" in cfg.dataloader:
+        check_int8(cfg.train.get("accelerate_int8", ""), not eval_only)
     if not cfg.train.get("check_datasets", True):
         return
     _check(
