@@ -102,10 +102,16 @@ inline __attribute__((always_inline)) void write_results(const Task& rows, int64
     return;
   }
   const F32::Register least = F32::broadcast(rows.relu ? 0 : -std::numeric_limits<float>::infinity());
-  auto* const results = rows.results + row * rows.stride + output;
   const auto finish = [&](const auto& value) __attribute__((always_inline)) {
-    unrolled<kTileRows, kVectors>([&](auto i, auto j) __attribute__((always_inline)) {
-      F32::store(results + i * rows.stride + j * F32::kLanes, F32::max(least, value(i, j)));
+    unrolled<kTileRows, (kVectors + 1) / 2>([&](auto i, auto pair) __attribute__((always_inline)) {
+      constexpr int kFirst = 2 * decltype(pair)::value;
+      auto* const results = rows.results + (row + i) * rows.stride + output + kFirst * F32::kLanes;
+      const F32::Register first = F32::max(least, value(i, std::integral_constant<int, kFirst>()));
+      if constexpr (kFirst + 1 < kVectors)
+        F32::store_neighbours(results, first,
+                              F32::max(least, value(i, std::integral_constant<int, kFirst + 1>())));
+      else
+        F32::store(results, first);
     });
   };
   if (rows.added == nullptr)
