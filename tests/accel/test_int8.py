@@ -17,7 +17,15 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from mrcnn_ext import accelerate
-from mrcnn_ext.accel import FusedConv2d, FusedLinear, Int8Calibration, KernelPolicy, cpu_features, int8
+from mrcnn_ext.accel import (
+    FusedConv2d,
+    FusedLinear,
+    FusedModule,
+    Int8Calibration,
+    KernelPolicy,
+    cpu_features,
+    int8,
+)
 from mrcnn_ext.accel.int8 import apply_int8, calibrate_int8, state_digest
 from mrcnn_ext.accel.int8_ranges import Int8Range, Observer
 from mrcnn_ext.benchmark.model import calibrate
@@ -216,7 +224,8 @@ def test_a_model_that_does_not_take_it_is_as_it_was(model, fast, inputs, given):
     calibration.layers["backbone.nowhere"] = next(iter(calibration.layers.values()))
     with pytest.raises(ValueError, match="int8: the (model cannot be called|calibration has)"):
         accelerate(mine, copy=False, bf16=False, int8={"inputs": [3], "calibration": calibration}[given])
-    assert str(mine) == str(model) and not hasattr(mine, "acceleration")
+    assert not any(isinstance(module, FusedModule) for module in mine.modules())
+    assert not hasattr(mine, "acceleration")
     torch.testing.assert_close(features(mine, inputs), expected, rtol=1e-4, atol=1e-4)  # channels-last now
 
 
@@ -224,7 +233,7 @@ def test_a_model_that_does_not_take_it_is_as_it_was(model, fast, inputs, given):
 def test_other_weights_end_it(model, fast, inputs, caplog):
     copied = pickle.loads(pickle.dumps(fast))
     copied.load_state_dict(model.state_dict())
-    assert copied.acceleration.int8 is not None and not caplog.text
+    assert copied.acceleration.int8 is not None and "int8" not in caplog.text
     torch.testing.assert_close(features(copied, inputs), features(fast, inputs), rtol=0, atol=0)
     other = copy.deepcopy(model)
     with torch.no_grad():  # three times the range everywhere

@@ -11,7 +11,7 @@ import mrcnn_ext
 _ALONE = f"""
 import sys, types
 sys.modules["mrcnn_ext"] = types.ModuleType("mrcnn_ext")
-sys.modules["mrcnn_ext"].__path__ = [{str(Path(mrcnn_ext.__file__).parent)!r}]
+sys.modules["mrcnn_ext"].__path__ = [{mrcnn_ext.__path__[0]!r}]
 """
 
 

@@ -207,11 +207,16 @@ def start_here(environment, tmp_path_factory):
         if datasets is not None:
             patch.setenv("DETECTRON2_DATASETS", str(datasets))
         log = tmp_path_factory.mktemp("log") / "log.txt"
+        log.touch()
         process = context.Process(target=tool_process.run_tool, args=(tool, arguments, str(log)))
         process.start()
-        return tool_process.ToolProcess(process, log)
+        started.append(tool_process.ToolProcess(process, log))
+        return started[-1]
 
+    started = []
     yield start_tool
+    for process in started:  # of a test that failed
+        process.kill()
     forkserver._forkserver._stop()
     patch.undo()
 

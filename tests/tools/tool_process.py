@@ -55,5 +55,9 @@ class ToolProcess:
         os.kill(self.process.pid, number)
 
     def kill(self):
+        """Ends it, and what it has started, unless it has ended."""
         if self.poll() is None:
-            self.send_signal(signal.SIGKILL)
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has not begun, or just ended
+                self.process.kill()
