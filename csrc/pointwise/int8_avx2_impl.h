@@ -1,6 +1,8 @@
 // The kernels of int8 in registers of 256 bits, written against `Sums` of the including file: the sums of
 // kSumRows rows and kLanes outputs.
 
+#include "tiles_impl.h"
+
 using c10::BFloat16;
 
 // 32 values as 8 bits; the packing saturates, and a NaN and what is too small become the smallest int32.
@@ -39,44 +41,32 @@ void quantize(const In* const* rows, int64_t count, int64_t channels, float inve
   }
 }
 
-// kSumRows rows and a panel of kLanes outputs; panel_stride: from the weights of one quad to the next.
+// Sums::kSumRows rows and a panel of kLanes outputs; panel_stride: from the weights of one quad to the next.
 template <typename Out>
 inline void multiply_rows(const QuantizedRows<Out>& rows, int64_t row, int64_t output, int64_t outputs,
                           int64_t quads, const int8_t* weights, int64_t panel_stride, const float* scales,
                           const float* bias, int32_t* sums, int64_t sum_stride, bool first, bool last) {
-  if (last)
-    for (int i = 0; i < Sums::kSumRows && row + i < rows.count; ++i)
-      __builtin_prefetch(rows.results + (row + i) * rows.stride + output, 1);
-  Sums totals;
+  constexpr int kVectors = kLanes / F32::kLanes;
+  if (last) prefetch_results(rows, row, Sums::kSumRows, output, kLanes);
+  Sums products;
   const uint8_t* inputs = rows.inputs + row * rows.input_stride;
   for (int64_t k = 0; k < quads; ++k, weights += panel_stride)
-    totals.add(inputs + kQuad * k, rows.input_stride, weights);
-  const __m256 least = F32::broadcast(rows.relu ? 0 : -std::numeric_limits<float>::infinity());
-  for (int i = 0; i < Sums::kSumRows; ++i) {
-    for (int half = 0; half < 2; ++half) {
-      const int64_t place = output + half * F32::kLanes;
-      __m256i total = totals.outputs(i, half);
-      __m256i* sum = reinterpret_cast<__m256i*>(sums + i * sum_stride + half * F32::kLanes);
-      if (!first) total = _mm256_add_epi32(total, _mm256_loadu_si256(sum));
-      if (!last) {
-        _mm256_storeu_si256(sum, total);
-        continue;
-      }
-      const int lanes = static_cast<int>(std::min<int64_t>(F32::kLanes, outputs - place));
-      if (row + i >= rows.count || lanes <= 0) continue;
-      __m256 value = F32::fma(_mm256_cvtepi32_ps(total), F32::load(scales + half * F32::kLanes),
-                              F32::load(bias + half * F32::kLanes));
-      Out* result = rows.results + (row + i) * rows.stride + place;
-      if (lanes == F32::kLanes) {
-        if (rows.added != nullptr) value = F32::add(value, F32::load(rows.added[row + i] + place));
-        F32::store(result, F32::max(least, value));
-      } else {
-        if (rows.added != nullptr)
-          value = F32::add(value, F32::load_partial(rows.added[row + i] + place, lanes));
-        F32::store_partial(result, F32::max(least, value), lanes);
-      }
-    }
+    products.add(inputs + kQuad * k, rows.input_stride, weights);
+  const auto total = [&](auto i, auto j) {
+    const __m256i* sum = reinterpret_cast<const __m256i*>(sums + i * sum_stride + j * F32::kLanes);
+    const __m256i of_this = products.outputs(i, j);
+    return first ? of_this : _mm256_add_epi32(of_this, _mm256_loadu_si256(sum));
+  };
+  if (!last) {
+    unrolled<Sums::kSumRows, kVectors>([&](auto i, auto j) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + i * sum_stride + j * F32::kLanes), total(i, j));
+    });
+    return;
   }
+  write_results<Sums::kSumRows, kVectors>(rows, row, output, outputs, [&](auto i, auto j) {
+    return F32::fma(_mm256_cvtepi32_ps(total(i, j)), F32::load(scales + j * F32::kLanes),
+                    F32::load(bias + j * F32::kLanes));
+  });
 }
 
 template <typename Out>
@@ -84,7 +74,7 @@ void multiply(const QuantizedRows<Out>& rows, int64_t first_quad, int64_t quads,
               int64_t outputs, const int8_t* weights, const float* scales, const float* bias, int32_t* sums) {
   const int64_t padded = (outputs + kLanes - 1) / kLanes * kLanes;
   const bool first = first_quad == 0, last = first_quad + quads == all_quads;
-  const auto run = [&](int64_t row, int64_t chunk) {
+  for_each_tile(rows.count, outputs, kChunk, padded * all_quads * kQuad, [&](int64_t row, int64_t chunk) {
     const int64_t width = std::min(kChunk, padded - chunk);
     const int8_t* from = weights + (chunk * all_quads + first_quad * width) * kQuad;
     for (int64_t panel = 0; panel < width; panel += kLanes)
@@ -92,13 +82,5 @@ void multiply(const QuantizedRows<Out>& rows, int64_t first_quad, int64_t quads,
         multiply_rows(rows, some, chunk + panel, outputs, quads, from + panel * kQuad, width * kQuad,
                       scales + chunk + panel, bias + chunk + panel, sums + some * padded + chunk + panel,
                       padded, first, last);
-  };
-  // Weights that fit in the cache stay there, and results are written in their order; otherwise rows do.
-  if (padded * all_quads * kQuad <= kFewWeights) {
-    for (int64_t row = 0; row < rows.count; row += kRows)
-      for (int64_t output = 0; output < outputs; output += kChunk) run(row, output);
-  } else {
-    for (int64_t output = 0; output < outputs; output += kChunk)
-      for (int64_t row = 0; row < rows.count; row += kRows) run(row, output);
-  }
+  });
 }

@@ -1,5 +1,7 @@
 // The kernels of int8 in registers of 512 bits, written against F32 of the including file.
 
+#include "tiles_impl.h"
+
 using c10::BFloat16;
 using Register = I32::Register;
 
@@ -55,48 +57,36 @@ template <int kVectors, typename Out>
 inline void multiply_rows(const QuantizedRows<Out>& rows, int64_t row, int64_t output, int64_t outputs,
                           int64_t quads, const int8_t* weights, const float* scales, const float* bias,
                           int32_t* sums, int64_t sum_stride, bool first, bool last) {
+  if (last) prefetch_results(rows, row, kRows, output, kVectors * kLanes);
   Register totals[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j)
-      totals[i][j] = first ? I32::zero() : Register(_mm512_loadu_si512(sums + i * sum_stride + j * kLanes));
-  // Where the results go: it arrives while they are computed.
-  if (last)
-    for (int i = 0; i < kRows && row + i < rows.count; ++i)
-      for (int64_t j = 0; j < kVectors * kLanes; j += 64 / int64_t(sizeof(Out)))
-        __builtin_prefetch(rows.results + (row + i) * rows.stride + output + j, 1);
+  unrolled<kRows, kVectors>([&](auto i, auto j) { totals[i][j] = I32::zero(); });
   const uint8_t* inputs = rows.inputs + row * rows.input_stride;
-  for (int64_t k = 0; k < quads; ++k, weights += kQuad * kVectors * kLanes) {
+  for (int64_t k = 0; k < quads; ++k, inputs += kQuad, weights += kQuad * kVectors * kLanes) {
     Register weight[kVectors];
-    for (int j = 0; j < kVectors; ++j) weight[j] = load_quads(weights + kQuad * j * kLanes);
-    for (int i = 0; i < kRows; ++i) {
-      const Register value = broadcast_quad(inputs + i * rows.input_stride + kQuad * k);
-      for (int j = 0; j < kVectors; ++j) totals[i][j] = add_products(totals[i][j], value, weight[j]);
-    }
+    unrolled<kVectors>([&](auto j) { weight[j] = load_quads(weights + kQuad * j * kLanes); });
+    unrolled<kRows>([&](auto i) {
+      const Register value = broadcast_quad(inputs + i * rows.input_stride);
+      unrolled<kVectors>([&](auto j) { totals[i][j] = add_products(totals[i][j], value, weight[j]); });
+    });
   }
+  if (!first)
+    unrolled<kRows, kVectors>([&](auto i, auto j) {
+      totals[i][j] += Register(_mm512_loadu_si512(sums + i * sum_stride + j * kLanes));
+    });
   if (!last) {
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < kVectors; ++j)
-        _mm512_storeu_si512(sums + i * sum_stride + j * kLanes, __m512i(totals[i][j]));
+    unrolled<kRows, kVectors>([&](auto i, auto j) {
+      _mm512_storeu_si512(sums + i * sum_stride + j * kLanes, __m512i(totals[i][j]));
+    });
     return;
   }
-  const __m512 least = F32::broadcast(rows.relu ? 0 : -std::numeric_limits<float>::infinity());
-  for (int j = 0; j < kVectors; ++j) {
-    const int64_t place = output + j * kLanes;
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, outputs - place));
-    const __m512 scale = F32::load(scales + j * kLanes), offset = F32::load(bias + j * kLanes);
-    for (int i = 0; i < kRows && row + i < rows.count; ++i) {
-      __m512 value = F32::fma(I32::to_float(totals[i][j]), scale, offset);
-      Out* result = rows.results + (row + i) * rows.stride + place;
-      if (lanes == kLanes) {
-        if (rows.added != nullptr) value = F32::add(value, F32::load(rows.added[row + i] + place));
-        F32::store(result, F32::max(least, value));
-      } else {
-        if (rows.added != nullptr)
-          value = F32::add(value, F32::load_partial(rows.added[row + i] + place, lanes));
-        F32::store_partial(result, F32::max(least, value), lanes);
-      }
-    }
-  }
+  __m512 scale[kVectors], offset[kVectors];
+  unrolled<kVectors>([&](auto j) {
+    scale[j] = F32::load(scales + j * kLanes);
+    offset[j] = F32::load(bias + j * kLanes);
+  });
+  write_results<kRows, kVectors>(rows, row, output, outputs, [&](auto i, auto j) {
+    return F32::fma(I32::to_float(totals[i][j]), scale[j], offset[j]);
+  });
 }
 
 template <typename Out>
@@ -104,29 +94,13 @@ void multiply(const QuantizedRows<Out>& rows, int64_t first_quad, int64_t quads,
               int64_t outputs, const int8_t* weights, const float* scales, const float* bias, int32_t* sums) {
   const int64_t padded = (outputs + kLanes - 1) / kLanes * kLanes;
   const bool first = first_quad == 0, last = first_quad + quads == all_quads;
-  const auto run = [&](int64_t row, int64_t output) {
+  for_each_tile(rows.count, outputs, kChunk, padded * all_quads * kQuad, [&](int64_t row, int64_t output) {
     const int64_t width = std::min(kChunk, padded - output);
     const int8_t* from = weights + (output * all_quads + first_quad * width) * kQuad;
-    const auto run_as = [&](auto vectors) {
-      multiply_rows<decltype(vectors)::value>(rows, row, output, outputs, quads, from, scales + output,
-                                              bias + output, sums + row * padded + output, padded, first,
-                                              last);
-    };
-    if (width == 4 * kLanes)
-      run_as(std::integral_constant<int, 4>());
-    else if (width == 3 * kLanes)
-      run_as(std::integral_constant<int, 3>());
-    else if (width == 2 * kLanes)
-      run_as(std::integral_constant<int, 2>());
-    else
-      run_as(std::integral_constant<int, 1>());
-  };
-  // Weights that fit in the cache stay there, and results are written in their order; otherwise rows do.
-  if (padded * all_quads * kQuad <= kFewWeights) {
-    for (int64_t row = 0; row < rows.count; row += kRows)
-      for (int64_t output = 0; output < outputs; output += kChunk) run(row, output);
-  } else {
-    for (int64_t output = 0; output < outputs; output += kChunk)
-      for (int64_t row = 0; row < rows.count; row += kRows) run(row, output);
-  }
+    with_panels<kChunk / kLanes>(width / kLanes, [&](auto panels) {
+      multiply_rows<decltype(panels)::value>(rows, row, output, outputs, quads, from, scales + output,
+                                             bias + output, sums + row * padded + output, padded, first,
+                                             last);
+    });
+  });
 }

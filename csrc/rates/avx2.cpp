@@ -9,18 +9,7 @@ namespace rate_loops {
 using namespace rates;
 
 #include "loops_impl.h"
-
-float float32(int64_t repeats) {
-  using Factor = F32::Register;
-  return repeat(repeats, F32::zero(), F32::broadcast(0.5f),
-                [&](F32::Register sum, Factor factor) { return F32::fma(sum, factor, factor); });
-}
-
-float int16(int64_t repeats) {
-  using Factor = I32::Register;
-  return repeat(repeats, I32::zero(), I32::Register(_mm256_set1_epi16(3)),
-                [&](I32::Register sum, Factor factor) { return I32::add_products(sum, factor, factor); });
-}
+#include "plain_loops_impl.h"
 
 }  // namespace rate_loops
 #include "simd/avx2_end.h"

@@ -107,9 +107,13 @@ struct F32 {
     second = load(from + kLanes);
   }
   template <typename T>
-  static void store_pair(T* to, Register first, Register second) {
+  static void store_neighbours(T* to, Register first, Register second) {
     store(to, first);
     store(to + kLanes, second);
+  }
+  template <typename T>
+  static void store_pair(T* to, Register first, Register second) {
+    store_neighbours(to, first, second);
   }
 
   template <typename T>

@@ -37,4 +37,8 @@ struct BF16 : Pairs {
 struct F32WithBf16 : F32 {
   using F32::store;
   static void store(c10::BFloat16* to, Register value) { BF16::store(to, value); }
+  template <typename T>
+  static void store_neighbours(T* to, Register first, Register second) {
+    BF16::store_pair(to, first, second);
+  }
 };

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
+from ._gradients import PreparedWeight, gradient_before_relu
 
 __all__ = [
     "PointwiseWeight",
@@ -109,7 +110,7 @@ def add_pointwise_conv_(
     return sum
 
 
-class PreparedPointwise:
+class PreparedPointwise(PreparedWeight[PointwiseWeight]):
     """What `conv1x1` makes of a weight, forward and backward, made when it is first wanted.
 
     Args:
@@ -118,17 +119,11 @@ class PreparedPointwise:
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
+        super().__init__()
         self._weight, self._dtype = weight.detach(), dtype
-        self._made: dict[bool, PointwiseWeight] = {}
 
-    def get(self, transposed: bool) -> PointwiseWeight:
-        """
-        Args:
-            transposed: for the gradient of the input.
-        """
-        if transposed not in self._made:
-            self._made[transposed] = _reordered(None, self._weight, self._dtype, transposed)
-        return self._made[transposed]
+    def _make(self, transposed: bool) -> PointwiseWeight:
+        return _reordered(None, self._weight, self._dtype, transposed)
 
 
 def conv1x1(
@@ -181,9 +176,7 @@ class _Conv1x1(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight, output = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        if output is not None:
-            grad = torch.ops.mrcnn_ext.relu_gradient(grad, output)
+        grad = gradient_before_relu(grad, output)
         of_x = of_weight = of_bias = None
         wants_x, wants_weight, wants_bias, wants_add = ctx.needs_input_grad[:4]
         if wants_x and ctx.stride == 1:

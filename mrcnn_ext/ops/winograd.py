@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _extension
+from ._gradients import PreparedWeight, gradient_before_relu
 
 __all__ = [
     "PreparedConv3x3",
@@ -139,7 +140,7 @@ def winograd_weight_gradient(
     return of_weight, of_bias if bias else None
 
 
-class PreparedConv3x3:
+class PreparedConv3x3(PreparedWeight[WinogradWeight]):
     """What `conv3x3` makes of a weight, forward and backward, made when it is first wanted.
 
     Args:
@@ -148,17 +149,11 @@ class PreparedConv3x3:
     """
 
     def __init__(self, weight: Tensor, int16: bool):
+        super().__init__()
         self._weight, self._int16 = weight.detach(), int16
-        self._made: dict[bool, WinogradWeight] = {}
 
-    def get(self, transposed: bool) -> WinogradWeight:
-        """
-        Args:
-            transposed: for the gradient of the input.
-        """
-        if transposed not in self._made:
-            self._made[transposed] = winograd_weight(self._weight, self._int16, transposed)
-        return self._made[transposed]
+    def _make(self, transposed: bool) -> WinogradWeight:
+        return winograd_weight(self._weight, self._int16, transposed)
 
 
 def conv3x3(
@@ -209,9 +204,7 @@ class _Conv3x3(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight, output = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        if output is not None:
-            grad = torch.ops.mrcnn_ext.relu_gradient(grad, output)
+        grad = gradient_before_relu(grad, output)
         of_x = of_weight = of_bias = None
         wants_x, wants_weight, wants_bias, _, wants_add = ctx.needs_input_grad[:5]
         if wants_x:
@@ -232,10 +225,6 @@ if _extension.is_available():
     def _fake(x, weight, scale, bias, add, relu):
         output = x.new_empty((x.shape[0], weight.shape[1] * 16, *x.shape[2:]))
         return output.contiguous(memory_format=torch.channels_last)
-
-    @torch.library.register_fake("mrcnn_ext::relu_gradient")
-    def _fake_relu_gradient(grad, output):
-        return torch.empty_like(grad, memory_format=torch.channels_last)
 
     @torch.library.register_fake("mrcnn_ext::winograd_weight_gradient")
     def _fake_weight_gradient(grad, x, int16, bias):

@@ -248,6 +248,7 @@ def test_without_the_compiled_operators_it_says_so(monkeypatch):
 @BOTH
 @pytest.mark.parametrize("stride, relu", [(1, True), (1, False), (2, True)])
 def test_gradients(dtype, stride, relu):
+    torch.manual_seed(0)  # sums next to where bf16 rounds up or down may differ
     x, weight, bias = random_case(dtype, 2, 33 if dtype == torch.float32 else 32, 48, 8, 11)
     add = torch.randn(2, 48, -(-8 // stride), -(-11 // stride)).to(dtype)
     weight = weight.to(dtype).float()[:, :, None, None]
