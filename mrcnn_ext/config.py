@@ -211,7 +211,8 @@ def add_mrcnn_ext_config(cfg: CfgNode) -> None:
     # Evaluate an accelerated copy of the model (mrcnn_ext.accelerate), in bf16 where the device has it.
     cfg.MODEL.setdefault("ACCELERATE", False)
     # Of that, 1x1 convolutions and linear layers in int8 on processors with AVX2: the file of a calibration
-    # (model.acceleration.int8.save), or the name of a dataset to calibrate with.
+    # (model.acceleration.int8.save), or, as trainings need for their evaluations, the name of a dataset to calibrate
+    # with.
     cfg.MODEL.setdefault("ACCELERATE_INT8", "")
 
     # Train the model accelerated: fused pooling, channels-last, and on the CPU faster convolutions, most of all

@@ -1,7 +1,10 @@
-"""Imports within the package point one way."""
+"""Imports within the package point one way, and every compiled operator has a test where the sanitizers look."""
 
 import ast
+import re
 from pathlib import Path
+
+import pytest
 
 import mrcnn_ext
 
@@ -93,3 +96,19 @@ def test_lower_rooms_do_not_import_detectron2():
 def test_acceleration_knows_no_detectors():
     for path in (PACKAGE / "accel").glob("*.py"):
         assert not any(name.startswith(("torchvision.models", "timm")) for name in imports(path)), path
+
+
+def test_every_compiled_operator_has_a_test():
+    """In tests/ops, which runs under the sanitizers: by its name, or by that of a module of ops which names it."""
+    root = PACKAGE.parent
+    if not (root / "csrc").is_dir():
+        pytest.skip("not a checkout")
+    operators = re.findall(r'm\.def\(\s*"(\w+)\(', (root / "csrc" / "registration.cpp").read_text())
+    assert len(operators) > 10
+    ops = {path.stem: path.read_text() for path in (PACKAGE / "ops").glob("*.py")}
+    tests = "\n".join(path.read_text() for path in (root / "tests" / "ops").glob("*.py"))
+    for operator in operators:
+        named = re.compile(rf"\b{operator}\b")
+        modules = [stem for stem, text in ops.items() if named.search(text) and not stem.startswith("__")]
+        imported = any(re.search(rf"ops(\.| import .*){stem}\b", tests) for stem in modules)
+        assert imported or named.search(tests), operator

@@ -18,6 +18,7 @@ except ModuleNotFoundError:
 import torch
 
 from mrcnn_ext.benchmark.zoo import markdown, measure_zoo, zoo_configs
+from mrcnn_ext.files import replacing
 
 
 def main():
@@ -26,7 +27,7 @@ def main():
     )
     parser.add_argument("--output", type=Path, default=Path("MODEL_ZOO.md"))
     parser.add_argument("--rows", type=Path, default=Path("output/model_zoo.csv"), help="kept between calls")
-    parser.add_argument("--no-times", action="store_true", help="parameters and GFLOPs alone")
+    parser.add_argument("--no-times", action="store_true", help="parameters and GMACs alone")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="configs whose names hold one")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no config after so many")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds for each config's times, about")
@@ -39,7 +40,8 @@ def main():
     rows, left = measure_zoo(names, args.rows, args.budget, args.threads, not args.no_times, args.seconds)
     # Without what chooses a slice: the page holds the whole zoo.
     command = ["python", "tools/make_model_zoo.py", *(["--no-times"] if args.no_times else [])]
-    args.output.write_text(markdown(rows, shlex.join(command)))
+    with replacing(args.output, "w") as file:
+        file.write(markdown(rows, shlex.join(command)))
     print(f"wrote {args.output}: {len(names) - len(left)} of {len(names)} configs measured")
     if left:
         print(f"left: {', '.join(left)}")

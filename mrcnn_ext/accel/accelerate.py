@@ -1,6 +1,7 @@
 """One line that makes a detector faster. Which detectors there are, and what in them, frameworks register."""
 
 import copy as copy_module
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from torch import nn
 from .cuda_graphs import GraphedMethod, choose_cuda_graphs
 from .fused_blocks import ConvNorm
 from .fused_module import FusedModule, replace_child, replace_method, restore
-from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8
+from .int8 import Int8Calibration, apply_int8, calibrate_int8, check_int8, leave_int8, state_digest
 from .mixed_precision import AutocastNetwork, Float32Network, is_float32_only
 from .policy import KernelPolicy, choose_half, choose_winograd
 from .rules import fuse, fuse_children
@@ -46,6 +47,14 @@ class Framework:
             padded: whether proposals are.
         """
         return iter(())
+
+    def inputs_of_dataset(self, model: nn.Module, name: str) -> list:
+        """What to call a model with to calibrate it by a dataset.
+
+        Raises:
+            ValueError: there is no dataset of this name.
+        """
+        raise ValueError(f"int8: {name!r} is no file, and {self.name} has no registered datasets")
 
     def fuse_poolers(self, model: nn.Module) -> str:
         """Pools RoIs from all levels in one call."""
@@ -168,6 +177,7 @@ def accelerate(
     cuda_graphs: bool | str = "auto",
     targets: bool = True,
     int8: Sequence | Int8Calibration | str | os.PathLike | None = None,
+    int8_bound: float = 0.1,
 ) -> nn.Module:
     """Makes a Faster, Mask, Keypoint or Cascade R-CNN of detectron2 or torchvision faster, its results the same.
 
@@ -214,9 +224,13 @@ def accelerate(
         int8: of ``convolutions``, those of 1x1, linear layers and transposed ones that double their maps run in int8 on
             processors with AVX2, fastest with VNNI, and those of 3x3 that ``winograd`` takes on those with AVX512-VNNI,
             but for predictions and those found too sensitive; all others as without. A list of inputs to calibrate
-            with, each of which the model is called with, a few images as the model will see; or an earlier calibration,
-            ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very weights that they
-            were made with. A NaN does not outlast a 1x1 or linear layer in int8.
+            with, each of which the model is called with, a few images as the model will see; or the name of a dataset
+            registered with detectron2, of which 16 images are taken, their shorter side 800 pixels; or an earlier
+            calibration, ``model.acceleration.int8``, or the path where its ``save`` put it. Those are for the very
+            weights that they were made with: when the model loads others, it warns and goes on without int8. A NaN does
+            not outlast a 1x1 or linear layer in int8.
+        int8_bound: of a calibration with inputs, how wrong the results of each network may be, as a part of their
+            standard deviation. Its most sensitive layers stay out of int8 until they are not.
 
     Returns:
         The accelerated model, in evaluation mode unless for training.
@@ -234,6 +248,8 @@ def accelerate(
         raise ValueError(f'winograd must be "auto", "float32", "int16" or False, got {winograd!r}')
     if masks not in (True, False, "auto", "lazy"):
         raise ValueError(f'masks must be True, False, "auto" or "lazy", got {masks!r}')
+    if not 0 < int8_bound <= 1:
+        raise ValueError(f"int8_bound must be above 0 and at most 1, got {int8_bound!r}")
     for name, value in (("padded", padded), ("cuda_graphs", cuda_graphs)):
         if value not in (True, False, "auto"):
             raise ValueError(f'{name} must be True, False or "auto", got {value!r}')
@@ -246,7 +262,7 @@ def accelerate(
     arithmetic, how = choose_winograd(
         winograd, device, torch.float16 if float16 else dtype, convolutions, in_bf16
     )
-    calibration = check_int8(int8, model, device, training, convolutions)
+    calibration = check_int8(int8, model, device, training, convolutions, framework.inputs_of_dataset)
     can_be_lazy = framework.postprocesses_as_stock(model)
     if masks == "auto":
         masks = "lazy" if can_be_lazy else True
@@ -254,8 +270,10 @@ def accelerate(
         raise ValueError(f'masks="lazy": {type(model).__name__} has post-processing of its own')
     padding = (False, "") if training else _choose_padding(framework, model, padded, detections, device)
     graphs = (False, "") if training else choose_cuda_graphs(cuda_graphs, device)
+    was_training = model.training
     model = copy_module.deepcopy(model) if copy else model
     restore(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     model.train(training)
     networks = [(name, is_head) for name, _, is_head in framework.networks(model)]
     report = Acceleration("training" if training else "inference", bool(in_bf16))
@@ -276,10 +294,15 @@ def accelerate(
         steps["masks"] = framework.masks(model, masks == "lazy") if masks else "off"
         steps["int8"] = "off"
         if calibration is not None:
-            if not isinstance(calibration, Int8Calibration):
-                calibration = calibrate_int8(model, networks, calibration)
-            report.int8 = calibration
-            steps["int8"] = apply_int8(model, calibration)
+            try:
+                if not isinstance(calibration, Int8Calibration):
+                    calibration = calibrate_int8(model, networks, calibration, int8_bound)
+                report.int8, steps["int8"] = calibration, apply_int8(model, calibration)
+            except BaseException:
+                _undo(model, modules, was_training)
+                raise
+            if _heed_loaded_weights not in model._load_state_dict_post_hooks.values():
+                model.register_load_state_dict_post_hook(_heed_loaded_weights)
         steps["padded"] = padding[1]
         if padding[0]:
             framework.pad(model)
@@ -297,6 +320,29 @@ def fuse_poolers(model: nn.Module) -> str:
         TypeError: ``model`` is no GeneralizedRCNN.
     """
     return framework_of(model).fuse_poolers(model)
+
+
+def _undo(model, modules, was_training):
+    """Makes a model what it was before it was accelerated, of these modules by name."""
+    restore(model).train(was_training)
+    for name, module in modules.items():
+        if model.get_submodule(name) is not module:  # poolers
+            model.set_submodule(name, module)
+    model.__dict__.pop("acceleration", None)
+
+
+def _heed_loaded_weights(model, _):
+    """Takes a model out of int8 when it has other weights than it was calibrated with: the ranges of its layers would
+    be wrong by any amount."""
+    report = getattr(model, "acceleration", None)
+    if report is None or report.int8 is None or report.int8.digest == state_digest(model):
+        return
+    leave_int8(model)
+    report.int8, report.steps["int8"] = None, "off: weights were loaded that it was not calibrated with"
+    logging.getLogger(__name__).warning(
+        "int8: weights were loaded that the model was not calibrated with, so that it is not in int8 any more: "
+        "accelerate it again, with inputs"
+    )
 
 
 def _choose_padding(framework, model, padded, detections, device) -> tuple[bool, str]:

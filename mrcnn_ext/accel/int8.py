@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
 from .fused_module import PreparedWeights
 from .int8_ranges import Int8Range, Observer, WinogradObserver
 
-__all__ = ["Int8Calibration", "Int8Layer", "apply_int8", "calibrate_int8", "check_int8", "state_digest"]
+__all__ = [
+    "Int8Calibration",
+    "Int8Layer",
+    "apply_int8",
+    "calibrate_int8",
+    "check_int8",
+    "leave_int8",
+    "state_digest",
+]
 
 _FORMAT, _VERSION = "mrcnn_ext int8 calibration", 1
 _LAYERS = (FusedConv2d, FusedConvTranspose2d, FusedLinear)
@@ -145,19 +153,26 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_int8(int8, model: nn.Module, device: torch.device, training: bool, convolutions: bool):
-    """The argument ``int8`` of `accelerate`, a file loaded, or None for no int8.
+def check_int8(
+    int8,
+    model: nn.Module,
+    device: torch.device,
+    training: bool,
+    convolutions: bool,
+    inputs_of_dataset: Callable[[nn.Module, str], list],
+):
+    """The argument ``int8`` of `accelerate`, a file or a dataset loaded, or None for no int8.
 
     Raises:
         OSError: the file cannot be read.
         TypeError: it is something else.
-        ValueError: it was made for other weights, or int8 cannot be had.
+        ValueError: it was made for other weights, there is no file or dataset of its name, or int8 cannot be had.
     """
     if int8 is None or int8 is False:
         return None
     why_not = None
     if training:
-        why_not = "it is for inference"
+        why_not = "it is for inference (model.eval() before, or training=False)"
     elif not convolutions:
         why_not = "convolutions is False"
     elif device.type != "cpu":
@@ -166,7 +181,11 @@ def check_int8(int8, model: nn.Module, device: torch.device, training: bool, con
         why_not = "it needs the compiled operators and a processor with AVX2"
     if why_not is not None:
         raise ValueError(f"int8 cannot be had: {why_not}")
-    calibration = Int8Calibration.load(int8) if isinstance(int8, (str, os.PathLike)) else int8
+    calibration = int8
+    if isinstance(int8, str) and not os.path.exists(int8):
+        calibration = inputs_of_dataset(model, int8)
+    elif isinstance(int8, (str, os.PathLike)):
+        calibration = Int8Calibration.load(int8)
     if isinstance(calibration, Int8Calibration):
         if calibration.digest != state_digest(model):
             what = f"the calibration {int8}" if calibration is not int8 else "the calibration"
@@ -174,7 +193,7 @@ def check_int8(int8, model: nn.Module, device: torch.device, training: bool, con
         return calibration
     if not isinstance(calibration, Sequence):
         raise TypeError(
-            "int8 must be a list of inputs, an Int8Calibration or the path of one, got "
+            "int8 must be a list of inputs, the name of a dataset, an Int8Calibration or the path of one, got "
             f"{type(calibration).__name__}"
         )
     if not calibration:
@@ -203,6 +222,12 @@ def apply_int8(model: nn.Module, calibration: Int8Calibration) -> str:
         left += f"; {len(calibration.winograd)} of 3x3 not without AVX512-VNNI"
         return f"{len(calibration.layers)} layers{left}"
     return f"{len(calibration.errors)} layers{left}"
+
+
+def leave_int8(model: nn.Module) -> None:
+    """Lets all layers of a fused model compute as without int8."""
+    for name, layer in _candidates(model):
+        _set(name, layer, None)
 
 
 def calibrate_int8(
@@ -298,7 +323,7 @@ def _warn(calibration, observers, networks):
 def _call(model, value, number):
     try:
         model(value)
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
+    except (AssertionError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise ValueError(
             f"int8: the model cannot be called with input {number} (from 0), a {type(value).__name__} ({error}). int8 "
             'is a list of what the model is called with, [[{"image": ...}], ...] of one of detectron2 say'

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import roi_align
 
 from ..engine.launch import launch
-from .cost import Assumptions, Cost, Hardware, cost_of
+from .cost import Cost, cost_of
+from .hardware import Assumptions, Hardware
 from .model import Case, Subject
 from .step_profile import profile_step
 

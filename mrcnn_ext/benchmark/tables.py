@@ -4,6 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import replacing
+
 __all__ = ["Target", "write_csv"]
 
 
@@ -32,9 +34,9 @@ class Target:
 
 
 def write_csv(rows: list[dict], path: Path) -> None:
-    """Rows may have different columns; a cell that a row lacks is empty."""
+    """Rows may have different columns; a cell that a row lacks is empty. The file is whole or as it was."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+    with replacing(path, "w") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

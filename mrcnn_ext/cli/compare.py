@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ..files import replacing
 from .run_folders import dataset_of, results_of
 
 
@@ -43,14 +44,18 @@ def command(runs, truth, samples, seed, csv_file):
     from ..evaluation.comparison import compare
     from ..evaluation.result_files import read_results
 
-    truth, name = _truth(truth, Path(runs[0]))
+    annotations, name = _truth(truth, Path(runs[0]))
     files = [results_of(Path(run), name) for run in runs]
     if csv_file and Path(csv_file).resolve() in {file.resolve() for file in files}:
         raise ValueError(f"--csv {csv_file} is one of the runs: give another file")
+    if not (truth and Path(truth).is_file()):
+        _note_other_data(runs, files, name)
     rows = []
-    records = [read_results(file, truth) for file in files]
-    tasks = _tasks(truth, records)
-    evaluated = [_matches(truth, own, tasks, str(file)) for own, file in zip(records, files, strict=True)]
+    records = [read_results(file, annotations) for file in files]
+    tasks = _tasks(annotations, records)
+    evaluated = [
+        _matches(annotations, own, tasks, str(file)) for own, file in zip(records, files, strict=True)
+    ]
     for task in tasks:
         having = [k for k, run in enumerate(evaluated) if task in run]
         compared = compare([evaluated[k][task] for k in having], samples, seed)
@@ -82,6 +87,14 @@ def _truth(truth: str | None, run: Path):
         _check_registered(truth)
     name = truth or dataset_of(run, "--truth")
     return TruthCOCO(coco_content(name)), name
+
+
+def _note_other_data(runs, files, name):
+    """Says of which runs the results are of another dataset than the annotations."""
+    for run, file in zip(runs, files, strict=True):
+        own = file.parent.name if file.parent.parent.name == "inference" else name
+        if own != name:
+            click.echo(f"note: {run} was evaluated on {own}, and is laid beside {name}", err=True)
 
 
 def _check_registered(name):
@@ -152,8 +165,8 @@ def _write(rows, path):
         "difference low",
         "difference high",
     )
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+    with replacing(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(names)
         for row in rows:
             cells = [row["task"], row["run"], row["metric"]]

@@ -247,6 +247,8 @@ def prepare_command(dataset, root, archives, download, minival, coarse, quiet):
             fine = prepare_cityscapes(root, coarse=coarse, **options)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+    if dataset == "lvis":  # beside COCO's images
+        root = os.path.normpath(os.path.join(root, "..", "lvis"))
     click.echo(f"\n{root}: {'ready' if fine else 'not as it should be, see above'}")
     if not fine:
         sys.exit(1)
@@ -294,6 +296,7 @@ def sample_command(output, train, val):
       mrcnn-ext datasets sample
       mrcnn-ext train data=sample/sample.yaml model=quickstart epochs=5
     """
+    from ..files import replacing
     from ..scenes import write_dataset
 
     written = write_dataset(
@@ -309,7 +312,8 @@ def sample_command(output, train, val):
     file = folder / f"{folder.resolve().name}.yaml"
     parts = [part for part, count in (("train", train), ("val", val)) if count]
     if written or not file.exists():
-        file.write_text("".join(f"{part}: [annotations/instances_{part}.json, .]\n" for part in parts))
+        with replacing(file, "w") as out:
+            out.writelines(f"{part}: [annotations/instances_{part}.json, .]\n" for part in parts)
     click.echo(f"{file}: {train} training and {val} validation images. Look at them, and train on them:")
     click.echo(f"  mrcnn-ext datasets check {file} --pictures drawn")
     if train:

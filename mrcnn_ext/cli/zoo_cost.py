@@ -1,44 +1,66 @@
 """``mrcnn-ext zoo cost``."""
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import click
 
-_NAMES = ("fp32", "tf32", "amp")
+from ..benchmark.hardware import EFFICIENCY, GPUS, PRECISIONS, Assumptions
+
 _COUNTS = (1, 8, 64, 512)
+_ASSUMED = Assumptions()
+_COUNT = click.IntRange(min=1)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
-def _cost(name, default, help):
+def _assumed(name, default, help, type=_POSITIVE):
     """An option of `Assumptions`."""
-    return click.option(name, type=float, default=default, show_default=True, help=help)
+    return click.option(name, type=type, default=default, show_default=True, help=help)
 
 
 @click.command("cost")
 @click.argument("name")
-@click.option("--gpus", type=int, multiple=True, default=_COUNTS, show_default=True, help="May be repeated.")
-@click.option("--gpu", type=click.Choice(["v100", "a100", "h100"]), default="a100", show_default=True)
-@click.option("--precision", type=click.Choice(_NAMES), default="tf32", show_default=True)
-@click.option("--images-per-gpu", type=int, default=2, show_default=True, help="Of a step.")
+@click.option(
+    "--gpus", type=_COUNT, multiple=True, default=_COUNTS, show_default=True, help="May be repeated."
+)
+@click.option("--gpu", type=click.Choice(list(GPUS)), default="a100", show_default=True)
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="tf32", show_default=True)
+@click.option("--images-per-gpu", type=_COUNT, default=2, show_default=True, help="Of a step.")
 @click.option("--size", default="800x1216", show_default=True, help="Height x width of images.")
-@click.option("--peak", type=float, metavar="TFLOPS", help="Of the GPU [default: its data sheet's].")
-@click.option("--bandwidth", type=float, metavar="GB/S", help="Of its memory [default: its data sheet's].")
-@click.option("--memory", type=float, metavar="GB", help="That it has [default: its data sheet's].")
-@click.option("--link", type=float, metavar="GB/S", help="It sends within a machine [default: NVLink's].")
-@click.option("--network", type=float, metavar="GB/S", help="Its network card sends [default: the DGX's].")
-@click.option("--per-machine", type=int, help="GPUs of a machine [default: 8].")
+@click.option("--peak", type=_POSITIVE, metavar="TFLOPS", help="Of the GPU [default: its data sheet's].")
+@click.option(
+    "--bandwidth", type=_POSITIVE, metavar="GB/S", help="Of its memory [default: its data sheet's]."
+)
+@click.option("--memory", type=_POSITIVE, metavar="GB", help="That it has [default: its data sheet's].")
+@click.option("--link", type=_POSITIVE, metavar="GB/S", help="It sends within a machine [default: NVLink's].")
+@click.option(
+    "--network", type=_POSITIVE, metavar="GB/S", help="Its network card sends [default: the DGX's]."
+)
+@click.option("--per-machine", type=_COUNT, help="GPUs of a machine [default: 8].")
 @click.option(
     "--compute-efficiency",
-    type=float,
-    help="Part of the peak that convolutions reach [default: 0.6 in fp32, else 0.4].",
+    type=_POSITIVE,
+    help="Part of the peak that convolutions reach "
+    f"[default: {', '.join(f'{part} in {name}' for name, part in EFFICIENCY.items())}].",
 )
-@_cost("--memory-efficiency", 0.7, "Part of the bandwidth that other kernels reach.")
-@_cost("--link-efficiency", 0.8, "Part of the links that collectives reach.")
-@_cost("--image-kb", 163, "Of an image file; COCO's on the average.")
-@_cost("--image-ms", 30, "A core takes to read, decode and resize an image.")
-@click.option("--cores", type=int, default=8, show_default=True, help="For the data of a GPU.")
+@_assumed("--memory-efficiency", _ASSUMED.memory, "Part of the bandwidth that other kernels reach.")
+@_assumed("--link-efficiency", _ASSUMED.communication, "Part of the links that collectives reach.")
+@_assumed(
+    "--image-kb", _ASSUMED.image_bytes / 1e3, "Of an image file; COCO's on the average.", click.FloatRange(0)
+)
+@_assumed(
+    *("--image-ms", _ASSUMED.image_seconds * 1e3, "A core takes to read, decode and resize an image."),
+    click.FloatRange(0),
+)
 @click.option(
-    "--check", type=int, metavar="N", help="Predict and measure the steps of N CPU processes here, instead."
+    "--cores", type=_COUNT, default=_ASSUMED.cores, show_default=True, help="For the data of a GPU."
+)
+@click.option(
+    "--check",
+    type=_COUNT,
+    metavar="N",
+    help="Predict and measure the steps of N CPU processes here, instead.",
 )
 def cost_command(name, check, **options):
     """Time, memory, communication and data rate of training the config NAME, on paper.
@@ -57,6 +79,11 @@ def cost_command(name, check, **options):
         height, width = map(int, options["size"].split("x"))
     except ValueError:
         raise click.BadParameter(f"--size {options['size']}: height x width, 800x1216 say") from None
+    precisions = GPUS[options["gpu"]].flops
+    if options["precision"] not in precisions:
+        raise click.BadParameter(
+            f"--precision {options['precision']}: the {options['gpu']} has {', '.join(precisions)}"
+        )
     from ..engine.errors import UserError
     from ..model_zoo import find_config
 
@@ -71,8 +98,6 @@ def cost_command(name, check, **options):
 def _check(file, processes, size):
     from ..benchmark.cost_check import check_processes
 
-    if processes < 1:
-        raise click.BadParameter(f"--check {processes}: at least one process")
     with tempfile.TemporaryDirectory(prefix="mrcnn_ext-") as folder:
         found = check_processes(file, processes, size, Path(folder) / "check.json")
     click.echo(
@@ -90,7 +115,8 @@ def _check(file, processes, size):
 
 
 def _print_costs(file, size, options):
-    from ..benchmark.cost import GPUS, Assumptions, cost_of, with_options
+    from ..benchmark.cost import cost_of
+    from ..benchmark.hardware import with_options
     from ..benchmark.model import Case, Subject
     from ..benchmark.step_profile import profile_step
 
@@ -118,7 +144,9 @@ def _print_costs(file, size, options):
     )
     subject = Subject(file, opts=["MODEL.TIMM.PRETRAINED", False], calibrated=False)
     case = Case("training", *size, batch=1, instances=10)
-    profile = profile_step(subject.stock, subject.training_inputs(case), compute=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # detectron2's use of torch; nothing of the costs
+        profile = profile_step(subject.stock, subject.training_inputs(case), compute=False)
     solver = subject.cfg.SOLVER
     total = solver.MAX_ITER * solver.IMS_PER_BATCH
     click.echo(

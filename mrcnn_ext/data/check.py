@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -12,6 +13,7 @@ from .images import check_images as _check_images
 from .loading import annotation_label, clean_dicts, load_dataset
 from .problems import Problems
 from .same_names import check_same_names
+from .shares import Shares
 
 __all__ = ["check_dataset", "check_same_names"]
 
@@ -31,6 +33,7 @@ def check_dataset(
     max_size: int = 1333,
     workers: int = 8,
     quiet: bool = False,
+    sharded: bool = False,
 ) -> list[dict]:
     """
     Checks a dataset of detectron2's standard format: that its files are there and whole, and that a model can
@@ -54,6 +57,8 @@ def check_dataset(
         max_size: to which the longer side of an image is shrunk at most, INPUT.MAX_SIZE_TRAIN.
         workers: threads that look at image files.
         quiet: log no warnings of what was mended or left out.
+        sharded: all processes of a training call this, with the same arguments. Each reads the annotations, which it
+            trains on, and looks at its share of the images; all get the same findings, those of one process.
 
     Returns:
         list[dict]: the dataset's dicts, as training gets them.
@@ -63,31 +68,21 @@ def check_dataset(
         ValueError: anything else; the message names the dataset, the image, the annotation and what would be
             right.
     """
-    if isinstance(dataset, str):
-        metadata = MetadataCatalog.get(dataset) if dataset in DatasetCatalog.list() else None
-        problems = Problems(dataset, os.fspath(metadata.get("json_file") or "") if metadata else "")
-        if metadata and str(metadata.get("evaluator_type")).startswith("cityscapes_instance"):
-            check_cityscapes_tree(dataset, metadata, problems)
-            problems.raise_errors()  # detectron2's loader fails on what was found
-        dicts = load_dataset(dataset, problems)
-    else:
-        problems = Problems("(given as dicts)")
-        dicts = clean_dicts(dataset, problems)
+    shares = Shares(sharded)
+    problems = _problems_of(dataset)
+    dicts = list(shares.read(lambda: _read(dataset, problems), problems))
     if not dicts and not problems.errors:
         raise ValueError(f"dataset {problems.dataset!r} is empty: it has no images")
-    usable, with_keypoints = 0, 0
-    for record in dicts:
-        for number, annotation in enumerate(record.get("annotations", ())):
-            crowd = bool(annotation["iscrowd"])
-            usable += not crowd
-            with_keypoints += any(v > 0 for v in annotation.get("keypoints", ())[2::3])
-            for kind, text in _unfit(
-                *(annotation, num_classes, num_keypoints, needs_masks and not crowd, mask_format, crowd),
-                masks_for,
-            ):
-                problems.error(
-                    kind, annotation_label(record, annotation, number), text, image=record.get("image_id")
-                )
+    fits = partial(
+        _check_fit,
+        num_classes=num_classes,
+        num_keypoints=num_keypoints,
+        needs_masks=needs_masks,
+        masks_for=masks_for,
+        mask_format=mask_format,
+    )
+    counts = shares.check(fits, dicts, problems)
+    usable, with_keypoints = (sum(column) for column in zip(*counts, strict=True))
     if needs_annotations and not usable and not problems.errors:
         left_out = ": all were left out" if problems.warnings else ""
         problems.error(
@@ -103,11 +98,58 @@ def check_dataset(
             "MODEL.KEYPOINT_ON False, it does not)",
         )
     if check_images:
-        _check_images(dicts, problems, workers=workers, max_size=max_size, decode=decode_images)
+        look = partial(_check_images, workers=workers, max_size=max_size, decode=decode_images)
+        shares.check(look, dicts, problems)
     if not quiet:
         problems.log_warnings()
     problems.raise_errors()
     return dicts
+
+
+def _problems_of(dataset: str | Sequence[dict]) -> Problems:
+    if not isinstance(dataset, str):
+        return Problems("(given as dicts)")
+    known = dataset in DatasetCatalog.list()
+    file = MetadataCatalog.get(dataset).get("json_file") if known else None
+    return Problems(dataset, os.fspath(file or ""))
+
+
+def _read(dataset: str | Sequence[dict], problems: Problems) -> list[dict]:
+    """The dicts, mended; what is wrong goes to ``problems``, or is raised where nothing can be read."""
+    if not isinstance(dataset, str):
+        return clean_dicts(dataset, problems)
+    metadata = MetadataCatalog.get(dataset) if dataset in DatasetCatalog.list() else None
+    if metadata and str(metadata.get("evaluator_type")).startswith("cityscapes_instance"):
+        check_cityscapes_tree(dataset, metadata, problems)
+        problems.raise_errors()  # detectron2's loader fails on what was found
+    return load_dataset(dataset, problems)
+
+
+def _check_fit(
+    records: Sequence[dict],
+    problems: Problems,
+    *,
+    num_classes: int | None,
+    num_keypoints: int | None,
+    needs_masks: bool,
+    masks_for: str,
+    mask_format: str,
+) -> tuple[int, int]:
+    """Whether annotations fit the model; the numbers of those that are no crowds, and that have a visible keypoint."""
+    usable, with_keypoints = 0, 0
+    for record in records:
+        for number, annotation in enumerate(record.get("annotations", ())):
+            crowd = bool(annotation["iscrowd"])
+            usable += not crowd
+            with_keypoints += any(v > 0 for v in annotation.get("keypoints", ())[2::3])
+            for kind, text in _unfit(
+                *(annotation, num_classes, num_keypoints, needs_masks and not crowd, mask_format, crowd),
+                masks_for,
+            ):
+                problems.error(
+                    kind, annotation_label(record, annotation, number), text, image=record.get("image_id")
+                )
+    return usable, with_keypoints
 
 
 def _unfit(

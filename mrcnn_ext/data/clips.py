@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ class ClipDataset(Dataset):
         wanted: whether a clip should have a frame such as this one; clips without are left out.
 
     Raises:
-        ValueError: ``num_frames`` or ``stride`` is below 1, no image is of a video, or nothing is left.
+        ValueError: ``num_frames`` or ``stride`` is below 1, no image is of a video, a frame or track has no number, or
+            nothing is left.
     """
 
     def __init__(
@@ -47,14 +49,13 @@ class ClipDataset(Dataset):
             )
         videos: dict[object, list[int]] = {}
         for place, image in enumerate(dicts):
+            _check_numbers(image)
             # Datasets may count their videos from 0 each.
             video = (os.path.dirname(image["file_name"]), image["video_id"]) if "video_id" in image else place
             videos.setdefault(video, []).append(place)
         self.windows: list[list[int]] = []
         for places in videos.values():
-            places.sort(
-                key=lambda place: dicts[place].get("frame_index", dicts[place].get("frame_id", place))
-            )
+            places.sort(key=lambda place: _index(dicts[place], place))
             for begin in range(max(1, len(places) - (num_frames - 1) * stride)):
                 window = places[begin::stride][:num_frames]
                 if wanted is None or any(wanted(dicts[place]) for place in window):
@@ -118,7 +119,8 @@ class ClipMapper:
                 [annotations[place]["category_id"] for place in places], dtype=torch.int64
             )
             instances.gt_track_ids = torch.tensor(
-                [annotations[place].get("track_id", -1) for place in places], dtype=torch.int64
+                [-1 if (track := annotations[place].get("track_id")) is None else track for place in places],
+                dtype=torch.int64,
             )
         return mapped
 
@@ -177,6 +179,19 @@ def build_clip_train_loader(
         collate_fn=flatten_clips,
         **kwargs,
     )
+
+
+def _index(image, place):
+    return image.get("frame_index", image.get("frame_id", place))
+
+
+def _check_numbers(image):
+    """Files of others may have names or nothing in the place of numbers."""
+    values = [("frame_index (frame_id)", _index(image, 0))]
+    values += [("track_id", annotation.get("track_id") or 0) for annotation in image.get("annotations", ())]
+    for key, value in values:
+        if not isinstance(value, Real):
+            raise ValueError(f"{image['file_name']}: {key} must be a number for clips, got {value!r}")
 
 
 def _check_steps(num_frames, stride):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Finding", "Problems", "Unusable", "kind_of", "shown"]
@@ -97,6 +97,16 @@ class Problems:
         """Takes the findings of another reading of the same data, where it has none of their kind."""
         for key, finding in others.findings.items():
             self.findings.setdefault(key, copy.deepcopy(finding))
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """Takes the findings of the records that follow, as if they had been added one by one."""
+        for other in findings:
+            own = self.findings.setdefault(
+                (other.kind, other.is_error), Finding(other.kind, other.is_error, other.missing_file)
+            )
+            own.count += other.count
+            own.examples = [*own.examples, *other.examples][:_EXAMPLES]
+            own.images = [*own.images, *other.images][:_EXAMPLES]
 
     def judge_share(self, kind: str, total: int, most: float) -> None:
         """Turns the warnings of a kind into an error if they are more than the share ``most`` of ``total``."""

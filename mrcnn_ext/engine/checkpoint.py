@@ -273,6 +273,8 @@ class Checkpointer(DetectionCheckpointer):
         if self._classes is not None and not self._resuming:
             checkpoint["model"], report = self._classes.apply(checkpoint, self.model.state_dict(), self._file)
             self.logger.info(report)
+        if not (self._resuming or checkpoint.get("matching_heuristics")):
+            _drop_counters(checkpoint["model"], self.model.state_dict())
         incompatible = super()._load_model(checkpoint)
         if not self._resuming:
             misshapen = {name for name, _, _ in incompatible.incorrect_shapes}
@@ -365,6 +367,12 @@ def not_finite(weights: Mapping[str, Tensor | np.ndarray]) -> list[str]:
         if (value.is_floating_point() or value.is_complex()) and not bool(value.isfinite().all()):
             wrong.append(name)
     return wrong
+
+
+def _drop_counters(weights, own):
+    """Batch norms count their batches, frozen ones do not, and nothing depends on it: no news, 50 times."""
+    for name in [name for name in weights if name.endswith("num_batches_tracked") and name not in own]:
+        del weights[name]
 
 
 def _mapping(data, key):

@@ -12,6 +12,7 @@ from ..data import check_dataset
 from ..data.same_names import check_same_names
 from ..evaluation import build_evaluator
 from .errors import UserError, did_you_mean
+from .int8 import check_int8
 
 __all__ = [
     "check_config",
@@ -33,11 +34,13 @@ def check_config(cfg: CfgNode, eval_only: bool = False):
 
     Raises:
         UserError: a dataset is not registered, missing or damaged, or its classes or keypoints are not the
-            model's.
+            model's; or int8 cannot be calibrated with what is named.
     """
     train = () if eval_only else cfg.DATASETS.TRAIN
     check_dataset_names((*train, *cfg.DATASETS.TEST))
     model = cfg.MODEL
+    if model.ACCELERATE and cfg.DATASETS.TEST:
+        check_int8(model.ACCELERATE_INT8, not eval_only)
     heads = {"GeneralizedRCNN": model.ROI_HEADS, "RetinaNet": model.RETINANET}.get(model.META_ARCHITECTURE)
     if not cfg.DATASETS.CHECK:
         return
@@ -60,6 +63,8 @@ def check_lazy_config(cfg, eval_only=False):
     train = [] if eval_only else names_of(cfg.dataloader.get("train"))
     test = names_of(cfg.dataloader.get("test"))
     check_dataset_names((*train, *test))
+    if cfg.train.get("accelerate") and "evaluator" in cfg.dataloader:
+        check_int8(cfg.train.get("accelerate_int8", ""), not eval_only)
     if not cfg.train.get("check_datasets", True):
         return
     _check(
@@ -147,13 +152,12 @@ def names_of(loader):
 
 
 def _check(train, test, **options):
-    """In the main process; an error is raised in all."""
+    """In all processes, which share the images; the main process's error is raised in all."""
     message = None
-    if comm.is_main_process():
-        try:
-            _check_files(train, test, **options)
-        except (ValueError, FileNotFoundError) as error:
-            message = str(error)
+    try:
+        _check_files(train, test, **options)
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
     message = comm.all_gather(message)[0]
     if message is not None:
         raise UserError(message)
@@ -172,8 +176,8 @@ def _check_files(
     max_size=1333,
     evaluate=None,
 ):
-    """Raises one error for all datasets: a line for each kind of problem."""
-    problems, trained_on = [], {}
+    """Raises one error for all datasets: a line for each kind of problem. What is not shared is the main process's."""
+    problems, trained_on, is_main = [], {}, comm.is_main_process()
     for name in dict.fromkeys((*train, *test)):
         try:
             dicts = check_dataset(
@@ -186,7 +190,11 @@ def _check_files(
                 needs_annotations=name in train,
                 mask_format=mask_format,
                 max_size=max_size,
+                quiet=not is_main,
+                sharded=True,
             )
+            if not is_main:
+                continue
             _tell_of_trained_images(name, dicts, trained_on, name in train)
             _check_metadata(
                 name, name in train or not train, name in test, num_classes, classes_key, num_keypoints
@@ -196,7 +204,7 @@ def _check_files(
                 evaluate(name)
         except (ValueError, FileNotFoundError) as error:
             problems.append(error)
-    if not problems:
+    if is_main and not problems:
         names = dict.fromkeys((*train, *test))
         metadata = {name: MetadataCatalog.get(name) for name in names}
         check_same_names("class", {name: metadata[name].get("thing_classes", ()) for name in names})

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from fvcore.common.registry import Registry
 from ..config import add_mrcnn_ext_config, with_defaults
 from ..data import register_coco_format
 from ..data.places import absolute, find_again
-from ..files import replacing
+from ..files import naming_full_disk, replacing
 from ..modeling.backbone import follow_timm
 from .description import config_of, data_of, read_description
 from .epochs import apply_epochs
@@ -199,8 +200,32 @@ def save_config(cfg, output_dir: str):
         with replacing(path) as file:
             file.write(cfg.dump().encode())
     else:
-        LazyConfig.save(cfg, path)
+        _save_lazy_config(cfg, path)
     logging.getLogger(__name__).info("Full config saved to %s", path)
+
+
+def _save_lazy_config(cfg, path):
+    """``LazyConfig.save``, but at any moment the file is what it was before or complete, and what keeps it from being
+    written is raised. That function writes in place and logs errors, as long as there is a disk to log on."""
+    log = logging.getLogger("detectron2.config.lazy")
+    with naming_full_disk(path), tempfile.TemporaryDirectory() as folder:
+        draft = os.path.join(folder, os.path.basename(path))
+
+        def heed(record):
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, OSError):
+                raise error
+            record.msg = str(record.msg).replace(draft, path)
+            return True
+
+        log.addFilter(heed)
+        try:
+            LazyConfig.save(cfg, draft)
+        finally:
+            log.removeFilter(heed)
+        for name in sorted(os.listdir(folder)):  # with objects that yaml does not take, a pickle too
+            with replacing(os.path.join(os.path.dirname(path), name)) as file:
+                file.write(Path(folder, name).read_bytes())
 
 
 def is_of_training(folder: str) -> bool:

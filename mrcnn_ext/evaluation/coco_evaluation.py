@@ -11,12 +11,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json as _instances_to_coco_json
 from detectron2.structures import Instances
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
 from ..data.keypoint_sigmas import named_sigmas
 from ..data.loading import coco_content
+from ..files import replacing
 from .bitmap_rle import encode_masks
 from .boundary import BoundaryCOCOeval
 from .coco_metrics import TruthCOCO, evaluate_task, oks_sigmas
@@ -160,7 +160,7 @@ class COCOEvaluator(_COCOEvaluator):
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info("Saving results to %s", path)
-            with PathManager.open(path, "w") as file:
+            with replacing(path, "w") as file:
                 json.dump(records, file)
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")

@@ -175,8 +175,19 @@ def _as_bars(table: Table) -> bool:
     return table.head[0] == "class" and len(table.rows) > 1
 
 
+def _bar_rows(table: Table) -> list[tuple]:
+    """The classes that have an AP, the best first."""
+
+    def rank(row):
+        known = [value for value in row[1:] if not _is_none(value)]
+        return sum(known) / len(known)
+
+    having = [row for row in table.rows if not all(map(_is_none, row[1:]))]
+    return sorted(having, key=rank, reverse=True)
+
+
 def _bar_height(table: Table) -> float:
-    return 0.7 + (0.12 + 0.09 * (len(table.head) - 1)) * min(len(table.rows), _MOST_BARS)
+    return 0.7 + (0.12 + 0.09 * (len(table.head) - 1)) * min(max(len(_bar_rows(table)), 1), _MOST_BARS)
 
 
 def _widths(table: Table) -> list[int]:
@@ -207,21 +218,17 @@ def _draw_table(axes, table: Table) -> None:
 
 
 def _draw_bars(axes, table: Table) -> None:
-    """Bars of each class, the best above; of more classes than there is room for, the best and the worst."""
+    """Bars of each class, the best above; of more classes than there is room for, the best and the worst. Classes
+    without objects are left out."""
     colors = {"box": "#2563eb", "mask": "#ea580c", "keypoints": "#16a34a", "boundary": "#9333ea"}
-
-    def rank(row):
-        known = [v for v in row[1:] if not _is_none(v)]
-        return sum(known) / len(known) if known else -1.0
-
-    rows = sorted(table.rows, key=rank, reverse=True)
+    rows, notes = _bar_rows(table), []
     if len(rows) > _MOST_BARS:
+        notes.append(f"the best and the worst {_MOST_BARS // 2} of {len(rows)}")
         rows = rows[: _MOST_BARS // 2] + rows[-(_MOST_BARS // 2) :]
-        axes.set_title(
-            f"{table.title} (the best and the worst {_MOST_BARS // 2} of {len(table.rows)})",
-            fontsize=9,
-            loc="left",
-        )
+    if without := len(table.rows) - len(_bar_rows(table)):
+        notes.append(f"{without} have no objects")
+    if notes:
+        axes.set_title(f"{table.title} ({'; '.join(notes)})", fontsize=9, loc="left")
     series = table.head[1:]
     thick = 0.8 / len(series)
     for k, name in enumerate(series):
@@ -229,7 +236,7 @@ def _draw_bars(axes, table: Table) -> None:
         values = [0.0 if _is_none(row[1 + k]) else row[1 + k] for row in rows]
         axes.barh(places, values, thick * 0.9, color=colors.get(name, "#6b7280"), label=name)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=7)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_xlabel("AP", fontsize=8)

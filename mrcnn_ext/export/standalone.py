@@ -182,11 +182,12 @@ _BITS = 22  # of Pillow's fixed-point weights
 def resize(pixels, height, width):
     """Bilinear resizing with antialiasing, (H, W, C) uint8 -> (height, width, C), as Pillow does it.
 
-    detectron2 resizes with Pillow, and its models are trained on such images: columns and then rows, or first rows
-    where that leaves less to do, with weights of 22 bits, each pass rounded to 8 bits. Pictures of usual shapes are
-    Pillow's to the bit; where it takes the passes in the other order, pixels differ by 1 of 255.
+    detectron2 resizes with Pillow, and its models are trained on such images: columns and then rows, with weights of 22
+    bits, each pass rounded to 8 bits. Images that lose more than twice as many rows as columns begin with rows, as in
+    Pillow 13; with an earlier Pillow these differ, by 1 of 255.
     """
-    rows_first = height < len(pixels) and (width > pixels.shape[1] or len(pixels) > 2.5 * pixels.shape[1])
+    fewer_rows, fewer_columns = len(pixels) - height, pixels.shape[1] - width
+    rows_first = fewer_rows > 0 and fewer_rows > 2 * fewer_columns
     for axis in (0, 1) if rows_first else (1, 0):
         count = (height, width)[axis]
         if pixels.shape[axis] != count:

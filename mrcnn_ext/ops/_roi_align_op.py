@@ -6,6 +6,12 @@ kernels, so that scripted, traced and exported models name one operator everywhe
 the features they get: nothing is cast, boxes least of all.
 """
 
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.library import Library
@@ -196,6 +202,38 @@ def operator():
     return _forced_ops[_extension.backend()] if _extension.is_forced() else _default_op
 
 
+class _Internals(NamedTuple):
+    """What `_CompiledPool` needs of PyTorch and has no public name."""
+
+    below_autograd: Callable[[], AbstractContextManager]
+    num_dispatch_modes: Callable[[], int]
+    has_function_mode: Callable[[], bool]
+    transform: Callable[[], Any]
+
+
+# For a torch that lacks one: somebody may look at every call, so that all go the public way.
+_UNKNOWN = _Internals(nullcontext, lambda: 1, lambda: True, lambda: None)
+
+
+@cache
+def _internals() -> _Internals:
+    """Those of this torch; `_UNKNOWN`, after a warning, if a name is gone."""
+    try:
+        return _Internals(
+            torch._C._AutoDispatchBelowAutograd,
+            torch._C._len_torch_dispatch_stack,
+            torch._C._is_torch_function_mode_enabled,
+            torch._C._functorch.peek_interpreter_stack,
+        )
+    except AttributeError as error:
+        warnings.warn(
+            f"RoI pooling gives the same results, but takes longer a call: torch {torch.__version__} lacks a name that "
+            f"the shorter way needs ({error}). A later mrcnn_ext may know this torch",
+            stacklevel=2,
+        )
+        return _UNKNOWN
+
+
 class _CompiledPool(torch.autograd.Function):
     """The compiled operator and its backward, called by themselves.
 
@@ -215,7 +253,7 @@ class _CompiledPool(torch.autograd.Function):
         if torch.is_grad_enabled() or not _is_ordinary(grad):  # the backward is differentiated or traced
             grads, _ = torch.ops.mrcnn_ext.roi_align_backward(grad, features, rois, *ctx.options, False)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
+            with _internals().below_autograd():
                 grads, _ = _default_backward(grad, features, rois, *ctx.options, False)
         return None, None, *grads
 
@@ -224,7 +262,7 @@ _default_backward = torch.ops.mrcnn_ext.roi_align_backward.default
 
 
 def _pool_without_autograd(features, rois: Tensor, options: RoIOptions) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
+    with _internals().below_autograd():
         return _default_op.default(features, rois, *options)
 
 
@@ -232,10 +270,10 @@ def _is_ordinary(*tensors: Tensor) -> bool:
     """True if the tensors are no subclass's and no tracer, mode or transform looks at operators."""
     return (
         not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._is_torch_function_mode_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.jit.is_tracing()
+        and (internals := _internals()).num_dispatch_modes() == 0
+        and not internals.has_function_mode()
+        and internals.transform() is None
         and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config_files import get_config_file
+from ..files import replacing
 from ..scenes import read_meta, write_dataset
 from .report import best_thresholds, metrics_table, plot_metrics, prediction_sheet
 
@@ -45,7 +46,8 @@ def main(argv=None) -> None:
     shown = runs[_OURS]
     names = {_OURS: f"mrcnn_ext in {framework}", _STOCK: "stock detectron2, as long"}
     summary = {"framework": framework, "preset": "easy", **shown, "runs": runs}
-    (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with replacing(args.output / "summary.json", "w") as file:
+        file.write(json.dumps(summary, indent=2) + "\n")
     plot_metrics(
         Path(shown["folder"], "metrics.json"),
         args.output / "training.png",

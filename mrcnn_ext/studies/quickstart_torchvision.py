@@ -11,6 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN
 
+from ..files import replacing
 from ..integrations.torchvision.data import CocoInstances
 from ..integrations.torchvision.evaluation import evaluate_cityscapes, evaluate_coco, predict
 from ..integrations.torchvision.models import FPNBackbone, mask_keypoint_rcnn
@@ -77,7 +78,7 @@ def train_and_evaluate(
     results = predict(model, test_set)
     predictions = os.path.join(output_dir, "inference", "coco_instances_results.json")
     os.makedirs(os.path.dirname(predictions), exist_ok=True)
-    with open(predictions, "w") as file:
+    with replacing(predictions, "w") as file:
         json.dump(results, file)
     coco = evaluate_coco(test_set, results)
     with open(os.path.join(output_dir, "metrics.json"), "a") as metrics:

@@ -18,7 +18,8 @@ from ..engine.recipe import resize_factors
 from ..engine.recipe_config import apply_recipe
 from ..engine.setup import load_config
 from ..engine.trainer import Trainer
-from ..scenes import get_preset, write_dataset
+from ..scenes import get_preset, read_meta, write_dataset
+from ..scenes.dataset import write_folder
 from .kept import kept_result
 
 __all__ = ["DATASETS", "WAYS", "run_study", "study_table"]
@@ -129,10 +130,14 @@ def _write_scenes(root: Path, name: str, num_train: int, num_val: int):
     dataset = DATASETS[name]
     whole = root.with_name("drawn") if dataset.squeeze != 1 else root
     preset = get_preset("easy", **dataset.preset)
-    written = write_dataset(whole, preset, num_train, num_val, formats=["coco"], force=True)
-    if whole != root and (written or not (root / "annotations").is_dir()):
-        for split in ("train", "val"):
-            _squeeze(whole, root, split, dataset.squeeze)
+    write_dataset(whole, preset, num_train, num_val, formats=["coco"], force=True)
+    if whole != root:
+
+        def write(building):
+            for split in ("train", "val"):
+                _squeeze(whole, building, split, dataset.squeeze)
+
+        write_folder(root, {**read_meta(whole), "squeeze": dataset.squeeze}, True, write)
 
 
 def _squeeze(source: Path, root: Path, split: str, by: float):
@@ -150,7 +155,7 @@ def _squeeze(source: Path, root: Path, split: str, by: float):
         annotation["bbox"], annotation["area"] = [x, y / by, w, h / by], annotation["area"] / by
         for key in ("segmentation", "keypoints", "num_keypoints"):  # of boxes alone
             annotation.pop(key, None)
-    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 

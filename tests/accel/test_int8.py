@@ -2,13 +2,17 @@
 
 import copy
 import json
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("detectron2")
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -17,6 +21,8 @@ from mrcnn_ext.accel import FusedConv2d, FusedLinear, Int8Calibration, KernelPol
 from mrcnn_ext.accel.int8 import apply_int8, calibrate_int8, state_digest
 from mrcnn_ext.accel.int8_ranges import Int8Range, Observer
 from mrcnn_ext.benchmark.model import calibrate
+from mrcnn_ext.modeling.fuse_rules import calibration as calibration_images
+from mrcnn_ext.modeling.fuse_rules.calibration import images_of_dataset
 from mrcnn_ext.ops.winograd import winograd_int8_is_available
 
 needs_it = pytest.mark.skipif(
@@ -97,6 +103,39 @@ def test_layers_are_in_int8_and_close(model, fast, inputs):
 
 
 @needs_it
+def test_a_registered_dataset_calibrates(model, tmp_path, monkeypatch):
+    name = "int8_calibration_test"
+    generator = np.random.default_rng(0)
+    for k in range(34):
+        picture = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        picture[0, 0, 0] = k
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+    records = [{"file_name": str(tmp_path / f"{k}.png"), "height": 24, "width": 32} for k in range(34)]
+    monkeypatch.setattr(calibration_images, "_SIZE", (96, 128))
+    monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
+    pictures = [batch[0]["image"] for batch in images_of_dataset(model, name)]
+    assert len(pictures) == 16 and all(picture.shape == (3, 96, 128) for picture in pictures)
+    assert [int(picture[2, 0, 0]) for picture in pictures] == [k * 34 // 16 for k in range(16)]  # BGR
+    del records[2:]
+    assert accelerate(model, int8=name).acceleration.int8.layers
+    with pytest.raises(ValueError, match="int8: 'nothing' is neither the file .* nor a registered dataset"):
+        accelerate(model, int8="nothing")
+    records.clear()
+    with pytest.raises(ValueError, match=f"dataset '{name}' has no images to calibrate with"):
+        accelerate(model, int8=name)
+
+
+@needs_it
+def test_int8_bound(model, fast, inputs):
+    bound = fast.acceleration.int8.networks["backbone"] / 2
+    bounded = accelerate(model, bf16=False, int8=inputs, int8_bound=bound).acceleration.int8
+    assert bounded.errors.keys() < fast.acceleration.int8.errors.keys()
+    for bad in (0, -1.0, 2, float("nan")):
+        with pytest.raises(ValueError, match="int8_bound must be above 0 and at most 1, got"):
+            accelerate(model, int8=inputs, int8_bound=bad)
+
+
+@needs_it
 def test_a_calibration_is_kept_for_its_weights_alone(model, fast, inputs, tmp_path):
     path = tmp_path / "int8.json"
     calibration = fast.acceleration.int8
@@ -160,11 +199,46 @@ def test_what_cannot_be_had_is_said(model, inputs, monkeypatch):
         accelerate(model, int8=3)
     with pytest.raises(ValueError, match=r"cannot be called with input 0 .* a dict .*\[\[{\"image\""):
         accelerate(model, int8=list(inputs[0]))
+    with pytest.raises(ValueError, match="cannot be called with input 1 .*, a list"):
+        accelerate(model, int8=[inputs[0], []])
     broken = [[{**inputs[0][0], "image": inputs[0][0]["image"].float().fill_(float("nan"))}]]
     with pytest.raises(ValueError, match="not finite: is there one in the inputs"):
         accelerate(model, int8=broken)
     with pytest.raises(ValueError, match="no inputs to calibrate with"):
         accelerate(model, int8=[])
+
+
+@needs_it
+@pytest.mark.parametrize("given", ["inputs", "calibration"])
+def test_a_model_that_does_not_take_it_is_as_it_was(model, fast, inputs, given):
+    mine, expected = copy.deepcopy(model), features(model, inputs)
+    calibration = copy.deepcopy(fast.acceleration.int8)
+    calibration.layers["backbone.nowhere"] = next(iter(calibration.layers.values()))
+    with pytest.raises(ValueError, match="int8: the (model cannot be called|calibration has)"):
+        accelerate(mine, copy=False, bf16=False, int8={"inputs": [3], "calibration": calibration}[given])
+    assert str(mine) == str(model) and not hasattr(mine, "acceleration")
+    torch.testing.assert_close(features(mine, inputs), expected, rtol=1e-4, atol=1e-4)  # channels-last now
+
+
+@needs_it
+def test_other_weights_end_it(model, fast, inputs, caplog):
+    copied = pickle.loads(pickle.dumps(fast))
+    copied.load_state_dict(model.state_dict())
+    assert copied.acceleration.int8 is not None and not caplog.text
+    torch.testing.assert_close(features(copied, inputs), features(fast, inputs), rtol=0, atol=0)
+    other = copy.deepcopy(model)
+    with torch.no_grad():  # three times the range everywhere
+        for value in (
+            other.backbone.bottom_up.stem.conv1.norm.weight,
+            other.backbone.bottom_up.stem.conv1.norm.bias,
+        ):
+            value.mul_(3)
+    again = accelerate(copied, copy=False, bf16=False, int8=fast.acceleration.int8)
+    again.load_state_dict(other.state_dict())
+    assert caplog.text.count("not calibrated with, so that it is not in int8 any more") == 1
+    assert again.acceleration.int8 is None and again.acceleration.steps["int8"].startswith("off: weights")
+    expected = features(accelerate(other, bf16=False), inputs)
+    torch.testing.assert_close(features(again, inputs), expected, rtol=0, atol=0)
 
 
 @needs_it

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import roi_align
 
 from mrcnn_ext.benchmark import step_profile
-from mrcnn_ext.benchmark.cost import GPUS, Assumptions, Hardware, cost_of, ring_seconds
+from mrcnn_ext.benchmark.cost import cost_of, ring_seconds
+from mrcnn_ext.benchmark.hardware import GPUS, Assumptions, Hardware
 from mrcnn_ext.benchmark.step_profile import SavedTensors, StepProfile, profile_step
 from mrcnn_ext.cli.zoo import command
 
@@ -218,6 +219,10 @@ def test_the_command(tiny_cfg, tmp_path):
     assert [row[:3] for row in rows] == [["8", "16", "1000"], ["64", "128", "125"]]
     result = CliRunner().invoke(command, [*words[:2], "--size", "64"])
     assert result.exit_code == 2 and "--size 64: height x width, 800x1216 say" in result.output
+    result = CliRunner().invoke(command, [*words[:2], "--gpu", "v100"])
+    assert result.exit_code == 2 and "--precision tf32: the v100 has fp32, amp" in result.output
+    result = CliRunner().invoke(command, [*words[:2], "--gpus", "0"])
+    assert result.exit_code == 2 and "0 is not in the range x>=1" in result.output
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("detectron2")
 from mrcnn_ext.benchmark import zoo
 from mrcnn_ext.benchmark.model import Subject
+from mrcnn_ext.benchmark.tables import write_csv
 from mrcnn_ext.benchmark.zoo import PAPER, markdown, measure_zoo, zoo_configs
 from mrcnn_ext.cli.jobs import engine_job
 from mrcnn_ext.model_zoo import find_config, get_config, zoo_name
@@ -22,6 +23,17 @@ SMALL = [
 def cells(page, name):
     line = next(line for line in page.splitlines() if line.startswith(f"| {name.partition('/')[2]} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_rows_that_cannot_be_written_leave_those_before(tmp_path):
+    class Unwritable:
+        def __str__(self):
+            raise OSError("no more")
+
+    write_csv([{"config": "a"}], tmp_path / "rows.csv")
+    with pytest.raises(OSError, match="no more"):
+        write_csv([{"config": "b"}, {"config": Unwritable()}], tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == "config\na\n"
 
 
 def test_every_row_of_the_paper_has_a_config():
@@ -70,7 +82,8 @@ def test_rows_are_kept_and_laid_out(tmp_path, monkeypatch):
     assert "`the command`" in page and "1 threads of an " in page
     found = cells(page, NAME)
     assert found[1] == f"{expected:.1f}" and found[4].endswith("x)") and " / " in found[5]
-    assert found[6:8] == ["mask 33.6", ""]
+    assert "GMACs: billions of multiply-adds" in page and page.count("| GMACs |") == 4
+    assert found[2] == f"{float(row['gmacs']):.0f}" and found[6:8] == ["mask 33.6", ""]
     assert found[8] == "`mrcnn-ext train model=mask_rcnn_R_50_FPN data=coco`"
     # All others are there, not measured.
     assert cells(page, "Cityscapes/mask_rcnn_R_50_FPN_from_COCO")[1:6] == [""] * 5
@@ -81,7 +94,7 @@ def test_a_slice_ends_and_the_next_goes_on(tmp_path, monkeypatch):
     names, said, clock = zoo_configs()[:4], [], iter(range(0, 1000, 10))
     failing = names[1]
 
-    def measure(subject, *_, brief):
+    def measure(subject, *_):
         if subject == failing:
             raise AssertionError("there is nothing to compare")
         return {"stock_ms": 4.0, "ours_ms": 2.0, "ratio": 2.0, "stock_mb": 1, "ours_mb": 1, "bf16": True}
@@ -104,6 +117,6 @@ def test_a_slice_ends_and_the_next_goes_on(tmp_path, monkeypatch):
     said.clear()
     assert go_on()[1] == [] and said == []
     go_on("another")
-    assert len(said) == 4 and "4 ms -> 2 ms, 2.0x" in said[0]  # each anew
+    assert len(said) == 4 and "2 GMACs, 4 ms -> 2 ms, 2.0x" in said[0]  # each anew
     go_on("a third", times=False)
     assert len(said) == 4

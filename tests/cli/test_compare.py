@@ -163,6 +163,48 @@ def test_a_run_that_found_nothing_scores_zero(truth, tmp_path):
     assert "is one of the runs" in str(done.exception)
 
 
+def test_a_table_that_cannot_be_written_leaves_the_one_before(truth, tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps(results(truth, 0)))
+    table = tmp_path / "out.csv"
+    table.write_text("before")
+
+    class Full:
+        def __init__(self, file, **options):
+            self.file = file
+
+        def writerow(self, row):
+            self.file.write("task")
+            raise OSError("no more")
+
+    monkeypatch.setattr(csv, "writer", Full)
+    arguments = [str(tmp_path / "a.json"), "--truth", str(truth), "--samples", "5", "--csv", str(table)]
+    done = CliRunner().invoke(compare_command, arguments)
+    assert isinstance(done.exception, OSError) and table.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "out.csv", "val.json"]
+
+
+def test_a_run_on_other_data_is_noted(truth, tmp_path):
+    pytest.importorskip("detectron2")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from mrcnn_ext.data import register_coco_format
+
+    for run, dataset in (("a", "compared_val"), ("b", "other_val")):
+        folder = tmp_path / run / "inference" / dataset
+        folder.mkdir(parents=True)
+        (folder / "coco_instances_results.json").write_text(json.dumps(results(truth, 0)))
+    register_coco_format("compared_val", str(truth), str(tmp_path))
+    try:
+        runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+        for named, notes in (("compared_val", [runs[1]]), (str(truth), [])):
+            done = CliRunner().invoke(compare_command, [*runs, "--truth", named, "--samples", "5"])
+            found = re.findall(r"note: (\S+) was evaluated on other_val, .* beside compared_val", done.output)
+            assert done.exit_code == 0 and found == notes, done.output
+    finally:
+        DatasetCatalog.remove("compared_val")
+        MetadataCatalog.remove("compared_val")
+
+
 def test_no_truth(truth, tmp_path):
     pytest.importorskip("detectron2")
     (tmp_path / "a.json").write_text(json.dumps(results(truth, 0)))

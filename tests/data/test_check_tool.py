@@ -2,7 +2,7 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -130,12 +130,13 @@ def test_pictures_of_samples_and_of_what_is_odd(odd_file, tmp_path, capsys):
     assert Image.open(folder / "page_1.jpg").size == (1600, 540)
 
 
-def test_exit_codes_for_scripts(write, tmp_path):
+def test_exit_codes_for_scripts(write, tmp_path, monkeypatch, capsys):
     assert check_main([write(), "--images", str(tmp_path), "--quiet"]) == FINE
-    command = [sys.executable, str(TOOL), str(tmp_path / "none.json")]
-    missing = subprocess.run(command, capture_output=True, text=True)
-    assert missing.returncode == 2 and missing.stderr.startswith("error: ")
-    assert "none.json" in missing.stderr and "Traceback" not in missing.stderr
+    monkeypatch.setattr(sys, "argv", [str(TOOL), str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit) as missing:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    message = capsys.readouterr().err
+    assert missing.value.code == 2 and message.startswith("error: ") and "none.json" in message
 
 
 def test_what_is_mended_matters_to_the_strict(write, tmp_path):

@@ -123,6 +123,18 @@ def test_instances_know_their_tracks(dicts):
     assert tracks == [[7, 3], [-1, 7]]
 
 
+def test_tracks_and_frames_have_numbers(dicts):
+    dicts[2]["annotations"][1]["track_id"] = None
+    clip = ClipMapper(mapper(0.0))(ClipDataset(dicts[1:3], 2)[0])
+    assert [frame["instances"].gt_track_ids.tolist() for frame in clip["frames"]] == [[7, 3], [-1, 7]]
+    dicts[2]["annotations"][1]["track_id"] = "p2"
+    with pytest.raises(ValueError, match="1_1.png: track_id must be a number for clips, got 'p2'"):
+        ClipDataset(dicts[1:3], 2)
+    dicts[1]["frame_index"] = None
+    with pytest.raises(ValueError, match=r"1_0.png: frame_index \(frame_id\) must be a number .* got None"):
+        ClipDataset(dicts[1:3], 2)
+
+
 def test_clips_of_a_batch_are_told_apart(dicts):
     dataset, clip_mapper = ClipDataset(dicts[1:3], 2), ClipMapper(mapper(0.0))
     frames = flatten_clips([clip_mapper(dataset[0]), clip_mapper(dataset[0])])

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -203,12 +203,11 @@ def test_from_the_foreign_file_to_the_model(tmp_path, catalog, tiny_cfg, kind, m
     assert set(trainer._last_eval_results) == set(tasks)
 
 
-def test_the_tool(tmp_path):
+def test_the_tool(tmp_path, monkeypatch, capsys):
     source, output = yolo_pose(tmp_path / "data"), tmp_path / "out.json"
-    command = [sys.executable, str(TOOL), "yolo", str(source), str(output), "--name", "dogs"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, *_, last = done.stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "yolo", str(source), str(output), "--name", "dogs"])
+    runpy.run_path(str(TOOL), run_name="__main__")
+    first, *_, last = capsys.readouterr().out.splitlines()
     assert first == f"{output}: 2 images, 1 objects of 2 classes"
     entry = yaml.safe_load(last)["COCO_FORMAT"][0]
     assert entry == ["dogs", str(output), str(source.parent), str(tmp_path / "out.description.yaml")]

@@ -236,6 +236,8 @@ def test_lvis_names_its_images_by_address(coco, tmp_path):
     said = []
     assert prepare_lvis(root, archives=tmp_path, plan=LVIS_V1.only(**kwargs), say=said.append, **QUIET)
     assert (tmp_path / "lvis" / "lvis_v1_val.json").is_file()
+    assert "lvis/lvis_v1_val.json: to come from lvis_v1_val.json.zip" in said
+    assert said[-1].startswith(f"\n{tmp_path / 'lvis' / 'lvis_v1_val.json'}: 4 images")
     (root / "val2017" / "000000000707.jpg").unlink()
     assert not prepare_lvis(
         root, archives=tmp_path, plan=LVIS_V1.only(**{**kwargs, "val2017": 3}), say=said.append, **QUIET

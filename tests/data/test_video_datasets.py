@@ -264,6 +264,62 @@ def test_a_converted_file_passes_the_check_of_custom_data(kind, request, tmp_pat
     assert code == FINE, capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ({"train": []}, "0001.mat cannot be read as the labels .*IndexError"),
+        ({"train": "yes"}, "0001.mat cannot be read as the labels .*could not convert string"),
+        ({"dimensions": [[H, W]]}, "0001.mat cannot be read as the labels .*not enough values"),
+        ({"bbox": [1.0, 2, 3, 4, 5]}, "0001.mat cannot be read as the labels .*cannot reshape"),
+        ({"x": np.zeros((3, 12))}, r"0001.mat: x, y and visibility must be \(3, 13\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_penn_action_with_other_content(penn, tmp_path, value, message):
+    shutil.copytree(penn, tmp_path / "data")
+    path = tmp_path / "data" / "labels" / "0001.mat"
+    scipy_io.savemat(path, {**scipy_io.loadmat(path), **value})
+    with pytest.raises(ValueError, match=message):
+        read_penn_action(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda content: content.update(categories=["person"]), "AttributeError"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 3]), "IndexError"),
+        (lambda content: content["images"][0].update(id="first"), "TypeError"),
+        (lambda content: content.pop("categories"), "KeyError: 'categories'"),
+    ],
+    ids=["categories", "bbox", "id", "none"],
+)
+def test_posetrack18_with_other_content(posetrack, tmp_path, change, message):
+    shutil.copytree(posetrack, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "train" / "00000.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"00000.json cannot be read as a sequence.*{message}"):
+        read_posetrack18(tmp_path / "data")
+
+
+def test_joints_that_are_no_numbers_name_their_file(jhmdb, bbc, tmp_path):
+    shutil.copytree(jhmdb, tmp_path / "jhmdb")
+    path = tmp_path / "jhmdb" / "joint_positions" / "wave" / "clip_0" / "joint_positions.mat"
+    scipy_io.savemat(path, {"pos_img": "nobody"})
+    with pytest.raises(ValueError, match="joint_positions.mat cannot be read as the joints of a clip"):
+        read_jhmdb(tmp_path / "jhmdb")
+    shutil.copytree(bbc, tmp_path / "bbc")
+    path = tmp_path / "bbc" / "code" / "bbcpose.mat"
+    structs = scipy_io.loadmat(path)["bbcpose"]
+    structs["train_joints"][0, 1] = "nobody"
+    scipy_io.savemat(path, {"bbcpose": structs})
+    with pytest.raises(
+        ValueError, match="bbcpose.mat cannot be read as BBC Pose: video 2 .*could not convert"
+    ):
+        read_bbc_pose(tmp_path / "bbc")
+
+
 def test_missing_and_wrong_files_are_named(penn, tmp_path):
     with pytest.raises(
         FileNotFoundError, match="frames: there is no such .* layout is .*0001.mat.*dreamdragon"

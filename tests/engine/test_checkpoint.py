@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from mrcnn_ext.engine import Checkpointer, UserError
@@ -49,6 +50,16 @@ def test_round_trip_with_extra_state(tmp_path):
     for mine, theirs in ((model, other), (state, other_state)):
         for key, value in mine.state_dict().items():
             assert torch.equal(theirs.state_dict()[key], value), key
+
+
+def test_counters_of_batch_norms_that_are_frozen_are_no_news(tmp_path, caplog):
+    trained, frozen = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(2, 2))
+    frozen.append(FrozenBatchNorm2d(2))
+    trained[1].running_mean.fill_(3.0)
+    path = saved(tmp_path, trained)
+    Checkpointer(frozen).load(path)
+    assert torch.equal(frozen[1].running_mean, trained[1].running_mean)
+    assert "num_batches_tracked" not in caplog.text and "not used by the model" not in caplog.text
 
 
 def _save_and_be_killed(directory, at):

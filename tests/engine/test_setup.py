@@ -1,9 +1,11 @@
 """What a wrong config, command line or dataset is answered with: one line that names it."""
 
+import errno
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +13,11 @@ pytest.importorskip("detectron2")
 
 import numpy as np
 import torch
-from detectron2.config import LazyCall
+from detectron2.config import LazyCall, LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -32,8 +35,10 @@ from mrcnn_ext.engine import (
 from mrcnn_ext.engine.checks import names_for_losses
 from mrcnn_ext.engine.launch import run_tool
 from mrcnn_ext.engine.lazy import load_lazy_config
+from mrcnn_ext.engine.setup import save_config
 from mrcnn_ext.engine.trainer import build_validation_loader
 from mrcnn_ext.evaluation import COCOEvaluator
+from mrcnn_ext.files import DiskFullError
 from mrcnn_ext.inference.sources import open_source
 
 pytestmark = pytest.mark.detectron2
@@ -134,6 +139,36 @@ def test_unknown_registry_name(key, registry):
 
 
 # --- LazyConfig
+
+
+@pytest.fixture
+def saved_lazy_config(tmp_path):
+    """The path of a saved LazyConfig, which `LazyConfig.load` reads."""
+    save_config(OmegaConf.create({"train": {"seed": 1}}), str(tmp_path))
+    path = tmp_path / "config.yaml"
+    assert LazyConfig.load(str(path)).train.seed == 1
+    return path
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")], ids=repr)
+def test_a_saved_lazy_config_is_whole_or_as_it_was(saved_lazy_config, monkeypatch, error):
+    def interrupted(name, mode):
+        Path(name).write_text("train: {se")
+        raise error
+
+    before = saved_lazy_config.read_text()
+    monkeypatch.setattr(PathManager, "open", interrupted)
+    with pytest.raises(DiskFullError if isinstance(error, OSError) else KeyboardInterrupt):
+        save_config(OmegaConf.create({"train": {"seed": 2}}), str(saved_lazy_config.parent))
+    assert saved_lazy_config.read_text() == before
+    assert os.listdir(saved_lazy_config.parent) == ["config.yaml"]
+
+
+def test_a_lazy_config_that_yaml_does_not_take_is_pickled_beside_it(saved_lazy_config, caplog):
+    cfg = OmegaConf.create({"train": {"rate": lambda: 1}}, flags={"allow_objects": True})
+    save_config(cfg, str(saved_lazy_config.parent))
+    assert sorted(os.listdir(saved_lazy_config.parent)) == ["config.yaml", "config.yaml.pkl"]
+    assert f"saved using cloudpickle at {saved_lazy_config}.pkl" in caplog.text
 
 
 @pytest.fixture
@@ -296,6 +331,30 @@ def config(train, test=(), **options):
 def test_good_dataset_passes(dataset):
     name = dataset(**KEYPOINTS)
     check_config(config(name, [name]))
+
+
+def test_int8_of_a_training_is_calibrated_with_a_dataset(dataset, tmp_path):
+    """Not only at its first evaluation, which may be hours later."""
+    name, file = dataset(**KEYPOINTS), tmp_path / "int8.json"
+    file.write_text("{}")
+    cfg, lazy = config(name, [name]), lazy_config(name)
+    lazy.dataloader.evaluator = LazyCall(COCOEvaluator)(dataset_name=name)
+    cfg.MODEL.ACCELERATE = lazy.train.accelerate = True
+    for value, told in (
+        (name, None),
+        (str(file), "int8.json is for the weights that it was made with, and a training makes others"),
+        ("nothing", "'nothing' is neither the file of a calibration nor a registered dataset"),
+    ):
+        cfg.MODEL.ACCELERATE_INT8 = lazy.train.accelerate_int8 = value
+        for check, given in ((check_config, cfg), (check_lazy_config, lazy)):
+            if told is None:
+                check(given)
+            else:
+                assert told in message(check, given)
+    cfg.MODEL.ACCELERATE_INT8 = str(file)
+    check_config(cfg, eval_only=True)
+    cfg.MODEL.ACCELERATE = False
+    check_config(cfg)
 
 
 def change(**values):

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.detectron2
 
 HEIGHT, WIDTH = 80, 100
 BOXES = [[10, 10, 50, 60], [55, 5, 95, 75]]
+RESULTS = "coco_instances_results.json"
 ALL_TASKS = ("bbox", "segm", "keypoints")
 
 
@@ -109,6 +110,22 @@ def test_perfect_predictions_where_a_class_has_no_keypoints(make_dataset, tmp_pa
     results = evaluate(evaluator, predict())
     assert [results[task]["AP"] for task in ALL_TASKS] == pytest.approx([100, 100, 100])
     assert (tmp_path / "out" / "coco_instances_results.json").is_file()
+
+
+def test_a_results_file_is_whole_or_as_it_was(make_dataset, tmp_path, monkeypatch):
+    evaluator, path = COCOEvaluator(make_dataset(), output_dir=str(tmp_path)), tmp_path / RESULTS
+    evaluate(evaluator, predict())
+    before = path.read_bytes()
+
+    def interrupted(records, file):
+        file.write('[{"image_id": 1, ')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluator, predict(num=1))
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(f"{RESULTS}?*"))
 
 
 def test_predictions_are_left_as_they_are(make_dataset):

@@ -115,6 +115,15 @@ def test_eighty_classes_fit_into_the_picture():
     assert figure.get_size_inches()[1] < 14
 
 
+def test_classes_without_objects_have_no_bars():
+    values = {f"AP-class {k}": float(k) if k < 3 else float("nan") for k in range(80)}
+    bars = draw_tables(result_tables({"bbox": {"AP": 1.0, **values}}), "coco").axes[1]
+    assert [t.get_text() for t in bars.get_yticklabels()] == ["class 2", "class 1", "class 0"]
+    assert "(77 have no objects)" in bars.get_title(loc="left")
+    none = {f"AP-class {k}": float("nan") for k in range(2)}
+    assert draw_tables(result_tables({"bbox": {"AP": 1.0, **none}}), "coco").axes[1].get_yticklabels() == []
+
+
 def test_precisions_of_an_evaluation():
     truth = TruthCOCO(
         {

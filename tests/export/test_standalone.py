@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -176,21 +177,29 @@ def test_it_needs_numpy_and_onnxruntime_alone(onnx_file, model, mapper, tmp_path
         ((64, 48), (80, 60)),
         ((50, 50), (50, 77)),
         ((400, 100), (90, 22)),
+        ((300, 200), (100, 133)),
+        ((200, 300), (101, 250)),
+        ((200, 300), (100, 250)),
     ],
 )
 def test_images_are_resized_as_by_pillow(old, new):
-    pixels = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
-    expected = np.asarray(Image.fromarray(pixels).resize(new[::-1], Image.BILINEAR))
-    assert (standalone.resize(pixels, *new) == expected).all()
+    check_resizing(old, new)
 
 
-def test_resizing_to_odd_shapes_is_off_by_one_at_most():
+def test_images_are_resized_to_odd_shapes_as_by_pillow():
     rng = np.random.default_rng(0)
     for _ in range(20):
         sides = rng.integers(3, 120, 4).tolist()
-        pixels = rng.integers(0, 256, (*sides[:2], 3), dtype=np.uint8)
-        expected = np.asarray(Image.fromarray(pixels).resize((sides[3], sides[2]), Image.BILINEAR))
-        assert np.abs(standalone.resize(pixels, *sides[2:]).astype(int) - expected).max() <= 1
+        check_resizing(sides[:2], sides[2:])
+
+
+def check_resizing(old, new):
+    pixels = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize(new[::-1], Image.BILINEAR))
+    # Before 13, Pillow began with columns whatever the shapes (its pull request 9549): rounded in between otherwise.
+    may_differ = int(PIL.__version__.split(".")[0]) < 13 and old[0] - new[0] > 2 * (old[1] - new[1])
+    difference = np.abs(standalone.resize(pixels, *new).astype(int) - expected).max()
+    assert difference <= may_differ, (old, new)
 
 
 @pytest.mark.parametrize("method", ["stock", "quadratic", "dark", "oks"])

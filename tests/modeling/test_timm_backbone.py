@@ -184,8 +184,8 @@ def test_an_unreachable_hub_says_how_to_do_without(monkeypatch):
             r"no feature res2 \(stride 4\).*strides are 16",
         ),
         (
-            {"model_name": "visformer_tiny", "model_args": {}},
-            r"no feature res2 \(stride 4\): its strides are 8, 16",
+            {"model_args": {**SMALL, "output_stride": 8}},
+            r"no feature res4 \(stride 16\), res5 \(stride 32\): its strides are 2, 4, 8",
         ),
         ({"out_features": ["stem"]}, "'stem' must end with the base-two logarithm of its stride"),
         ({"out_features": ["res5", "res4"]}, "from fine to coarse"),

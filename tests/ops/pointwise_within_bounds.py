@@ -1,5 +1,5 @@
 """Runs the pointwise operators of float32 and int8 on tensors that end at inaccessible memory and compares with
-float64, for test_pointwise.py; prints the instruction set it ran with."""
+float64, for test_pointwise.py; `main` prints the instruction set it ran with."""
 
 import test_int8_pointwise as of_int8
 import test_pointwise as of_float32
@@ -55,7 +55,7 @@ def run_int8(size, dtype):
     torch.testing.assert_close(add.double(), expected, **close)
 
 
-if __name__ == "__main__":
+def main():
     for size in SIZES:
         run_float32(size)
         for dtype in of_int8.DTYPES:

@@ -1,13 +1,12 @@
 """Masks to RLE against a paste in float64, pycocotools' encoder, and detectron2's paste, byte for byte."""
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from operators_alone import run_alone
 from pycocotools import mask as mask_utils
 
 from mrcnn_ext.layers import masks_to_rle
@@ -175,13 +174,7 @@ def test_masks_of_any_device(device):
 
 
 def run(program, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_alone(program, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

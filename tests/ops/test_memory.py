@@ -1,11 +1,11 @@
 """Memory of large results, which is used again."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from operators_alone import run_alone
 
 from mrcnn_ext.accel.cpu_features import float32_kernels_are_available
 from mrcnn_ext.ops.pointwise import pointwise_conv, pointwise_weight
@@ -75,16 +75,14 @@ def faults_of(x, ready):
 
 
 def test_nothing_is_kept_if_so_asked():
-    environment = {**os.environ, "MRCNN_EXT_KEEP_MB": "0", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, env=environment)
+    ran = run_alone(FAULTS, MRCNN_EXT_KEEP_MB="0", OMP_NUM_THREADS="1")
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) >= 10
 
 
 @pytest.mark.parametrize("value", ["", "many", "-1", "12 MB"])
 def test_what_is_no_number_is_refused(value):
-    environment = {**os.environ, "MRCNN_EXT_KEEP_MB": value}
-    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, env=environment)
+    ran = run_alone(FAULTS, MRCNN_EXT_KEEP_MB=value)
     expected = (
         f"the environment variable MRCNN_EXT_KEEP_MB must be a whole number of megabytes, got '{value}'"
     )

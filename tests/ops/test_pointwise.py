@@ -1,12 +1,10 @@
 """1x1 convolutions and linear layers in float32 and bf16 against PyTorch's in float64."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from operators_alone import run_alone
 from torch.nn import functional as F
 
 from mrcnn_ext.accel.cpu_features import (
@@ -151,9 +149,7 @@ def test_stays_within_its_memory_on_every_instruction_set(capability):
     """Those of int8 too; results are compared with float64 there."""
     if capability == "avx512" and torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("this processor has no AVX-512")
-    program = Path(__file__).with_name("pointwise_within_bounds.py")
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    ran = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment)
+    ran = run_alone("import pointwise_within_bounds as it; it.main()", ATEN_CPU_CAPABILITY=capability)
     assert (ran.returncode, ran.stdout.strip()) == (0, capability.upper()), ran.stderr
 
 

@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
+from operators_alone import run_alone
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import mrcnn_ext
 from mrcnn_ext.layers import roi_align_pyramid
-from mrcnn_ext.ops import _extension, roi_align
+from mrcnn_ext.ops import _extension, _roi_align_op, roi_align
 from mrcnn_ext.ops.roi_align import MODES
 
 SCALES = [0.25, 0.125, 0.0625]
@@ -87,6 +87,34 @@ def test_dispatch_modes_see_the_operator_and_its_backward(backend, device, poole
         grads, torch.autograd.grad(Pyramid()(*features, boxes).sum(), features), strict=True
     ):
         torch.testing.assert_close(grad, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_AutoDispatchBelowAutograd",
+        "_len_torch_dispatch_stack",
+        "_is_torch_function_mode_enabled",
+        "_functorch.peek_interpreter_stack",
+    ],
+)
+def test_a_torch_without_a_private_name_pools_the_public_way(monkeypatch, name):
+    if not _extension.is_available():
+        pytest.skip("the compiled operators are not built")
+    *features, boxes = inputs(requires_grad=True)
+    expected = Pyramid()(*features, boxes)
+    expected_grads = torch.autograd.grad(expected.sum(), features)
+    assert expected.grad_fn.name() == "_CompiledPoolBackward"
+    monkeypatch.setattr(_roi_align_op, "_internals", cache(_roi_align_op._internals.__wrapped__))
+    with monkeypatch.context() as patch:
+        patch.delattr(f"torch._C.{name}")
+        with pytest.warns(UserWarning, match=rf"takes longer a call.* '{name.split('.')[-1]}'\)"):
+            internals = _roi_align_op._internals()
+        assert internals is _roi_align_op._internals()  # kept, and warned of once
+    out = Pyramid()(*features, boxes)
+    assert out.grad_fn.name() != "_CompiledPoolBackward"
+    assert torch.equal(out, expected)
+    assert all(map(torch.equal, torch.autograd.grad(out.sum(), features), expected_grads))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -344,13 +372,6 @@ def test_unknown_backend_is_named():
             pass
 
 
-# The layers by themselves: the package's __init__ would import detectron2, which takes seconds.
-LAYERS_ALONE = f"""
-import sys, types
-sys.modules["mrcnn_ext"] = types.ModuleType("mrcnn_ext")
-sys.modules["mrcnn_ext"].__path__ = [{str(Path(mrcnn_ext.__file__).parent)!r}]
-"""
-
 POOL_TWICE = """
 import torch, warnings
 warnings.simplefilter("always")
@@ -366,22 +387,13 @@ with warnings.catch_warnings(record=True) as caught:
 """
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", LAYERS_ALONE + code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
 def test_backend_from_the_environment_is_used_without_a_word():
-    result = run_python(POOL_TWICE, MRCNN_EXT_BACKEND="eager")
+    result = run_alone(POOL_TWICE, MRCNN_EXT_BACKEND="eager")
     assert result.stdout == "eager False;", result.stderr
 
 
 def test_unknown_backend_in_the_environment_is_named():
-    result = run_python("import mrcnn_ext.layers", MRCNN_EXT_BACKEND="cpp")
+    result = run_alone("import mrcnn_ext.layers", MRCNN_EXT_BACKEND="cpp")
     assert result.returncode != 0
     assert (
         "the environment variable MRCNN_EXT_BACKEND must be one of compiled, torchvision, eager"
@@ -397,7 +409,7 @@ pathlib.Path.glob = lambda self, pattern: iter(()) if pattern == "_C_torch_*" el
 
 
 def test_absent_library_warns_once_at_first_use_and_says_how_to_build_it():
-    result = run_python(WITHOUT_LIBRARY + POOL_TWICE, MRCNN_EXT_BACKEND="")
+    result = run_alone(WITHOUT_LIBRARY + POOL_TWICE, MRCNN_EXT_BACKEND="")
     state, *messages = result.stdout.split(";")
     assert state == "torchvision False", result.stderr
     assert len(messages) == 1
@@ -406,7 +418,7 @@ def test_absent_library_warns_once_at_first_use_and_says_how_to_build_it():
 
 
 def test_absent_library_that_was_asked_for_is_an_error():
-    result = run_python(WITHOUT_LIBRARY + "import mrcnn_ext.layers", MRCNN_EXT_BACKEND="compiled")
+    result = run_alone(WITHOUT_LIBRARY + "import mrcnn_ext.layers", MRCNN_EXT_BACKEND="compiled")
     assert result.returncode != 0
     assert "MRCNN_EXT_BACKEND is compiled, but there is no compiled library" in result.stderr
 
@@ -419,7 +431,7 @@ import pathlib
 glob = pathlib.Path.glob
 pathlib.Path.glob = lambda self, p: iter([pathlib.Path({str(broken)!r})]) if p == "_C_torch_*" else glob(self, p)
 """
-    result = run_python(code + POOL_TWICE, MRCNN_EXT_BACKEND="")
+    result = run_alone(code + POOL_TWICE, MRCNN_EXT_BACKEND="")
     assert result.stdout.startswith("torchvision False;"), result.stderr
     assert "does not load" in result.stdout
 

@@ -1,11 +1,8 @@
 """Winograd's 3x3 convolutions against PyTorch's in float64, of float32 and of int16, forward and backward."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from operators_alone import run_alone
 from torch.nn import functional as F
 
 from mrcnn_ext.ops import _extension
@@ -163,7 +160,7 @@ def test_every_instruction_set(capability):
         pytest.skip("this processor has no AVX-512")
     code = (
         "import torch; from test_winograd import *\n"
-        "if not winograd_is_available(): print('none'); sys.exit()\n"
+        "if not winograd_is_available(): print('none'); raise SystemExit\n"
         "for size in SIZES[:5]:\n"
         "    x, weight, bias = random_case(*size)\n"
         "    for int16 in (False, True):\n"
@@ -176,14 +173,7 @@ def test_every_instruction_set(capability):
         "        assert error(result, expected)[0] < LARGEST_ERROR[int16], (size, int16)\n"
         "print('done')"
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=os.path.dirname(__file__),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    run = run_alone(code, ATEN_CPU_CAPABILITY=capability)
     assert run.stdout.strip() == ("none" if capability == "default" else "done"), run.stderr
 
 

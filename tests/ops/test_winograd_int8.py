@@ -1,12 +1,9 @@
 """Winograd's 3x3 convolutions that multiply values of 8 bits, against PyTorch's in float64 and against the same
 arithmetic in plain PyTorch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from operators_alone import run_alone
 from test_winograd import SIZES, error, exact, random_case
 from torch.nn import functional as F
 
@@ -177,11 +174,5 @@ def test_other_processors_say_what_they_lack():
         "try: winograd_conv3x3(x, winograd_int8_weight(weight))\n"
         "except NotImplementedError as error: print(error)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=os.path.dirname(__file__),
-        env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"},
-        capture_output=True,
-        text=True,
-    )
+    run = run_alone(code, ATEN_CPU_CAPABILITY="avx2")
     assert "winograd_conv3x3: this processor has no AVX512-VNNI, which int8 needs" in run.stdout, run.stderr

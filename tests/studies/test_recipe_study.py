@@ -1,13 +1,16 @@
 """The study of recipes: what it trains, what it keeps, its table."""
 
 import json
+from pathlib import Path
 
+import cv2
 import pytest
 
 pytest.importorskip("detectron2")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from mrcnn_ext.studies import recipe
 from mrcnn_ext.studies.recipe import run_study, study_table
 
 pytestmark = pytest.mark.detectron2
@@ -17,8 +20,32 @@ pytestmark = pytest.mark.detectron2
 def catalog():
     yield
     for split in ("train", "val"):
-        DatasetCatalog.remove(f"recipe_study_elongated_{split}")
-        MetadataCatalog.remove(f"recipe_study_elongated_{split}")
+        if (name := f"recipe_study_elongated_{split}") in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_scenes_cut_short_are_drawn_again(tmp_path, monkeypatch):
+    root, imwrite = tmp_path / "elongated" / "scenes", cv2.imwrite
+
+    def interrupted(path, *args):
+        if "val" in Path(path).parts and "drawn." not in path:
+            raise KeyboardInterrupt
+        return imwrite(path, *args)
+
+    monkeypatch.setattr(recipe.cv2, "imwrite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe._write_scenes(root, "elongated", 2, 1)
+    monkeypatch.undo()
+    recipe._write_scenes(root, "elongated", 2, 1)
+    assert {path.name for path in (root / "annotations").iterdir()} == {
+        "instances_train.json",
+        "instances_val.json",
+    }
+    changed = [path.stat().st_mtime_ns for path in root.rglob("*.png")]
+    assert len(changed) == 3
+    recipe._write_scenes(root, "elongated", 2, 1)
+    assert [path.stat().st_mtime_ns for path in root.rglob("*.png")] == changed
 
 
 def test_it_trains_both_ways_once(tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,8 +191,8 @@ def start(environment, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start_tool_here(environment, tmp_path_factory):
-    """Starts a tool from a server that has imported everything: a process, with ``log``."""
+def start_here(environment, tmp_path_factory):
+    """As `start`, from a server that has imported everything: it takes no seconds until the tool begins."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["mrcnn_ext.engine", "mrcnn_ext.engine.lazy", "mrcnn_ext.engine.train_net"]
@@ -200,13 +201,15 @@ def start_tool_here(environment, tmp_path_factory):
     forkserver._forkserver._stop()
     patch = pytest.MonkeyPatch()
 
-    def start_tool(tool, *arguments, datasets):
-        for key, value in {**environment, "DETECTRON2_DATASETS": str(datasets)}.items():
+    def start_tool(tool, *arguments, datasets=None):
+        for key, value in environment.items():
             patch.setenv(key, value)
+        if datasets is not None:
+            patch.setenv("DETECTRON2_DATASETS", str(datasets))
         log = tmp_path_factory.mktemp("log") / "log.txt"
         process = context.Process(target=tool_process.run_tool, args=(tool, arguments, str(log)))
         process.start()
-        return SimpleNamespace(process=process, log=log)
+        return tool_process.ToolProcess(process, log)
 
     yield start_tool
     forkserver._forkserver._stop()
@@ -216,18 +219,24 @@ def start_tool_here(environment, tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(start):
     """Runs a tool and returns its output; fails on another exit code than ``code``."""
+    return partial(_run_tool, start)
 
-    def run_tool(name, *args, code=0, **kwargs):
-        process = start(name, *args, **kwargs)
-        try:
-            process.wait(timeout=600)
-        finally:
-            process.kill()
-        output = process.log.read_text()
-        assert process.returncode == code, output
-        return output
 
-    return run_tool
+@pytest.fixture(scope="module")
+def run_here(start_here):
+    """As `run`, by `start_here`."""
+    return partial(_run_tool, start_here)
+
+
+def _run_tool(start, name, *args, code=0, **kwargs):
+    process = start(name, *args, **kwargs)
+    try:
+        process.wait(timeout=600)
+    finally:
+        process.kill()
+    output = process.log.read_text()
+    assert process.returncode == code, output
+    return output
 
 
 @pytest.fixture(scope="session")

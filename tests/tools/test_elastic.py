@@ -28,7 +28,7 @@ def workers_of(process):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yaml", "lazy"])
 def test_a_killed_worker_of_torchrun(
-    kind, start_tool_here, datasets, configs, environment, tmp_path, read_metrics
+    kind, start_here, datasets, configs, environment, tmp_path, read_metrics
 ):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "disturbed"
     config = ("--config-file", str(getattr(configs, kind)))
@@ -39,7 +39,7 @@ def test_a_killed_worker_of_torchrun(
         tool, program = "lazyconfig_train_net", [str(ROOT / "tools" / "lazyconfig_train_net.py")]
         options = {out: [*LAZY, f"train.output_dir={out}"] for out in (undisturbed, folder)}
     share = ("--num-gpus", 0, "--num-processes", 2)
-    expected = start_tool_here(tool, *config, *share, *options[undisturbed], datasets=datasets)
+    expected = start_here(tool, *config, *share, *options[undisturbed], datasets=datasets)
 
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     log = tmp_path / "log.txt"

@@ -38,9 +38,9 @@ def wait_for(process, text):
         (signal.SIGTERM, 2),
     ],
 )
-def test_a_signal_ends_a_training_with_a_checkpoint(start, configs, tmp_path, number, processes):
+def test_a_signal_ends_a_training_with_a_checkpoint(start_here, configs, tmp_path, number, processes):
     flags = ("--num-gpus", 0, "--num-processes", processes) if processes > 1 else ()
-    process = start(
+    process = start_here(
         "train_net", "--config-file", configs.yaml, *flags, "OUTPUT_DIR", tmp_path, *OPTIONS, *ENDLESS
     )
     wait_for(process, "iter 20/")
@@ -70,8 +70,8 @@ def test_torchrun_passes_signals_on(start, configs, tmp_path):
     assert (tmp_path / "last_checkpoint").exists()
 
 
-def test_a_loss_that_is_not_finite_is_one_message(run, configs, tmp_path):
-    log = run("train_net", "--config-file", configs.yaml, "OUTPUT_DIR", tmp_path, *OPTIONS, "SOLVER.MAX_ITER", 20,
+def test_a_loss_that_is_not_finite_is_one_message(run_here, configs, tmp_path):
+    log = run_here("train_net", "--config-file", configs.yaml, "OUTPUT_DIR", tmp_path, *OPTIONS, "SOLVER.MAX_ITER", 20,
               "SOLVER.BASE_LR", 1e6, code=1)  # fmt: skip
     assert re.match(
         r"error: iteration \d+: (a (loss|gradient) is not finite|.* contain Inf/NaN.*) \(.*for .*\.png",
@@ -95,10 +95,10 @@ def small_disk(tmp_path):
     os.system(f"umount {folder}")
 
 
-def test_a_full_disk_in_training(run, configs, small_disk):
+def test_a_full_disk_in_training(run_here, configs, small_disk):
     folder = small_disk / "run"
     options = ("OUTPUT_DIR", folder, *OPTIONS, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 100)
-    log = run("train_net", "--config-file", configs.yaml, *options, code=1)
+    log = run_here("train_net", "--config-file", configs.yaml, *options, code=1)
     message = rf"error: the disk is full: {folder}/model_\d+.pth could not be written, and what was there"
     assert re.match(message, last_line(log)), log
     assert "Traceback" not in log
@@ -110,7 +110,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("suffix", ["pt2", pytest.param("ts", marks=SLOW), pytest.param("onnx", marks=SLOW)])
-def test_a_full_disk_while_exporting(run, configs, small_disk, tmp_path, suffix):
+def test_a_full_disk_while_exporting(run_here, configs, small_disk, tmp_path, suffix):
     torch.manual_seed(0)
     from detectron2.modeling import build_model
 
@@ -120,12 +120,12 @@ def test_a_full_disk_while_exporting(run, configs, small_disk, tmp_path, suffix)
     (small_disk / "filled").write_bytes(bytes(9_370_000))
     output = small_disk / f"model.{suffix}"
     arguments = ("--config-file", configs.yaml, "--weights", tmp_path / "model.pth", "--output", output)
-    log = run("export_model", *arguments, code=1)
+    log = run_here("export_model", *arguments, code=1)
     assert last_line(log).startswith(f"error: the disk is full: {output} could not be written"), log
     assert os.listdir(small_disk) == ["filled"]
 
 
-def test_a_full_disk_in_prediction(run, configs, small_disk, tmp_path):
+def test_a_full_disk_in_prediction(run_here, configs, small_disk, tmp_path):
     from detectron2.modeling import build_model
 
     from mrcnn_ext.engine import load_config
@@ -135,18 +135,18 @@ def test_a_full_disk_in_prediction(run, configs, small_disk, tmp_path):
     output = small_disk / "results.json"
     command = ["predict", "coco_2017_val_100", "--config-file", configs.yaml, "--device", "cpu"]
     command += ["--weights", tmp_path / "model.pth", "--output", output, "--min-score", 0.0]
-    run(*command)
+    run_here(*command)
     before = output.read_bytes()
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "filled").write_bytes(bytes(free - 4096))
-    log = run(*command, "--overwrite", code=1)
+    log = run_here(*command, "--overwrite", code=1)
     assert re.match(
         rf"error: the disk is full: {small_disk}/results\.\S+ could not be written", last_line(log)
     ), log
     assert "Traceback" not in log and output.read_bytes() == before
     assert not list(small_disk.glob("*.tmp"))
     (small_disk / "filled").unlink()
-    run(*command, "--overwrite")
+    run_here(*command, "--overwrite")
     assert output.read_bytes() == before
 
 

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.detectron2
 
 
 @pytest.fixture
-def start_here(start_tool_here, mixed_datasets):
-    return partial(start_tool_here, datasets=mixed_datasets)
+def start_here(start_here, mixed_datasets):
+    return partial(start_here, datasets=mixed_datasets)
 
 
 def arguments_of(tool, configs, folder, num_processes, max_iter):

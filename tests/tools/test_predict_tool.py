@@ -24,7 +24,7 @@ def weights(configs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["yaml", "lazy"])
-def test_a_dataset_and_then_something_else(run, configs, weights, tmp_path, kind):
+def test_a_dataset_and_then_something_else(run, run_here, configs, weights, tmp_path, kind):
     output = tmp_path / "results.json"
     command = ["predict", "coco_2017_val_100", "--config-file", getattr(configs, kind), "--weights", weights]
     command += ["--output", output, "--min-score", 0.001, "--device", "cpu"]
@@ -36,12 +36,12 @@ def test_a_dataset_and_then_something_else(run, configs, weights, tmp_path, kind
     assert min(record["category_id"] for record in results) > 0
     assert all(record["score"] >= 0.001 and record["segmentation"]["size"] == [64, 80] for record in results)
     if kind == "yaml":  # the rest is the same program
-        log = run(*command, "INPUT.MIN_SIZE_TEST", 48, code=2)
+        log = run_here(*command, "INPUT.MIN_SIZE_TEST", 48, code=2)
         message = f"error: {output} is of a run with other preprocessing: give what it was made with"
         assert log.splitlines()[-1].startswith(message)
 
 
-def test_a_folder_with_a_damaged_image(run, configs, weights, datasets, tmp_path):
+def test_a_folder_with_a_damaged_image(run_here, configs, weights, datasets, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for path in (datasets / "coco" / "val2017").iterdir():
@@ -49,7 +49,7 @@ def test_a_folder_with_a_damaged_image(run, configs, weights, datasets, tmp_path
     (folder / "3.png").write_bytes(b"nothing")
     command = ["predict", folder, "--config-file", configs.yaml, "--weights", weights, "--output"]
     command += [tmp_path / "results.json", "--pictures", tmp_path / "drawn", "--no-accelerate"]
-    log = run(*command, "--skip-unreadable", "TEST.DETECTIONS_PER_IMAGE", 7)
+    log = run_here(*command, "--skip-unreadable", "TEST.DETECTIONS_PER_IMAGE", 7)
     assert re.search(r"results.json: \d+ results of 5 images\n", log)
     assert log.splitlines()[-1].startswith("skipped, cannot be read: 3.png: ")
     assert len(list((tmp_path / "drawn").iterdir())) == 5

@@ -56,7 +56,7 @@ def keypoint_config(configs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained_by(start_tool_here, keypoint_datasets, keypoint_config, tmp_path_factory, read_metrics):
+def trained_by(start_here, keypoint_datasets, keypoint_config, tmp_path_factory, read_metrics):
     """Trains with a number of processes, once each: losses of each iteration, AP and weights."""
     runs = {}
 
@@ -65,7 +65,7 @@ def trained_by(start_tool_here, keypoint_datasets, keypoint_config, tmp_path_fac
             folder = tmp_path_factory.mktemp("run")
             share = ("--num-gpus", 0, "--num-processes", processes) if processes > 1 else ()
             arguments = ("--config-file", keypoint_config, *share, "OUTPUT_DIR", folder)
-            run = start_tool_here("train_net", *arguments, datasets=keypoint_datasets)
+            run = start_here("train_net", *arguments, datasets=keypoint_datasets)
             run.process.join(200)
             assert run.process.exitcode == 0, run.log.read_text()[-3000:]
             checkpoint = torch.load(folder / "model_final.pth")
@@ -111,14 +111,14 @@ SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 6 SOLVER.BASE_LR 0.0005
 
 
 @pytest.mark.slow
-def test_ap_of_a_model_that_finds_things(trained, start_tool_here, datasets, configs, tmp_path, read_metrics):
+def test_ap_of_a_model_that_finds_things(trained, start_here, datasets, configs, tmp_path, read_metrics):
     """A trained model, trained on by 1, 2 and 4 processes with the same global batch."""
     found = {}
     for processes in (1, 2, 4):
         folder = tmp_path / str(processes)
         share = ("--num-gpus", 0, "--num-processes", processes) if processes > 1 else ()
         options = ("MODEL.WEIGHTS", trained.weights, "OUTPUT_DIR", folder, *WITHOUT_CHANCE)
-        run = start_tool_here("train_net", "--config-file", configs.yaml, *share, *options, datasets=datasets)
+        run = start_here("train_net", "--config-file", configs.yaml, *share, *options, datasets=datasets)
         run.process.join(150)
         assert run.process.exitcode == 0, run.log.read_text()[-3000:]
         scalars = torch.load(folder / "model_final.pth")["state"]["scalars"]

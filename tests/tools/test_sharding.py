@@ -17,9 +17,9 @@ SHARE = ("--num-gpus", 0, "--num-processes", 2)
 
 
 @pytest.mark.slow
-def test_sharded_training_is_that_of_ddp(start_tool_here, datasets, configs, tmp_path, read_metrics):
+def test_sharded_training_is_that_of_ddp(start_here, datasets, configs, tmp_path, read_metrics):
     def train(folder, *options, config=("--config-file", configs.yaml)):
-        run = start_tool_here("train_net", *config, *SHARE, *options, "OUTPUT_DIR", folder, datasets=datasets)
+        run = start_here("train_net", *config, *SHARE, *options, "OUTPUT_DIR", folder, datasets=datasets)
         run.process.join(150)
         return run
 

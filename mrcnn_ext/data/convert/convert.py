@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from ...files import replacing
 from ..video import VIDEO_READERS
 from .cityscapes import read_cityscapes
 from .coco_writer import write_coco, write_json
@@ -78,7 +79,7 @@ def convert_dataset(kind: str, source: str, output: str, split: str | None = Non
     description = ""
     if found.description:
         description = os.path.splitext(os.fspath(output))[0] + ".description.yaml"
-        with open(description, "w") as file:
+        with replacing(description, "w", by_several=True) as file:
             yaml.safe_dump(found.description, file, sort_keys=False)
     return Converted(
         os.fspath(output),

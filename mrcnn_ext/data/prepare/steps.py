@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..coco_file import CocoFile
@@ -30,8 +31,7 @@ def get_parts(plan: Plan, root: Path, archives: Path, download: bool, progress: 
     lacking = {archive: _lacking(plan, archive, root) for archive in plan.archives}
     for archive, parts in lacking.items():
         for part in _parts(plan, archive):
-            place = part.folder if isinstance(part, Images) else part.path
-            say(f"{place}: {'to come from ' + archive.name if part in parts else 'there'}")
+            say(f"{_place(part)}: {'to come from ' + archive.name if part in parts else 'there'}")
     missing = []
     for archive, parts in lacking.items():
         path = archives / archive.name
@@ -48,6 +48,11 @@ def get_parts(plan: Plan, root: Path, archives: Path, download: bool, progress: 
         check_archive(path, archive)
         written = unpack(path, root / plan.unpack_to.get(archive.name, ""), progress)
         say(f"{path}: {written} files unpacked, their checksums are right")
+
+
+def _place(part: AnnotationFile | Images) -> str:
+    """In the root, or beside it."""
+    return (part.folder if isinstance(part, Images) else part.path).removeprefix("../")
 
 
 def _parts(plan: Plan, archive: Archive) -> list[AnnotationFile | Images]:
@@ -69,7 +74,7 @@ def _lacking(plan: Plan, archive: Archive, root: Path) -> list[AnnotationFile | 
 def _how_to_get(plan: Plan, missing, archives: Path, download: bool) -> str:
     lines = [f"{plan.name}: {len(missing)} of its {len(plan.archives)} archives are needed and not there:"]
     for archive, parts in missing:
-        places = ", ".join(part.folder if isinstance(part, Images) else part.path for part in parts)
+        places = ", ".join(map(_place, parts))
         size = f", {archive.size / 2**30:.1f} GiB" if archive.size else ""
         lines.append(f"  {archives / archive.name}{size} (for {places})")
         if archive.url:
@@ -97,7 +102,8 @@ def check_counts(plan: Plan, root: Path) -> list[str]:
             ("annotations", annotations, file.annotations),
         ):
             if found != expected:
-                wrong.append(f"{root / file.path}: {found} {what}, the publisher's {expected}")
+                path = os.path.normpath(root / file.path)
+                wrong.append(f"{path}: {found} {what}, the publisher's {expected}")
     return wrong
 
 
@@ -118,7 +124,7 @@ def check_annotation_files(
         first = image_root == "." or image_root not in seen
         seen.add(image_root)
         survey = survey_coco_file(
-            str(root / path),
+            os.path.normpath(root / path),
             str(root / image_root) if first else None,
             progress=progress,
             file_class=file_class,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..images import image_size
-from .content import VideoContent, need, read_mat
+from .content import VideoContent, naming, need, read_mat
 
 __all__ = ["BBC_KEYPOINTS", "BBC_SKELETON", "read_bbc_pose"]
 
@@ -61,7 +61,8 @@ def read_bbc_pose(root: str, split: str | None = None) -> dict:
             continue
         kind = _text(video["type"])
         if split is None or kind == split:
-            _add(content, folder, path, number, video, "test" if kind == "test" else "train")
+            with naming(path, f"BBC Pose: video {number} is not as its structs are"):
+                _add(content, folder, path, number, video, "test" if kind == "test" else "train")
     return content.content()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["VideoContent", "box_of_keypoints", "need", "read_mat"]
+__all__ = ["VideoContent", "box_of_keypoints", "naming", "need", "read_mat"]
 
 
 class VideoContent:
@@ -146,6 +147,25 @@ def need(path: Path, layout: str, url: str) -> Path:
             f"{path}: there is no such file or folder. The layout is {layout}; from {url}"
         )
     return path
+
+
+@contextlib.contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Makes a ValueError that names the file, and what it should be, of whatever its content is wrong for."""
+    try:
+        yield
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        StopIteration,
+        TypeError,
+        ValueError,
+    ) as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} cannot be read as {what} ({type(error).__name__}: {error})") from error
 
 
 def read_mat(path: Path, *keys: str) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from ..images import image_size
-from .content import VideoContent, need, read_mat
+from .content import VideoContent, naming, need, read_mat
 
 __all__ = ["JHMDB_KEYPOINTS", "JHMDB_SKELETON", "read_jhmdb"]
 
@@ -98,7 +98,8 @@ def _clips_of_split(folder: Path, sub: bool, part: str, number: str) -> list[tup
 
 def _add(content: VideoContent, folder: Path, action: str, clip: str) -> None:
     path = need(folder / "joint_positions" / action / clip / "joint_positions.mat", _LAYOUT, _URL)
-    joints = np.asarray(read_mat(path, "pos_img")["pos_img"], dtype=np.float64)
+    with naming(path, "the joints of a clip of JHMDB"):
+        joints = np.asarray(read_mat(path, "pos_img")["pos_img"], dtype=np.float64)
     if joints.ndim == 2:  # MATLAB drops the last axis of one frame
         joints = joints[:, :, None]
     if joints.ndim != 3 or joints.shape[:2] != (2, len(JHMDB_KEYPOINTS)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .content import VideoContent, need, read_mat
+from .content import VideoContent, naming, need, read_mat
 
 __all__ = ["PENN_KEYPOINTS", "PENN_SKELETON", "read_penn_action"]
 
@@ -54,9 +54,10 @@ def read_penn_action(root: str, split: str | None = None) -> dict:
     content = VideoContent(PENN_KEYPOINTS, PENN_SKELETON)
     for path in files:
         mat = read_mat(path, "x", "y", "visibility", "train", "dimensions")
-        in_train = float(np.ravel(mat["train"])[0]) > 0
-        if split is None or in_train == (split == "train"):
-            _add(content, path, mat)
+        with naming(path, "the labels of a sequence of Penn Action"):
+            in_train = float(np.ravel(mat["train"])[0]) > 0
+            if split is None or in_train == (split == "train"):
+                _add(content, path, mat)
     return content.content()
 
 

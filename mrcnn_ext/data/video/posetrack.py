@@ -9,7 +9,7 @@ import numpy as np
 
 from ...scenes.posetrack_format import POSETRACK_KEYPOINTS, POSETRACK_SKELETON
 from ..images import image_size
-from .content import VideoContent, need
+from .content import VideoContent, naming, need
 
 __all__ = ["POSETRACK_KEYPOINTS", "POSETRACK_SKELETON", "read_posetrack18"]
 
@@ -55,13 +55,10 @@ def _has_sequences(base: Path) -> bool:
 
 
 def _add(content: VideoContent, folder: Path, path: Path, keep_ids: bool) -> None:
-    try:
+    with naming(
+        path, "a sequence of PoseTrack18, which has images, annotations and categories with keypoints"
+    ):
         _add_sequence(content, folder, path, json.loads(path.read_text()), keep_ids)
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise ValueError(
-            f"{path} cannot be read as a sequence of PoseTrack18, which has images, annotations and categories with "
-            f"keypoints ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _add_sequence(content: VideoContent, folder: Path, path: Path, sequence: dict, keep_ids: bool) -> None:

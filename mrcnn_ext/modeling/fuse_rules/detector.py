@@ -24,6 +24,7 @@ from ...accel.mixed_precision import AutocastMethod, AutocastNetwork, Float32Inp
 from ..keypoint_head import KeypointHead, TemporalKeypointHead
 from ..poolers import FusedROIPooler
 from .backbones import residual_blocks, stems
+from .calibration import images_of_dataset
 from .detections import CachedAnchors, FastDetections, FastProposals, can_pad_proposals
 from .heads import TrainedClassMasks, trained_rpn_head
 from .outputs import FastKeypoints, FastOutputs
@@ -54,6 +55,9 @@ class Detectron2(Framework):
             for index, part in _parts(model.roi_heads, name):
                 if next(part.parameters(), None) is not None and part not in predictors:
                     yield f"roi_heads.{index}", part, name != "res5"
+
+    def inputs_of_dataset(self, model: GeneralizedRCNN, name: str) -> list:
+        return images_of_dataset(model, name)
 
     def fuse_poolers(self, model: GeneralizedRCNN) -> str:
         poolers, left = {}, []

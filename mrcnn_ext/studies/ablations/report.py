@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from ...files import replacing
 from .runner import read_result
 from .study import Comparison, Study, Table
 
@@ -245,6 +246,7 @@ def write_report(study, output_dir: Path, seeds, tables=None) -> str:
     """Writes ``report.md`` and ``report.png`` from the results that are there; returns the Markdown."""
     results = collect(study, output_dir, seeds)
     text = markdown(study, results, tables)
-    (output_dir / "report.md").write_text(text + "\n![The same as bars](report.png)\n")
+    with replacing(output_dir / "report.md", "w") as file:
+        file.write(text + "\n![The same as bars](report.png)\n")
     plot(study, results, output_dir / "report.png", tables)
     return text

@@ -106,7 +106,8 @@ def _report(lineage, rows, output, seed):
     from .report import checks, lineage_figure, lineage_table, step_sheet
 
     text = lineage_table(lineage, rows) + "\n\n" + "\n".join(f"- {line}" for line in checks(rows)) + "\n"
-    (output / "lineage.md").write_text(text)
+    with replacing(output / "lineage.md", "w") as file:
+        file.write(text)
     lineage_figure(lineage, rows).savefig(output / "lineage.png", dpi=130)
     print(text)
     for scene in (0, 1, 2):
