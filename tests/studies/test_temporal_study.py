@@ -314,5 +314,5 @@ def test_what_was_made_with_other_arguments_is_made_again(small_clips, monkeypat
 
 def test_a_folder_is_of_one_size(tmp_path):
     (tmp_path / "size.json").write_text('{"num_train": 7}')
-    with pytest.raises(ValueError, match="num_train 7, now 300, .*: give another folder"):
+    with pytest.raises(ValueError, match="num_train 7, now 220, .*: give another folder"):
         run_study(tmp_path, StudySize(), [], [0])
