@@ -12,6 +12,7 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mrcnn_ext.files import replacing
 from mrcnn_ext.studies.temporal import HEADS, StudySize, history_table, plot_history, run_study, study_table
 
 if __name__ == "__main__":
@@ -22,8 +23,9 @@ if __name__ == "__main__":
     parser.add_argument("--heads", nargs="*", choices=list(HEADS), default=list(HEADS), help="to train now")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     for name, help in (
-        ("num_train", "clips"),
-        ("num_val", "clips"),
+        ("num_detector", "frames that the detector alone learns from, each of a clip of its own"),
+        ("num_train", "clips that the heads learn from"),
+        ("num_val", "clips that the heads are measured on"),
         ("iterations", "of the detector"),
         ("batch", "frames of an iteration of the detector"),
         ("updates", "of each head"),
@@ -43,6 +45,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     size = StudySize(
+        args.num_detector,
         args.num_train,
         args.num_val,
         args.iterations,
@@ -56,6 +59,7 @@ if __name__ == "__main__":
         study_table(results),
         *(history_table(results, key) for key in ("AP", "AP occluded", "PCK@0.05")),
     ]
-    (args.output / "tables.md").write_text("\n\n".join(tables) + "\n")
+    with replacing(args.output / "tables.md", "w") as file:
+        file.write("\n\n".join(tables) + "\n")
     plot_history(results, args.output / "frames.png")
     print("\n\n".join(tables))

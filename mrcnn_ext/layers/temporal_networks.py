@@ -59,12 +59,12 @@ class _TemporalKeypointNetwork(nn.Module):
         self,
         in_channels: int,
         num_keypoints: int,
-        conv_dims: Sequence[int],
-        norm: Callable[[int], nn.Module] | None,
-        hidden_channels: int,
-        up_scale: float,
-        wasp_rates: Sequence[int],
-        num_convs: int,
+        conv_dims: Sequence[int] = (512,) * 8,
+        norm: Callable[[int], nn.Module] | None = None,
+        hidden_channels: int = 128,
+        up_scale: float = 2.0,
+        wasp_rates: Sequence[int] = (),
+        num_convs: int = 2,
     ):
         super().__init__()
         self.convs, channels = nn.Sequential(), in_channels
@@ -159,21 +159,6 @@ class ConvLSTMKeypointNetwork(_TemporalKeypointNetwork):
         num_convs: 3x3 convolutions of ``hidden_channels`` after the LSTM.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_keypoints: int,
-        conv_dims: Sequence[int] = (512,) * 8,
-        norm: Callable[[int], nn.Module] | None = None,
-        hidden_channels: int = 128,
-        up_scale: float = 2.0,
-        wasp_rates: Sequence[int] = (),
-        num_convs: int = 2,
-    ):
-        super().__init__(
-            in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale, wasp_rates, num_convs
-        )
-
 
 class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
     """UniPose-LSTM (Artacho and Savakis, CVPR 2020, section 3.4) over RoI features: the LSTM takes the features of a
@@ -182,9 +167,9 @@ class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
     The state is that of `ConvLSTMKeypointNetwork`, and what follows the LSTM is added to the features as there.
 
     Args:
-        in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale: as `ConvLSTMKeypointNetwork`'s.
+        in_channels, num_keypoints, conv_dims, norm: as `ConvLSTMKeypointNetwork`'s.
         wasp_rates: dilations of the waterfall.
-        num_convs: 3x3 convolutions of ``hidden_channels`` after the LSTM.
+        kwargs: the others of `ConvLSTMKeypointNetwork`.
     """
 
     def __init__(
@@ -193,14 +178,11 @@ class UniPoseLSTMNetwork(_TemporalKeypointNetwork):
         num_keypoints: int,
         conv_dims: Sequence[int] = (512,) * 4,
         norm: Callable[[int], nn.Module] | None = None,
-        hidden_channels: int = 128,
-        up_scale: float = 2.0,
+        *,
         wasp_rates: Sequence[int] = (1, 2, 4, 6),
-        num_convs: int = 2,
+        **kwargs,
     ):
-        super().__init__(
-            in_channels, num_keypoints, conv_dims, norm, hidden_channels, up_scale, wasp_rates, num_convs
-        )
+        super().__init__(in_channels, num_keypoints, conv_dims, norm, wasp_rates=wasp_rates, **kwargs)
 
 
 def _fours(maps: Tensor, features: Tensor) -> Tensor:

@@ -249,7 +249,25 @@ def test_command_writes_clips_and_their_sheet(tmp_path, capsys):
             lambda: get_clip_preset("clips", people=(3, 1)),
             "people must be \\(least, greatest\\) in rising order",
         ),
-        (lambda: get_clip_preset("clips", weights={"swimming": 1}), "weights must give a frequency to some"),
+        (
+            lambda: get_clip_preset("clips", weights={"swimming": 1}),
+            "weights has unknown actions \\['swimming'\\]; known: .*'walking'",
+        ),
+        (
+            lambda: get_clip_preset("clips", weights={}),
+            "weights must be frequencies of 0 or more, some above 0",
+        ),
+        (
+            lambda: get_clip_preset("clips", weights={"walking": 2, "running": -1}),
+            "weights must be frequencies of 0 or more, some above 0",
+        ),
+        (lambda: get_clip_preset("clips", night=0.7, dusk=0.4), "of a sum of 1 at most, got 0.7 and 0.4"),
+        (lambda: get_clip_preset("clips", noise=-1.0), "noise is a standard deviation, 0 or more, got -1.0"),
+        (
+            lambda: get_clip_preset("clips", min_visible=2),
+            "min_visible is a fraction of a person, 0 to 1, got 2",
+        ),
+        (lambda: get_clip_preset("clips", min_area=0), "min_area must be at least 1 pixel, got 0"),
         (lambda: write_clips("x", num_train=-1), "num_train must be at least 0, got -1"),
         (lambda: write_clips("x", num_train=0, num_val=0), "there is nothing to write"),
     ],

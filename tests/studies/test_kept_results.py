@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mrcnn_ext.studies.arguments import study_parser
-from mrcnn_ext.studies.kept import kept_result
+from mrcnn_ext.studies.kept import kept_file, kept_result
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -28,6 +28,36 @@ def test_a_result_is_kept_with_its_arguments(tmp_path):
     path.write_text(json.dumps({"AP": 7}))
     assert kept_result(path, {"iterations": 6}, make)["AP"] == 3, "nobody knows what it was made with"
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+def test_a_file_is_kept_with_its_arguments(tmp_path):
+    made = []
+
+    def make(file):
+        made.append(1)
+        file.write(b"%d" % len(made))
+
+    path, record = tmp_path / "study" / "weights.pth", tmp_path / "study" / "weights.pth.json"
+    for arguments, content in (({"seed": 5}, b"1"), ({"seed": 5}, b"1"), ({"seed": 6}, b"2")):
+        kept_file(path, arguments, make)
+        assert path.read_bytes() == content
+    record.unlink()
+    kept_file(path, {"seed": 6}, make)
+    assert path.read_bytes() == b"3", "nobody knows what it was made with"
+    path.unlink()
+    kept_file(path, {"seed": 6}, make)
+    assert path.read_bytes() == b"4"
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        kept_file(path, {"seed": 7}, fail)
+    assert path.read_bytes() == b"4" and not record.is_file(), "a half file is in its place"
+    assert [file.name for file in path.parent.iterdir()] == ["weights.pth"]
+    kept_file(path, {"seed": 6}, make)
+    assert path.read_bytes() == b"5"
 
 
 def test_the_words_of_a_study():

@@ -160,7 +160,8 @@ def small_clips(monkeypatch, tmp_path):
     """Clips as the study's, few and small; the folder of a study and its size."""
     preset = get_clip_preset("hard", height=96, width=96, frames=3)
     monkeypatch.setattr(study, "_PRESET", preset)
-    size = StudySize(num_train=2, num_val=2, iterations=2, batch=3, updates=2, people=2, histories=(1, 2))
+    options = {"iterations": 2, "batch": 3, "updates": 2, "people": 2, "histories": (1, 2)}
+    size = StudySize(num_detector=4, num_train=2, num_val=2, **options)
     yield tmp_path / "study", size
     for name in list(DatasetCatalog):
         if name.startswith("temporal_study"):
@@ -171,7 +172,7 @@ def small_clips(monkeypatch, tmp_path):
 def test_people_are_mirrored_with_their_pixels(small_clips):
     output, size = small_clips
     study._detector_config(output, size, "cpu", 1)
-    people = study._people("train")
+    people = study._people("temporal_study_person_train", mirrored=True)
     half = len(people) // 2
     for one, other in zip(people[:half], people[half:], strict=True):
         assert one.image is other.image and other.mirrored and not one.mirrored
@@ -191,6 +192,22 @@ def test_people_are_mirrored_with_their_pixels(small_clips):
         )
     again = pooled_tracks(PooledPixels(), people, seed=0, batch=5)
     assert torch.equal(tracks.boxes, again.boxes) and torch.equal(tracks.annotations, again.annotations)
+
+
+def test_copies_of_people_are_in_boxes_of_their_own(small_clips):
+    output, size = small_clips
+    study._detector_config(output, size, "cpu", 1)
+    people = study._people("temporal_study_person_train", mirrored=True)
+    once = pooled_tracks(PooledPixels(), people, seed=0)
+    tracks = pooled_tracks(PooledPixels(), people, seed=0, copies=2, batch=4)
+    assert len(tracks) == 2 * len(once) == len(tracks.features) == len(tracks.boxes)
+    assert sorted(map(len, tracks.by_track())) == sorted(2 * list(map(len, once.by_track())))
+    for annotation in once.annotations.unique().tolist():
+        rows = (tracks.annotations == annotation).nonzero()[:, 0]
+        assert len(tracks.tracks[rows].unique()) == len(rows) == 4  # mirrored ones too
+        assert len(tracks.boxes[rows].unique(dim=0)) == 4
+        assert len(tracks.keypoints[rows].unique(dim=0)) == 2
+        assert len(tracks.frames[rows].unique()) == len(tracks.images[rows].unique()) == 1
 
 
 class PooledPixels(torch.nn.Module):
@@ -217,7 +234,11 @@ def test_frames_of_the_detector_move_with_their_people(small_clips):
     """A white dot at each person's first keypoint is where the moved keypoint says."""
     output, size = small_clips
     study._detector_config(output, size, "cpu", 1)
-    people = [one for one in study._people("train") if one.keypoints[0, 0, 2] > 0]
+    people = [
+        one
+        for one in study._people("temporal_study_person_train", mirrored=True)
+        if one.keypoints[0, 0, 2] > 0
+    ]
     frames = detector._Frames(people, torch.device("cpu"))
     frames.pixels.zero_()
     for one in people:
@@ -263,11 +284,35 @@ def test_a_study_in_processes_goes_on_where_it_was(small_clips):
     assert (output / "heads" / "single_0.json").stat().st_mtime_ns == before
     assert set(results) == {"single", "lstm", "unipose"}
     assert set(results["lstm"]["0"]["history"]) == {"1", "2"} and results["lstm"]["0"]["parameters"] > 0
+    assert len(list((output / "detector_clips" / "frames" / "train").glob("*/*.jpg"))) == 4
     detector = torch.load(output / "detector" / "model_final.pth", weights_only=True)["model"]
     assert all(value.isfinite().all() for value in detector.values() if value.is_floating_point())
 
 
+def test_what_was_made_with_other_arguments_is_made_again(small_clips, monkeypatch):
+    output, size = small_clips
+    paths = [
+        output / "detector" / "model_final.pth",
+        output / "features_val.pt",
+        output / "heads" / "single_0.pth",
+    ]
+
+    def changed():
+        before = [path.stat().st_mtime_ns for path in paths]
+        results = run_study(output, size, ["single"], [0])
+        return [path.stat().st_mtime_ns != time for path, time in zip(paths, before, strict=True)], results
+
+    run_study(output, size, ["single", "lstm"], [0])
+    assert changed()[0] == [False, False, False]
+    monkeypatch.setattr(study, "_COPIES", 1)
+    again, results = changed()
+    assert again == [False, True, True] and set(results) == {"single"}, "lstm is of other features"
+    monkeypatch.setattr(study, "_LEARNING_RATE", 1e-3)
+    assert changed()[0] == [True, True, True]
+    assert not list(output.rglob("*.tmp")) and not list(output.rglob("*.part"))
+
+
 def test_a_folder_is_of_one_size(tmp_path):
     (tmp_path / "size.json").write_text('{"num_train": 7}')
-    with pytest.raises(ValueError, match="another size .num_train 7, now 200, .*: give another folder"):
+    with pytest.raises(ValueError, match="num_train 7, now 220, .*: give another folder"):
         run_study(tmp_path, StudySize(), [], [0])

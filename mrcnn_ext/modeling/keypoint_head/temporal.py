@@ -158,8 +158,59 @@ class TemporalKeypointHead(KeypointHead):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class _LSTMKeypointHead(TemporalKeypointHead):
+    """What both heads have in common: a network of `mrcnn_ext.layers.temporal_networks`, made from a shape or a config.
+
+    Attributes:
+        make_network: the class of the network.
+    """
+
+    make_network: type[nn.Module]
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_keypoints: int,
+        conv_dims,
+        conv_norm: str | Callable = "",
+        hidden_channels: int = 128,
+        up_scale: float = 2.0,
+        wasp_rates=(),
+        num_lstm_convs: int = 2,
+        **kwargs,
+    ):
+        network = self.make_network(
+            input_shape.channels,
+            num_keypoints,
+            list(conv_dims),
+            norm_maker(conv_norm),
+            hidden_channels=hidden_channels,
+            up_scale=up_scale,
+            wasp_rates=list(wasp_rates),
+            num_convs=num_lstm_convs,
+        )
+        super().__init__(network, num_keypoints=num_keypoints, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "conv_dims": head.CONV_DIMS,
+            "conv_norm": head.NORM,
+            "hidden_channels": head.LSTM_DIM,
+            "align_state": head.ALIGN_STATE,
+            "up_scale": head.UP_SCALE,
+            "wasp_rates": head.WASP_RATES,
+            "num_lstm_convs": head.LSTM_CONVS,
+        }
+
+
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
-class ConvLSTMKeypointHead(TemporalKeypointHead):
+class ConvLSTMKeypointHead(_LSTMKeypointHead):
     """`ConvLSTMKeypointNetwork` as a keypoint head: features and heatmaps are carried from frame to frame, as in LSTM
     Pose Machines.
 
@@ -176,97 +227,30 @@ class ConvLSTMKeypointHead(TemporalKeypointHead):
         kwargs: those of `TemporalKeypointHead`.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape: ShapeSpec,
-        *,
-        num_keypoints: int,
-        conv_dims,
-        conv_norm: str | Callable = "",
-        hidden_channels: int = 128,
-        up_scale: float = 2.0,
-        wasp_rates=(),
-        num_lstm_convs: int = 2,
-        **kwargs,
-    ):
-        network = ConvLSTMKeypointNetwork(
-            input_shape.channels,
-            num_keypoints,
-            list(conv_dims),
-            norm_maker(conv_norm),
-            hidden_channels,
-            up_scale,
-            list(wasp_rates),
-            num_lstm_convs,
-        )
-        super().__init__(network, num_keypoints=num_keypoints, **kwargs)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return {**super().from_config(cfg, input_shape), **_arguments(cfg, input_shape)}
+    make_network = ConvLSTMKeypointNetwork
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
-class UniPoseLSTMKeypointHead(TemporalKeypointHead):
+class UniPoseLSTMKeypointHead(_LSTMKeypointHead):
     """`UniPoseLSTMNetwork` as a keypoint head: a waterfall's features and the last frame's heatmaps go into the LSTM,
     and convolutions follow it.
 
     Args:
-        input_shape, num_keypoints, conv_dims, conv_norm, hidden_channels, up_scale: as `ConvLSTMKeypointHead`'s.
+        input_shape: of the pooled features; only its channels matter.
         wasp_rates: dilations of the waterfall; at least one.
-        num_lstm_convs: 3x3 convolutions after the LSTM.
-        kwargs: those of `TemporalKeypointHead`.
+        kwargs: the others of `ConvLSTMKeypointHead`.
 
     Raises:
         ValueError: ``wasp_rates`` is empty.
     """
 
+    make_network = UniPoseLSTMNetwork
+
     @configurable
-    def __init__(
-        self,
-        input_shape: ShapeSpec,
-        *,
-        num_keypoints: int,
-        conv_dims,
-        conv_norm: str | Callable = "",
-        hidden_channels: int = 128,
-        up_scale: float = 2.0,
-        wasp_rates=(1, 2, 4, 6),
-        num_lstm_convs: int = 2,
-        **kwargs,
-    ):
+    def __init__(self, input_shape: ShapeSpec, *, wasp_rates=(1, 2, 4, 6), **kwargs):
         if not len(wasp_rates):
             raise ValueError(
                 "UniPoseLSTMKeypointHead has a waterfall of atrous convolutions: give the dilations in wasp_rates, "
                 "MODEL.ROI_KEYPOINT_HEAD.WASP_RATES, [1, 2, 4, 6] say"
             )
-        network = UniPoseLSTMNetwork(
-            input_shape.channels,
-            num_keypoints,
-            list(conv_dims),
-            norm_maker(conv_norm),
-            hidden_channels,
-            up_scale,
-            list(wasp_rates),
-            num_lstm_convs,
-        )
-        super().__init__(network, num_keypoints=num_keypoints, **kwargs)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return {**super().from_config(cfg, input_shape), **_arguments(cfg, input_shape)}
-
-
-def _arguments(cfg, input_shape) -> dict:
-    head = with_defaults(cfg).MODEL.ROI_KEYPOINT_HEAD
-    return {
-        "input_shape": input_shape,
-        "conv_dims": head.CONV_DIMS,
-        "conv_norm": head.NORM,
-        "hidden_channels": head.LSTM_DIM,
-        "align_state": head.ALIGN_STATE,
-        "up_scale": head.UP_SCALE,
-        "wasp_rates": head.WASP_RATES,
-        "num_lstm_convs": head.LSTM_CONVS,
-    }
+        super().__init__(input_shape, wasp_rates=wasp_rates, **kwargs)

@@ -20,7 +20,7 @@ __all__ = ["train_detector"]
 
 _TOLD = 50  # iterations from one line of the log to the next
 # Frames of an iteration: the anchors' and the proposals' share is slow, and less is asked of it.
-_WITH_PROPOSALS = 4
+_WITH_PROPOSALS = 2
 
 
 def train_detector(

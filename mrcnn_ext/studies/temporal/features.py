@@ -14,10 +14,12 @@ from .people import People, noisy, read_pixels
 
 __all__ = ["Tracks", "pooled_tracks"]
 
+_COPY = 2**24  # added to the number of a track for each copy; mirrored ones differ by 2**20
+
 
 @dataclass
 class Tracks:
-    """The people of clips, frame by frame. A mirrored copy of a clip is a clip of its own.
+    """The people of clips, frame by frame. A mirrored copy of a clip, or one with other boxes, is a clip of its own.
 
     Attributes:
         features: (N, C, P, P) float16, pooled from boxes with a detector's noise.
@@ -46,8 +48,8 @@ class Tracks:
             rows[tracks[row]].append(row)
         return list(rows.values())
 
-    def save(self, path) -> None:
-        torch.save({name: value.cpu() for name, value in vars(self).items()}, path)
+    def save(self, file) -> None:
+        torch.save({name: value.cpu() for name, value in vars(self).items()}, file)
 
     @classmethod
     def load(cls, path, device: str | torch.device = "cpu") -> Tracks:
@@ -55,12 +57,15 @@ class Tracks:
 
 
 @torch.no_grad()
-def pooled_tracks(model: nn.Module, frames: list[People], seed: int, batch: int = 64) -> Tracks:
+def pooled_tracks(
+    model: nn.Module, frames: list[People], seed: int, copies: int = 1, batch: int = 64
+) -> Tracks:
     """
     Args:
         model: a detector with an FPN and a keypoint head; its images are BGR and have the size of the clips' frames.
         frames: their people.
         seed: of the boxes' noise, which is the same on any device.
+        copies: of all people, each with noise of its own.
         batch: frames that go through the backbone at once.
 
     Returns:
@@ -68,11 +73,13 @@ def pooled_tracks(model: nn.Module, frames: list[People], seed: int, batch: int 
     """
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    parts = [_pooled(model, frames[k : k + batch], generator) for k in range(0, len(frames), batch)]
+    parts = [_pooled(model, frames[k : k + batch], generator, copies) for k in range(0, len(frames), batch)]
     return Tracks(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _pooled(model: nn.Module, frames: list[People], generator: torch.Generator) -> tuple[Tensor, ...]:
+def _pooled(
+    model: nn.Module, frames: list[People], generator: torch.Generator, copies: int
+) -> tuple[Tensor, ...]:
     """The fields of `Tracks` for the people of some frames."""
     heads = model.roi_heads
     pixels = [read_pixels(people.image["file_name"]) for people in frames]
@@ -81,11 +88,13 @@ def _pooled(model: nn.Module, frames: list[People], generator: torch.Generator) 
         for part, people in zip(pixels, frames, strict=True)
     ]
     maps = model.backbone(model.preprocess_image(images).tensor)
-    boxes = [noisy(people.boxes, generator) for people in frames]
-    rois = [scaled_boxes(part, heads.keypoint_box_scale).to(model.device) for part in boxes]
-    pooled = heads.keypoint_pooler(
-        [maps[name] for name in heads.keypoint_in_features], [Boxes(part) for part in rois]
-    )
+    maps = [maps[name] for name in heads.keypoint_in_features]
+    by_frame = [[noisy(people.boxes, generator) for _ in range(copies)] for people in frames]
+    boxes = list(zip(*by_frame, strict=True))
+    rois = [
+        [scaled_boxes(part, heads.keypoint_box_scale).to(model.device) for part in copy] for copy in boxes
+    ]
+    pooled = [heads.keypoint_pooler(maps, [Boxes(part) for part in copy]) for copy in rois]
     numbers, ids = (
         torch.cat([torch.full((len(people.boxes),), people.image[key]) for people in frames])
         for key in ("frame_index", "image_id")
@@ -94,5 +103,11 @@ def _pooled(model: nn.Module, frames: list[People], generator: torch.Generator) 
         torch.cat([getattr(people, name) for people in frames])
         for name in ("keypoints", "tracks", "annotations")
     )
-    fields = pooled.half(), torch.cat(rois), keypoints, numbers, tracks, ids, annotations
+    tracks = torch.cat([tracks + copy * _COPY for copy in range(copies)])
+    per_copy = [
+        field.repeat(copies, *[1] * (field.dim() - 1)) for field in (keypoints, numbers, ids, annotations)
+    ]
+    keypoints, numbers, ids, annotations = per_copy
+    everyone = torch.cat([part for copy in rois for part in copy])
+    fields = torch.cat(pooled).half(), everyone, keypoints, numbers, tracks, ids, annotations
     return tuple(field.to(model.device) for field in fields)

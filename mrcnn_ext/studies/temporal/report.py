@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...files import replacing
 from .scores import SHOWN
 from .study import HEADS
 
@@ -96,4 +97,5 @@ def plot_history(results: dict, path: Path) -> None:
         axes.set_title(title, fontsize=10)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +24,9 @@ from ...config_files import get_config_file
 from ...data.register import register_clips
 from ...engine import Checkpointer
 from ...engine.setup import load_config
-from ...scenes import get_clip_preset, write_clips
+from ...files import replacing
+from ...scenes import CLIP_VERSION, get_clip_preset, write_clips
+from ..kept import kept_file, kept_result
 from .detector import train_detector
 from .features import Tracks, pooled_tracks
 from .heads import heatmaps_of, train_head
@@ -31,30 +36,38 @@ from .scores import score
 __all__ = ["HEADS", "StudySize", "head_config", "run_study"]
 
 _PREFIX = "temporal_study"
-# Motion blur and things that stand before people in each clip. Who shows less than a quarter is not annotated.
-_PRESET = get_clip_preset("hard", min_visible=0.25)
+# Motion blur and things that stand before people in each clip. Who shows less than two fifths is not annotated.
+_PRESET = get_clip_preset("hard", min_visible=0.4, size=(0.55, 0.9))
+_DETECTOR_SEED = 1  # of the detector's clips: other people than those of the heads' clips, whose seed is 0
+_COPIES = 2  # of each person that heads learn from, each in boxes with noise of their own
+_LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
 class StudySize:
     """
     Attributes:
-        num_train, num_val: clips of 8 frames, of the preset "hard".
+        num_detector: frames, each of a clip of its own, that the detector learns from; 0 for those of the heads' clips.
+            What a detector has learnt from is clearer to it than what it has not: a head that learns from the same
+            frames finds little use for those before.
+        num_train, num_val: clips of 8 frames that heads learn from and are measured on, of the preset "hard" with
+            larger people.
         iterations: of the detector, with a head of single frames; 0 to take ``weights`` as they are.
         batch: frames of an iteration of the detector.
         updates: of each head.
         people: of an update, with all their frames.
         histories: numbers of frames that the heads are tried with, on frames with so many before them.
-        weights: a checkpoint of the quickstart's that the detector begins with, and all heads with the keypoint head of
-            the detector, as far as they have its layers; "" to begin at random.
+        weights: a checkpoint of the quickstart's that the detector begins with; "" to begin at random. All heads begin
+            with the keypoint head of the detector, as far as they have its layers.
     """
 
-    num_train: int = 200
-    num_val: int = 60
-    iterations: int = 1000
-    batch: int = 4
-    updates: int = 1500
-    people: int = 6
+    num_detector: int = 1500
+    num_train: int = 220
+    num_val: int = 80
+    iterations: int = 1500
+    batch: int = 12
+    updates: int = 400
+    people: int = 12
     histories: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     weights: str = ""
 
@@ -106,7 +119,7 @@ def run_study(
 
     Returns:
         By head and seed: {"all": metrics of `score` over whole clips, "history": {number of frames: the same, of the
-        last frames}, "parameters", "seconds": of an update}.
+        last frames}, "parameters", "seconds": of an update, "arguments": what it was made with}.
 
     Raises:
         ValueError: the folder holds a study of another size.
@@ -114,26 +127,28 @@ def run_study(
     output = Path(output)
     _keep_size(output, size)
     cfg = _detector_config(output, size, device, processes)
-    weights = _detector(cfg, output, size)
-    _write_features(cfg, output, weights)
+    weights, arguments = _detector(cfg, output, size)
+    arguments = _write_features(cfg, output, weights, arguments)
     content = MetadataCatalog.get(f"{_PREFIX}_person_val").json_file
-    paths = {(name, seed): output / "heads" / f"{name}_{seed}.json" for name in HEADS for seed in seeds}
-    (output / "heads").mkdir(exist_ok=True)
-    missing = [key for key, path in paths.items() if key[0] in heads and not path.is_file()]
-    arguments = [(cfg, *key, size, content, weights if size.weights else "", paths[key]) for key in missing]
-    if processes > 1 and len(missing) > 1:
+    wanted = {(name, seed): output / "heads" / f"{name}_{seed}.json" for name in heads for seed in seeds}
+    made = [(cfg, *key, size, content, weights, path, arguments) for key, path in wanted.items()]
+    if processes > 1 and len(made) > 1:
         # spawn: CUDA does not survive a fork.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(missing)), context, torch.set_num_threads, (1,)) as pool:
-            for future in [pool.submit(_head, *one) for one in arguments]:
+        with ProcessPoolExecutor(min(processes, len(made)), context, torch.set_num_threads, (1,)) as pool:
+            for future in [pool.submit(_head, *one) for one in made]:
                 future.result()
     else:
-        for one in arguments:
+        for one in made:
             _head(*one)
     results: dict[str, dict[str, dict]] = {}
-    for (name, seed), path in paths.items():
-        if path.is_file():
-            results.setdefault(name, {})[str(seed)] = json.loads(path.read_text())
+    for name in HEADS:
+        for seed in seeds:
+            path = output / "heads" / f"{name}_{seed}.json"
+            result = json.loads(path.read_text()) if path.is_file() else {}
+            # Those of a head that was not asked for may be older than the rest.
+            if result.get("arguments") == _head_arguments(name, seed, size, arguments):
+                results.setdefault(name, {})[str(seed)] = result
     return results
 
 
@@ -141,7 +156,8 @@ def _keep_size(output: Path, size: StudySize) -> None:
     path, own = output / "size.json", json.loads(json.dumps(asdict(size)))
     if not path.is_file():
         output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(own))
+        with replacing(path, "w") as file:
+            json.dump(own, file)
     there = json.loads(path.read_text())
     if there != own:
         different = ", ".join(
@@ -153,10 +169,13 @@ def _keep_size(output: Path, size: StudySize) -> None:
 
 
 def _detector_config(output: Path, size: StudySize, device: str, processes: int) -> CfgNode:
-    write_clips(output / "clips", _PRESET, size.num_train, size.num_val, seed=0, workers=processes)
-    register_clips(str(output / "clips"), _PREFIX)
+    _write_clips(output / "clips", _PREFIX, _PRESET, size.num_train, size.num_val, 0, processes)
+    if size.num_detector:
+        frames = replace(_PRESET, frames=1)
+        folder = output / "detector_clips"
+        _write_clips(folder, f"{_PREFIX}_detector", frames, size.num_detector, 0, _DETECTOR_SEED, processes)
     keys = {
-        "DATASETS.TRAIN": (f"{_PREFIX}_person_train",),
+        "DATASETS.TRAIN": (_detector_clips(size),),
         "DATASETS.TEST": (f"{_PREFIX}_person_val",),
         "MODEL.ROI_HEADS.NUM_CLASSES": 1,
         "MODEL.MASK_ON": False,
@@ -173,48 +192,71 @@ def _detector_config(output: Path, size: StudySize, device: str, processes: int)
     return load_config(get_config_file("quickstart.yaml"), [part for pair in keys.items() for part in pair])
 
 
-def _detector(cfg: CfgNode, output: Path, size: StudySize) -> str:
-    """Trains the detector, if there is none; gives its checkpoint."""
+def _write_clips(folder, prefix, preset, num_train, num_val, seed, processes) -> None:
+    # Those of another preset or version are drawn anew, and then all that was made of them is.
+    write_clips(folder, preset, num_train, num_val, seed, processes, force=True)
+    register_clips(str(folder), prefix)
+
+
+def _detector_clips(size: StudySize) -> str:
+    return f"{_PREFIX}_detector_person_train" if size.num_detector else f"{_PREFIX}_person_train"
+
+
+def _detector(cfg: CfgNode, output: Path, size: StudySize) -> tuple[str, dict]:
+    """Trains the detector, if there is none; gives its checkpoint, and what it was made with."""
+    own = asdict(size)
+    arguments = {key: own[key] for key in ("num_detector", "num_train", "num_val", "iterations", "batch")}
+    arguments |= {
+        "preset": json.loads(json.dumps(asdict(_PRESET))),
+        "clip_version": CLIP_VERSION,
+        "weights": hashlib.sha256(Path(size.weights).read_bytes()).hexdigest() if size.weights else "",
+        "learning_rate": _LEARNING_RATE,
+    }
     if size.iterations == 0:
-        return size.weights
-    path = output / "detector" / "model_final.pth"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        return size.weights, arguments
+
+    def train(file: IO[bytes]) -> None:
         torch.manual_seed(0)
         model = build_model(cfg)
         if size.weights:
             Checkpointer(model, allow_partial=True).load(size.weights)
         train_detector(
             model,
-            _people("train"),
+            _people(_detector_clips(size), mirrored=True),
             iterations=size.iterations,
             batch=size.batch,
-            learning_rate=2e-3,
+            learning_rate=_LEARNING_RATE,
             seed=0,
         )
-        (path.parent / "config.yaml").write_text(cfg.dump())
-        torch.save({"model": model.state_dict()}, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-    return str(path)
+        with replacing(path.parent / "config.yaml", "w") as config:
+            config.write(cfg.dump())
+        torch.save({"model": model.state_dict()}, file)
+
+    path = output / "detector" / "model_final.pth"
+    kept_file(path, arguments, train)
+    return str(path), arguments
 
 
-def _people(split: str) -> list[People]:
-    metadata = MetadataCatalog.get(f"{_PREFIX}_person_{split}")
-    flips = list(metadata.keypoint_flip_map) if split == "train" else None
+def _people(name: str, mirrored: bool) -> list[People]:
+    metadata = MetadataCatalog.get(name)
+    flips = list(metadata.keypoint_flip_map) if mirrored else None
     return people_of(metadata.name, flips, list(metadata.keypoint_names))
 
 
-def _write_features(cfg: CfgNode, output: Path, weights: str) -> None:
-    model = None
+def _write_features(cfg: CfgNode, output: Path, weights: str, arguments: dict) -> dict:
+    """Pools what has not been; gives what it was made with."""
+    arguments = {**arguments, "copies": _COPIES}
+
+    def pool(split: str, seed: int, file: IO[bytes]) -> None:
+        model = build_model(cfg)
+        Checkpointer(model, allow_partial=True).load(weights)
+        learning = split == "train"
+        people = _people(f"{_PREFIX}_person_{split}", mirrored=learning)
+        pooled_tracks(model, people, seed, _COPIES if learning else 1).save(file)
+
     for split, seed in (("train", 1), ("val", 2)):
-        path = output / f"features_{split}.pt"
-        if path.is_file():
-            continue
-        if model is None:
-            model = build_model(cfg)
-            Checkpointer(model, allow_partial=True).load(weights)
-        pooled_tracks(model, _people(split), seed).save(path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        kept_file(output / f"features_{split}.pt", arguments, partial(pool, split, seed))
+    return arguments
 
 
 def _known_head(weights: str) -> dict[str, torch.Tensor]:
@@ -237,9 +279,28 @@ def head_config(cfg: CfgNode, name: str) -> CfgNode:
 
 
 def _head(
-    cfg: CfgNode, name: str, seed: int, size: StudySize, content: str, weights: str, path: Path
+    cfg: CfgNode,
+    name: str,
+    seed: int,
+    size: StudySize,
+    content: str,
+    weights: str,
+    path: Path,
+    arguments: dict,
 ) -> None:
-    """Trains a head and writes its results to ``path``, its weights beside it."""
+    """Trains a head, if it is not there, and writes its results to ``path``, its weights beside it."""
+    arguments = _head_arguments(name, seed, size, arguments)
+    kept_result(path, arguments, partial(_trained, cfg, name, seed, size, content, weights, path))
+
+
+def _head_arguments(name: str, seed: int, size: StudySize, arguments: dict) -> dict:
+    own = {"updates": size.updates, "people": size.people, "histories": list(size.histories)}
+    return {**arguments, **own, "head": json.loads(json.dumps(asdict(HEADS[name]))), "seed": seed}
+
+
+def _trained(
+    cfg: CfgNode, name: str, seed: int, size: StudySize, content: str, weights: str, path: Path
+) -> dict:
     device = torch.device(cfg.MODEL.DEVICE)
     train, val = (Tracks.load(path.parents[1] / f"features_{split}.pt", device) for split in ("train", "val"))
     torch.manual_seed(seed)
@@ -253,19 +314,18 @@ def _head(
         updates=size.updates,
         people=size.people,
         num_frames=_PRESET.frames,
-        learning_rate=2e-3,
+        learning_rate=_LEARNING_RATE,
         seed=seed,
     )
-    torch.save(head.state_dict(), path.with_suffix(".pth"))
+    with replacing(path.with_suffix(".pth")) as file:
+        torch.save(head.state_dict(), file)
     result = {
         **_tried(head, name, val, json.loads(Path(content).read_text()), size, cfg),
         "parameters": sum(p.numel() for p in head.parameters()),
         "seconds": seconds,
-        "size": asdict(size),
     }
-    path.with_suffix(".part").write_text(json.dumps(result, indent=1))
-    path.with_suffix(".part").replace(path)
     logging.getLogger(__name__).info("%s, seed %d: %s", name, seed, result["all"])
+    return result
 
 
 def _tried(head, name: str, val: Tracks, content: dict, size: StudySize, cfg: CfgNode) -> dict:
