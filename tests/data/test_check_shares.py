@@ -98,7 +98,7 @@ def test_two_processes_find_what_one_finds(checked, write, tmp_path):
     found = checked(cases)
     (told, looked, config), (damaged, _, _), *_ = found[None]
     assert len(told) == 3 and "an area of -1" in told[0] and told[1] == "ValueError" and told[2] == config
-    assert config.count("\n") == 2 and "has no segmentation" in config and "gone.png" in config
+    assert config.count("\n") == 3 and "has no segmentation" in config and "gone.png" in config
     assert "(and 1 more like it)" in config
     assert "4.png" in damaged[-1] and len(looked) == NUM_IMAGES
     for rank in (0, 1):

@@ -17,8 +17,11 @@ class Detector(nn.Module):
 
     def __init__(self):
         super().__init__()
-        arguments = {"depth": DEPTH, "embed_dim": 48}
-        self.backbone = TimmBackbone("vit_tiny_patch16_224", out_features=["res4"], model_args=arguments)
+        self.backbone = TimmBackbone(
+            model_name="vit_tiny_patch16_224",
+            out_features=["res4"],
+            model_args={"depth": DEPTH, "embed_dim": 48},
+        )
         self.head = nn.Conv2d(48, 2, 1)
 
     def forward(self, images):
