@@ -58,7 +58,7 @@ def test_training_leaves_checkpoint_metrics_and_a_readable_line(trained, read_me
     ],
 )
 def test_evaluation_is_the_same_in_one_process_and_in_several(
-    how, trained, run_here, start_here, configs, tmp_path, read_scores
+    how, trained, run, run_here, start, configs, tmp_path, read_scores
 ):
     args = ["train_net", "--config-file", configs.yaml, "--eval-only"]
     opts = ["MODEL.WEIGHTS", trained.weights, "OUTPUT_DIR", tmp_path]
@@ -67,8 +67,8 @@ def test_evaluation_is_the_same_in_one_process_and_in_several(
             s.bind(("127.0.0.1", 0))
             url = f"tcp://127.0.0.1:{s.getsockname()[1]}"
         shared = ["--num-gpus", 0, "--num-machines", 2, "--dist-url", url]
-        other = start_here(*args, *shared, "--machine-rank", 1, *opts)
-        output = run_here(*args, *shared, "--machine-rank", 0, *opts)
+        other = start(*args, *shared, "--machine-rank", 1, *opts)
+        output = run(*args, *shared, "--machine-rank", 0, *opts)
         assert other.wait(timeout=600) == 0, other.log.read_text()
     else:
         number = {"two processes": 2, "four processes": 4}.get(how, 1)
@@ -92,15 +92,12 @@ SOLVER.MAX_ITER 3 VAL_LOSS.ENABLED False DATASETS.TEST ()
 """.split()
 
 
-def test_training_in_two_processes_of_torchrun_equals_training_in_one(run, run_here, configs, tmp_path):
+def test_training_in_two_processes_of_torchrun_equals_training_in_one(run, configs, tmp_path):
     weights = []
     for num_processes in (0, 2):
         folder = tmp_path / str(num_processes)
         args = ["--config-file", configs.yaml, "OUTPUT_DIR", folder, *WITHOUT_CHANCE]
-        if num_processes:
-            run("train_net", *args, torchrun=num_processes)
-        else:
-            run_here("train_net", *args)
+        run("train_net", *args, torchrun=num_processes)
         checkpoint = torch.load(folder / "model_final.pth")
         assert checkpoint["iteration"] == 2
         weights.append(checkpoint["model"])
@@ -112,7 +109,7 @@ def test_training_in_two_processes_of_torchrun_equals_training_in_one(run, run_h
         )
 
 
-def test_killed_training_resumes(start_here, run_here, configs, tmp_path, read_metrics):
+def test_killed_training_resumes(start, run, configs, tmp_path, read_metrics):
     options = [
         "OUTPUT_DIR",
         tmp_path,
@@ -123,7 +120,7 @@ def test_killed_training_resumes(start_here, run_here, configs, tmp_path, read_m
         "DATASETS.TEST",
         "()",
     ]
-    process = start_here("train_net", "--config-file", configs.yaml, *options, "SOLVER.MAX_ITER", 100000)
+    process = start("train_net", "--config-file", configs.yaml, *options, "SOLVER.MAX_ITER", 100000)
     deadline = time.monotonic() + 600
     while len(list(tmp_path.glob("model_*.pth"))) < 4:
         assert process.poll() is None and time.monotonic() < deadline, process.log.read_text()
@@ -135,7 +132,7 @@ def test_killed_training_resumes(start_here, run_here, configs, tmp_path, read_m
     finished = torch.load(last)["iteration"]
     assert finished >= 2
     max_iter = finished + 4
-    output = run_here(
+    output = run(
         "train_net", "--config-file", configs.yaml, "--resume", *options, "SOLVER.MAX_ITER", max_iter
     )
     assert f"Starting training from iteration {finished + 1}" in output
@@ -146,30 +143,26 @@ def test_killed_training_resumes(start_here, run_here, configs, tmp_path, read_m
     assert read_metrics(tmp_path)[-1]["iteration"] == max_iter - 1
 
 
-def test_test_time_augmentation(run_here, trained, configs, tmp_path, read_scores):
+def test_test_time_augmentation(run, trained, configs, tmp_path, read_scores):
     options = ["MODEL.WEIGHTS", trained.weights, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,64)"]
-    output = run_here(
-        "train_net", "--config-file", configs.yaml, "--eval-only", "OUTPUT_DIR", tmp_path, *options
-    )
+    output = run("train_net", "--config-file", configs.yaml, "--eval-only", "OUTPUT_DIR", tmp_path, *options)
     assert output.count("copypaste: Task: bbox") == 2
     assert (tmp_path / "inference_TTA").is_dir()
 
 
-def test_autocast_on_the_cpu(run_here, configs, tmp_path, read_metrics):
-    run_here("train_net", "--config-file", configs.yaml, "OUTPUT_DIR", tmp_path, "SOLVER.AMP.ENABLED", True)
+def test_autocast_on_the_cpu(run, configs, tmp_path, read_metrics):
+    run("train_net", "--config-file", configs.yaml, "OUTPUT_DIR", tmp_path, "SOLVER.AMP.ENABLED", True)
     assert math.isfinite(read_metrics(tmp_path)[0]["total_loss"])
     assert all(
         value.dtype != torch.bfloat16 for value in torch.load(tmp_path / "model_final.pth")["model"].values()
     )
 
 
-def test_lazy_config_trains_resumes_and_evaluates(
-    run, run_here, configs, tmp_path, read_metrics, read_scores
-):
+def test_lazy_config_trains_resumes_and_evaluates(run, configs, tmp_path, read_metrics, read_scores):
     args = ["lazyconfig_train_net", "--config-file", configs.lazy]
     options = [f"train.output_dir={tmp_path}", "train.log_period=1"]
     run(*args, *options)
-    output = run_here(*args, "--resume", *options, "train.max_iter=4")
+    output = run(*args, "--resume", *options, "train.max_iter=4")
     assert "Starting training from iteration 2" in output
     rows = [row for row in read_metrics(tmp_path) if "total_loss" in row]
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
@@ -177,22 +170,22 @@ def test_lazy_config_trains_resumes_and_evaluates(
     weights = tmp_path / "model_final.pth"
     assert torch.load(weights)["iteration"] == 3
 
-    scores = read_scores(run_here(*args, "--eval-only", *options, f"train.init_checkpoint={weights}"))
+    scores = read_scores(run(*args, "--eval-only", *options, f"train.init_checkpoint={weights}"))
     assert scores.keys() == {"bbox", "segm"}
     assert scores["bbox"] == pytest.approx(read_scores(output)["bbox"], nan_ok=True)
 
 
-def test_lazy_config_in_two_processes(run_here, configs, trained, tmp_path, read_scores):
+def test_lazy_config_in_two_processes(run, configs, trained, tmp_path, read_scores):
     args = ["lazyconfig_train_net", "--config-file", configs.lazy, "--num-gpus", 0, "--num-processes", 2]
     weights = f"train.init_checkpoint={trained.weights}"
-    output = run_here(*args, "--eval-only", f"train.output_dir={tmp_path}", weights)
+    output = run(*args, "--eval-only", f"train.output_dir={tmp_path}", weights)
     assert "on 2 devices" in output
     assert read_scores(output)["segm"] == pytest.approx(read_scores(trained.log)["segm"], nan_ok=True)
-    run_here(*args, f"train.output_dir={tmp_path}", weights)
+    run(*args, f"train.output_dir={tmp_path}", weights)
     assert torch.load(tmp_path / "model_final.pth")["iteration"] == 1
 
 
-def test_cityscapes_by_config_alone(run_here, configs, datasets, tmp_path):
+def test_cityscapes_by_config_alone(run, configs, datasets, tmp_path):
     """detectron2's own dataset name, loader and evaluator, in two processes."""
     pytest.importorskip("cityscapesscripts")
     import cv2
@@ -223,7 +216,7 @@ def test_cityscapes_by_config_alone(run_here, configs, datasets, tmp_path):
         "MODEL.ROI_HEADS.NUM_CLASSES",
         8,
     ]
-    output = run_here(
+    output = run(
         "train_net",
         "--config-file",
         configs.yaml,
@@ -245,9 +238,9 @@ def test_user_error_is_one_line_and_exit_code_2(run, configs, tmp_path):
     assert lines == ["error: command line: unknown config key MODEL.MASKON; did you mean MODEL.MASK_ON?"]
 
 
-def test_user_error_in_two_processes_is_told_once(run_here, configs):
+def test_user_error_in_two_processes_is_told_once(run, configs):
     args = ["--config-file", configs.yaml, "--num-gpus", 0, "--num-processes", 2]
-    output = run_here("train_net", *args, "MODEL.MASKON", True, code=2)
+    output = run("train_net", *args, "MODEL.MASKON", True, code=2)
     assert output.count("error: command line: unknown config key MODEL.MASKON") == 1
     assert "Traceback" not in output
 
@@ -294,7 +287,7 @@ del cfg
 """
 
 
-def test_a_lazy_checkpoint_is_evaluated_and_exported_alone(run, run_here, tmp_path, read_scores):
+def test_a_lazy_checkpoint_is_evaluated_and_exported_alone(run, tmp_path, read_scores):
     config = tmp_path / "config.py"
     config.write_text(PLAIN_LAZY)
     cfg = load_lazy_config(str(config))
@@ -304,9 +297,9 @@ def test_a_lazy_checkpoint_is_evaluated_and_exported_alone(run, run_here, tmp_pa
     torch.save({"model": model.state_dict(), "about": describe_lazily(cfg, ["coco_2017_val_100"])}, weights)
     command = ["lazyconfig_train_net", "--eval-only"]
     options = [f"train.init_checkpoint={weights}", "dataloader.test.num_workers=0"]
-    expected = run_here(*command, "--config-file", config, *options, f"train.output_dir={tmp_path}/with")
+    expected = run(*command, "--config-file", config, *options, f"train.output_dir={tmp_path}/with")
     config.unlink()
-    alone = run_here(*command, *options, f"train.output_dir={tmp_path}/without")
+    alone = run(*command, *options, f"train.output_dir={tmp_path}/without")
     assert read_scores(alone).keys() == {"bbox", "segm"}
     for task, scores in read_scores(expected).items():
         assert read_scores(alone)[task] == pytest.approx(scores, nan_ok=True)
