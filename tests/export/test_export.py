@@ -599,9 +599,7 @@ def test_a_file_of_other_answers_is_written_where_asked_for(tmp_path, monkeypatc
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_numbers_of_channels(tmp_path, channels, suffix):
     mean, std = [110.0] * channels, [57.0] * channels
-    # Masks and keypoints are made of features, whatever the image has.
-    boxes_alone = ("MODEL.MASK_ON", "False", "MODEL.KEYPOINT_ON", "False")
-    model = make_model("MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD", str(std), *LOW, *boxes_alone)
+    model = make_model("MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD", str(std), *LOW)
     exported = export_model(model, tmp_path / f"model{suffix}")
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (channels, *SIZES[0]), generator=generator, dtype=torch.uint8)
