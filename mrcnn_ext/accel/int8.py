@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import replacing
 from ..ops.winograd import winograd_int8_is_available
 from .cpu_features import int8_kernels_are_available
 from .fused_layers import FusedConv2d, FusedConvTranspose2d, FusedLinear
@@ -91,12 +92,8 @@ class Int8Calibration:
     def save(self, path: str | os.PathLike) -> None:
         """Writes it as JSON; `load` reads it."""
         value = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(value, indent=1) + "\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path, "w", by_several=True) as file:
+            file.write(json.dumps(value, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Int8Calibration":

@@ -222,10 +222,11 @@ def _draw_bars(axes, table: Table) -> None:
     without objects are left out."""
     colors = {"box": "#2563eb", "mask": "#ea580c", "keypoints": "#16a34a", "boundary": "#9333ea"}
     rows, notes = _bar_rows(table), []
+    without = len(table.rows) - len(rows)
     if len(rows) > _MOST_BARS:
         notes.append(f"the best and the worst {_MOST_BARS // 2} of {len(rows)}")
         rows = rows[: _MOST_BARS // 2] + rows[-(_MOST_BARS // 2) :]
-    if without := len(table.rows) - len(_bar_rows(table)):
+    if without:
         notes.append(f"{without} have no objects")
     if notes:
         axes.set_title(f"{table.title} ({'; '.join(notes)})", fontsize=9, loc="left")

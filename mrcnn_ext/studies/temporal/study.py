@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +19,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_keypoint_head
 from pycocotools.cocoeval import Params
+from torch import nn
 
 from ...config_files import get_config_file
 from ...data.register import register_clips
@@ -247,12 +248,16 @@ def _write_features(cfg: CfgNode, output: Path, weights: str, arguments: dict) -
     """Pools what has not been; gives what it was made with."""
     arguments = {**arguments, "copies": _COPIES}
 
-    def pool(split: str, seed: int, file: IO[bytes]) -> None:
+    @cache
+    def detector() -> nn.Module:
         model = build_model(cfg)
         Checkpointer(model, allow_partial=True).load(weights)
+        return model
+
+    def pool(split: str, seed: int, file: IO[bytes]) -> None:
         learning = split == "train"
         people = _people(f"{_PREFIX}_person_{split}", mirrored=learning)
-        pooled_tracks(model, people, seed, _COPIES if learning else 1).save(file)
+        pooled_tracks(detector(), people, seed, _COPIES if learning else 1).save(file)
 
     for split, seed in (("train", 1), ("val", 2)):
         kept_file(output / f"features_{split}.pt", arguments, partial(pool, split, seed))
