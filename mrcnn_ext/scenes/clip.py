@@ -13,7 +13,7 @@ from .geometry import Camera, Light
 from .motion import ACTIONS, Motion, Path
 from .painting import ACTOR_SIZES, Actor, Instance, Scene, compose, measure, paint_colors
 from .sketch import Sketch
-from .spec import changed_preset
+from .spec import changed_preset, check_common_keys
 from .street import FURNITURE, Backdrop, Road, draw_board
 from .vehicles import DRAWERS
 
@@ -94,26 +94,15 @@ class ClipPreset:
                 raise ValueError(f"{key} must be (least, greatest) in rising order, got {getattr(self, key)}")
         if self.size[0] < 0.1:
             raise ValueError(f"size must begin at 0.1 of the frame's height or above, got {self.size}")
-        if set(self.weights) - set(ACTIONS):
-            raise ValueError(
-                f"weights has unknown actions {sorted(set(self.weights) - set(ACTIONS))}; known: {ACTIONS}"
-            )
-        if not sum(self.weights.values()) > 0 or min(self.weights.values()) < 0:
-            raise ValueError(f"weights must be frequencies of 0 or more, some above 0, got {self.weights}")
         for key in ("traffic", "blur", "camera", "exposure", "night", "dusk"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} is a fraction of the clips, 0 to 1, got {getattr(self, key)}")
-        if self.night + self.dusk > 1:
-            raise ValueError(
-                f"night and dusk are fractions of the clips, of a sum of 1 at most, got {self.night} and {self.dusk}"
-            )
+        check_common_keys(self, "actions", ACTIONS, "clips")
         for key in ("noise", "lens"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"{key} is a standard deviation, 0 or more, got {getattr(self, key)}")
         if not 0 <= self.min_visible <= 1:
             raise ValueError(f"min_visible is a fraction of a person, 0 to 1, got {self.min_visible}")
-        if self.min_area < 1:
-            raise ValueError(f"min_area must be at least 1 pixel, got {self.min_area}")
 
 
 CLIP_PRESETS = {

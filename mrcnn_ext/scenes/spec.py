@@ -85,6 +85,30 @@ SKELETON = (
 ACTORS = ("person", "cyclist", "biker", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
 
+def check_common_keys(preset, kind: str, known: tuple[str, ...], of: str) -> None:
+    """Checks what presets of images and of clips have in common: ``weights``, ``min_area``, ``night`` and ``dusk``.
+
+    Args:
+        preset: has these attributes.
+        kind: what ``weights`` has frequencies of.
+        known: these.
+        of: what the scenes are.
+
+    Raises:
+        ValueError: one is not what it must be.
+    """
+    if unknown := set(preset.weights) - set(known):
+        raise ValueError(f"weights has unknown {kind} {sorted(unknown)}; known: {known}")
+    if not sum(preset.weights.values()) > 0 or min(preset.weights.values()) < 0:
+        raise ValueError(f"weights must be frequencies of 0 or more, some above 0, got {preset.weights}")
+    if preset.min_area < 1:
+        raise ValueError(f"min_area must be at least 1 pixel, got {preset.min_area}")
+    if min(preset.night, preset.dusk) < 0 or preset.night + preset.dusk > 1:
+        raise ValueError(
+            f"night and dusk are fractions of the {of}, of a sum of 1 at most, got {preset.night} and {preset.dusk}"
+        )
+
+
 @dataclass(frozen=True)
 class ScenePreset:
     """
@@ -137,18 +161,7 @@ class ScenePreset:
             raise ValueError(
                 f"actors must be (least, greatest) with 0 <= least <= greatest, got {self.actors}"
             )
-        if set(self.weights) - set(ACTORS):
-            raise ValueError(
-                f"weights has unknown actors {sorted(set(self.weights) - set(ACTORS))}; known: {ACTORS}"
-            )
-        if not sum(self.weights.values()) > 0 or min(self.weights.values()) < 0:
-            raise ValueError(f"weights must be frequencies of 0 or more, some above 0, got {self.weights}")
-        if self.min_area < 1:
-            raise ValueError(f"min_area must be at least 1 pixel, got {self.min_area}")
-        if min(self.night, self.dusk) < 0 or self.night + self.dusk > 1:
-            raise ValueError(
-                f"night and dusk are fractions of the images, of a sum of 1 at most, got {self.night} and {self.dusk}"
-            )
+        check_common_keys(self, "actors", ACTORS, "images")
         if not 4 <= self.size[0] < self.size[1] * self.height:
             raise ValueError(
                 f"size must be (pixels >= 4, fraction of the height) in rising order, got {self.size} "
